@@ -1,0 +1,53 @@
+# make help lists the targets.
+#
+# CC=clang works as well as gcc. DEBUG=1 builds with the address and undefined-behaviour sanitizers.
+# No -ffast-math: NaN and infinity stay visible, and sums keep their order. The -fno- options only give up errno and
+# floating-point traps, which nothing here looks at and which keep loops from being vectorised.
+
+CC       = gcc
+PYTHON   = python3
+ARCH     = -march=native
+WARNINGS = -Wall -Wextra -Wpedantic -Wshadow
+CFLAGS   = -std=c11 -O3 $(ARCH) -ffp-contract=fast -fno-math-errno -fno-trapping-math -fopenmp $(WARNINGS)
+LDLIBS   = -lm
+
+ifdef DEBUG
+CFLAGS  += -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=undefined
+endif
+
+.PHONY: all help test clean data tools
+
+all: train_gpt
+
+help:
+	@echo "make train_gpt    the program; prepares data/ if there is none"
+	@echo "make test         all checks; a minute or two"
+	@echo "make clean        removes what was built (data/ and checkpoints stay)"
+	@echo
+	@echo "make CC=clang ... with another compiler       make DEBUG=1 ... with sanitizers"
+	@echo "make ARCH= ...    for any machine of this kind, not just for this one"
+
+tools:
+	@command -v $(firstword $(CC)) >/dev/null || { echo "make: $(CC) is not installed; it is needed to build" >&2; exit 1; }
+	@echo 'int main(void) { return 0; }' | $(CC) -x c -fopenmp - -o /dev/null 2>/dev/null || \
+	    { echo "make: $(CC) cannot build OpenMP programs here; its OpenMP library (libgomp or libomp) is missing" >&2; exit 1; }
+
+# The prerequisite after | is checked each time, but does not make the program out of date.
+train_gpt: train_gpt.c Makefile | tools data
+	$(CC) $(CFLAGS) $< -o $@ $(LDLIBS)
+
+data: data/train.bin
+
+data/train.bin:
+	@command -v $(PYTHON) >/dev/null || { echo "make: $(PYTHON) is not installed; it is needed to prepare data/" >&2; exit 1; }
+	$(PYTHON) prepare_data.py
+
+build/test_gpt: test_gpt.c train_gpt.c Makefile | tools
+	@mkdir -p build
+	$(CC) $(CFLAGS) $< -o $@ $(LDLIBS)
+
+test: build/test_gpt
+	./build/test_gpt
+
+clean:
+	rm -rf build train_gpt train_gpt_cu __pycache__

@@ -1,0 +1,2665 @@
+// train_gpt.c: trains and runs a GPT-2 on the CPU. One file of C: gcc or clang, OpenMP, libm, nothing else.
+//
+//     make train_gpt && ./train_gpt             train on the text in data/
+//     ./train_gpt --generate "ROMEO:"           continue a prompt from what was trained
+//     ./train_gpt --help                        all options
+//
+// The file is meant to be read once, from top to bottom, by somebody who knows C and has read "Attention Is All
+// You Need" (Vaswani et al. 2017). Its rooms:
+//
+//     errors and files         every failure is one line and exit status 1; files are mapped, and replaced whole
+//     random numbers           number i of stream k, computed, not stored
+//     matrix multiply          the one routine in which nearly all time goes
+//     layers                   embedding, layernorm, linear, attention, gelu, cross-entropy: each forward is
+//                              directly followed by its backward
+//     model                    the table of parameters, the table of activations, forward, backward, AdamW
+//     tokenizer                text to tokens and back
+//     data loader              shards of tokens, shuffled windows
+//     checkpoint               safetensors, with Hugging Face's names for GPT-2's weights
+//     generation               sampling with a key/value cache
+//     command line, training   the options and the loop
+//
+// Letters used throughout: B sequences in a batch, T tokens in a sequence, C channels, H heads, D = C/H channels
+// of a head, V tokens in the vocabulary, L layers. A comment such as "x (B,T,C)" gives a tensor's shape, the last
+// index running fastest. A gradient of the loss is called d + the name of what it is the gradient of.
+//
+// The same build, seed, data and options give the same bits for any number of threads: work is cut into pieces by
+// the problem's sizes, each piece is computed by one thread, and every sum is taken in a fixed order.
+
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <glob.h>
+#include <math.h>
+#include <omp.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+#define VERSION "1.0"
+
+// ====================================================================================================================
+// Errors and files
+//
+// Whatever goes wrong is said in one line on stderr that names the thing and what to do about it, and the program
+// ends with status 1 (2 for a wrong command line). Files are read through mmap with every size checked before it is
+// used, and written under a temporary name that replaces the old file only when all of it is on the disk.
+
+static size_t min_size(size_t a, size_t b) { return a < b ? a : b; }
+
+static void clear_live_line(void); // the training loop's progress line, wiped before anything else is printed
+
+__attribute__((noreturn, format(printf, 2, 3))) static void fail(int status, const char* format, ...) {
+    clear_live_line();
+    fflush(stdout);
+    va_list args;
+    va_start(args, format);
+    fputs("train_gpt: ", stderr);
+    vfprintf(stderr, format, args);
+    fputc('\n', stderr);
+    va_end(args);
+    exit(status);
+}
+
+#define die(...) fail(1, __VA_ARGS__)
+
+// count * size bytes of zeroed memory, aligned to cache lines.
+static void* allocate(size_t count, size_t size, const char* what) {
+    size_t bytes;
+    if (__builtin_mul_overflow(count, size, &bytes) || bytes > SIZE_MAX - 64) die("%s is too large", what);
+    bytes = (bytes + 63) / 64 * 64;
+    void* p = aligned_alloc(64, bytes ? bytes : 64);
+    if (!p) die("no memory for %s (%.1f MB)", what, (double)bytes / 1e6);
+    return memset(p, 0, bytes);
+}
+
+// Bytes of memory that a program may still take: what the system calls available, or less in a container.
+static size_t memory_available(void) {
+    size_t available = (size_t)sysconf(_SC_PHYS_PAGES) * (size_t)sysconf(_SC_PAGESIZE), kb, limit, used;
+    char line[256];
+    FILE* f = fopen("/proc/meminfo", "r");
+    while (f && fgets(line, sizeof line, f))
+        if (sscanf(line, "MemAvailable: %zu", &kb) == 1) available = kb * 1024;
+    if (f) fclose(f);
+    FILE* max = fopen("/sys/fs/cgroup/memory.max", "r");
+    FILE* current = fopen("/sys/fs/cgroup/memory.current", "r");
+    if (max && current && fscanf(max, "%zu", &limit) == 1 && fscanf(current, "%zu", &used) == 1)
+        available = min_size(available, limit > used ? limit - used : 0);
+    if (max) fclose(max);
+    if (current) fclose(current);
+    return available;
+}
+
+// A file's bytes, read-only. The mapping is paged in as it is touched, so a shard may be larger than memory.
+typedef struct {
+    const char* path;
+    const uint8_t* data;
+    size_t size;
+} File;
+
+static File map_file(const char* path, const char* advice) {
+    File file = {path, NULL, 0};
+    struct stat info;
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0 || fstat(fd, &info) < 0) die("cannot open %s: %s%s", path, strerror(errno), advice);
+    if (!S_ISREG(info.st_mode)) die("%s is not a regular file%s", path, advice);
+    file.size = (size_t)info.st_size;
+    if (file.size) {
+        void* p = mmap(NULL, file.size, PROT_READ, MAP_PRIVATE, fd, 0);
+        if (p == MAP_FAILED) die("cannot map %s: %s", path, strerror(errno));
+        file.data = (const uint8_t*)p;
+    }
+    close(fd);
+    return file;
+}
+
+static void unmap_file(File* file) {
+    if (file->data) munmap((void*)file->data, file->size);
+    file->data = NULL;
+}
+
+// A file being written. Until replace() renames it, whatever stood under its final name stays whole.
+typedef struct {
+    FILE* stream;
+    char path[4096], temporary[4096 + 8];
+} Output;
+
+__attribute__((noreturn)) static void output_failed(Output* out) {
+    int error = errno;
+    if (out->stream) {
+        fclose(out->stream);
+        unlink(out->temporary);
+    }
+    die("cannot write %s: %s; what stood there before is untouched", out->path, strerror(error));
+}
+
+static void output_open(Output* out, const char* path) {
+    out->stream = NULL;
+    if (strlen(path) >= sizeof out->path) die("the name %.40s... is too long", path);
+    snprintf(out->path, sizeof out->path, "%s", path);
+    snprintf(out->temporary, sizeof out->temporary, "%s.tmp", path);
+    out->stream = fopen(out->temporary, "wb");
+    if (!out->stream) output_failed(out);
+}
+
+static void output_write(Output* out, const void* data, size_t bytes) {
+    if (fwrite(data, 1, bytes, out->stream) != bytes) output_failed(out);
+}
+
+static void output_replace(Output* out) {
+    if (fflush(out->stream) || fsync(fileno(out->stream))) output_failed(out);
+    FILE* stream = out->stream;
+    out->stream = NULL;
+    if (fclose(stream) || rename(out->temporary, out->path)) {
+        int error = errno;
+        unlink(out->temporary);
+        errno = error;
+        output_failed(out);
+    }
+    // The rename itself reaches the disk with the directory.
+    char* slash = strrchr(out->path, '/');
+    char directory[4096] = ".";
+    if (slash) snprintf(directory, sizeof directory, "%.*s", (int)(slash - out->path + 1), out->path);
+    int fd = open(directory, O_RDONLY | O_CLOEXEC);
+    if (fd >= 0) {
+        fsync(fd);
+        close(fd);
+    }
+}
+
+static double seconds(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+// ====================================================================================================================
+// Random numbers
+//
+// There is no state to save or to pass around: number i of stream `key` is a hash of the two, the finaliser of
+// SplitMix64 (Steele, Lea and Flood 2014), which passes the usual statistical tests on consecutive i. A stream's key
+// is itself drawn: random_bits(seed, PURPOSE + step), say. So weights can be drawn by many threads in any order, and
+// a run that resumes at step 700 draws what the uninterrupted run draws there.
+
+enum { STREAM_WEIGHTS = 1 << 8, STREAM_SHUFFLE, STREAM_PHASE, STREAM_SAMPLE };
+
+static uint64_t random_bits(uint64_t key, uint64_t i) {
+    uint64_t x = key + (i + 1) * 0x9E3779B97F4A7C15u;
+    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9u;
+    x = (x ^ (x >> 27)) * 0x94D049BB133111EBu;
+    return x ^ (x >> 31);
+}
+
+// Uniform in (0,1), 53 bits: never 0, so its logarithm is finite.
+static double random_uniform(uint64_t key, uint64_t i) {
+    return ((double)(random_bits(key, i) >> 11) + 0.5) * (1.0 / 9007199254740992.0);
+}
+
+// Normal with mean 0 and variance 1 (Box and Muller 1958).
+static float random_normal(uint64_t key, uint64_t i) {
+    double radius = sqrt(-2 * log(random_uniform(key, 2 * i)));
+    return (float)(radius * cos(6.283185307179586 * random_uniform(key, 2 * i + 1)));
+}
+
+// Where element i of 0..n-1 goes in the shuffle named by key: a permutation computed one element at a time, so that
+// the windows of a corpus of any size are shuffled without a list of them. Four Feistel rounds (Luby and Rackoff
+// 1988) permute the numbers of an even count of bits that covers n; a result of n or more is permuted again until
+// it falls below ("cycle walking"), which takes under four turns on average and keeps it a permutation.
+static uint64_t shuffled(uint64_t i, uint64_t n, uint64_t key) {
+    int half = 1;
+    while (half < 31 && (uint64_t)1 << (2 * half) < n) half++;
+    uint64_t mask = ((uint64_t)1 << half) - 1;
+    do {
+        uint64_t left = i >> half, right = i & mask;
+        for (uint64_t round = 0; round < 4; round++) {
+            uint64_t next = left ^ (random_bits(key + round, right) & mask);
+            left = right;
+            right = next;
+        }
+        i = left << half | right;
+    } while (i >= n);
+    return i;
+}
+
+// ====================================================================================================================
+// Matrix multiply
+//
+// Nearly all of a step's arithmetic is C = A B, so this is where speed is won. A core's vector units can do far more
+// multiplications than its memory system can feed, so each number brought near must be used many times:
+//
+//  - The kernel keeps a tile of MR x NR sums of C in registers and walks along k: per step it loads NR numbers of B,
+//    MR numbers of A, and does MR*NR multiply-adds with them.
+//  - It reads A and B from panels, copies in exactly the order of use, so that every load is the next one in memory.
+//    Copying costs K*(M+N) moves against M*N*K multiply-adds. It also makes any layout of A and B equal: a matrix is
+//    a pointer and two strides, and a transpose just swaps them. So y = x W, dx = dy Wt and dW = xt dy are all this
+//    one routine.
+//  - Blocks keep panels in cache: KC steps of k, MC rows of A (per thread, second-level cache), NC columns of B (shared
+//    by all threads).
+//
+// The scheme is Goto and van de Geijn's (2008). Vectors are GCC's and Clang's vector extension: a `vec` is LANES
+// floats and +, * work on all of them, so one source serves AVX-512, AVX2 and NEON.
+
+#if defined(__AVX512F__) // 32 registers of 16 floats: 28 sums, 2 of B, and the broadcast of A
+enum { LANES = 16, MR = 14 };
+#elif defined(__ARM_NEON) // 32 registers of 4 floats
+enum { LANES = 4, MR = 12 };
+#else                     // 16 registers of 8 floats: 12 sums, 2 of B, 1 of A
+enum { LANES = 8, MR = 6 };
+#endif
+enum { NR = 2 * LANES, KC = 384, MC = 4 * MR, NC = 3072, TILE = 64 };
+typedef float vec __attribute__((vector_size(LANES * sizeof(float))));
+
+// A matrix in memory: element (i,j) is p[i * row + j * column].
+typedef struct {
+    const float* p;
+    size_t row, column;
+} Matrix;
+
+static Matrix matrix(const float* p, size_t width) {
+    Matrix m = {p, width, 1};
+    return m;
+}
+static Matrix transposed(const float* p, size_t width) {
+    Matrix m = {p, 1, width};
+    return m;
+}
+static Matrix block_at(Matrix m, size_t i, size_t j) {
+    m.p += i * m.row + j * m.column;
+    return m;
+}
+
+// tile (MR,NR) = sum over k of a[k][0..MR) times b[k][0..NR).
+static void kernel(size_t depth, const float* __restrict__ a, const float* __restrict__ b, float* __restrict__ tile) {
+    vec sum[MR][2];
+    memset(sum, 0, sizeof sum);
+    for (size_t k = 0; k < depth; k++, a += MR, b += NR) {
+        vec b0, b1;
+        memcpy(&b0, b, sizeof b0);
+        memcpy(&b1, b + LANES, sizeof b1);
+#pragma GCC unroll 14
+        for (int i = 0; i < MR; i++) {
+            sum[i][0] += a[i] * b0;
+            sum[i][1] += a[i] * b1;
+        }
+    }
+    memcpy(tile, sum, sizeof sum);
+}
+
+// panel (depth,width): panel[k][i] = m(i,k), i < count, and 0 in the columns from count to width.
+static void pack(float* __restrict__ panel, Matrix m, size_t count, size_t width, size_t depth) {
+    if (count < width) memset(panel, 0, width * depth * sizeof(float));
+    if (m.row == 1) {
+        for (size_t k = 0; k < depth; k++)
+            for (size_t i = 0; i < count; i++) panel[k * width + i] = m.p[i + k * m.column];
+        return;
+    }
+    // A transpose: squares of 16, so that each line of memory that is fetched is used up while it is near.
+    for (size_t k0 = 0; k0 < depth; k0 += 16)
+        for (size_t i = 0; i < count; i++)
+            for (size_t k = k0; k < min_size(depth, k0 + 16); k++) panel[k * width + i] = m.p[i * m.row + k * m.column];
+}
+
+static void pack_a(float* out, Matrix a, size_t rows, size_t depth) {
+    for (size_t i = 0; i < rows; i += MR) pack(out + i * depth, block_at(a, i, 0), min_size(MR, rows - i), MR, depth);
+}
+
+// B's panels run along its columns, so to pack() it is transposed.
+static void pack_b(float* out, Matrix b, size_t columns, size_t depth) {
+    Matrix bt = {b.p, b.column, b.row};
+    for (size_t j = 0; j < columns; j += NR)
+        pack(out + j * depth, block_at(bt, j, 0), min_size(NR, columns - j), NR, depth);
+}
+
+// c (rows,columns), rows `width` apart: packed a times packed b, plus bias (columns), plus add (shaped and strided
+// like c, may be c itself). Either may be NULL.
+static void multiply_packed(float* c, size_t width, const float* a, const float* b, const float* bias, const float* add,
+                            size_t rows, size_t columns, size_t depth) {
+    for (size_t j = 0; j < columns; j += NR)
+        for (size_t i = 0; i < rows; i += MR) {
+            float tile[MR * NR] __attribute__((aligned(64)));
+            kernel(depth, a + i * depth, b + j * depth, tile);
+            size_t tile_rows = min_size(MR, rows - i), tile_columns = min_size(NR, columns - j);
+            for (size_t y = 0; y < tile_rows; y++) {
+                float* t = tile + y * NR;
+                size_t at = (i + y) * width + j;
+                if (bias)
+                    for (size_t x = 0; x < tile_columns; x++) t[x] += bias[j + x];
+                if (add)
+                    for (size_t x = 0; x < tile_columns; x++) t[x] += add[at + x];
+                memcpy(c + at, t, tile_columns * sizeof(float));
+            }
+        }
+}
+
+static float* packed_b; // (NC,KC), shared by all threads
+static float* packed_a; // (threads,MC,KC), a block for each thread
+static int max_threads; // the number of threads for which packed_a has room
+
+static void matmul_prepare(void) {
+    if (max_threads >= omp_get_max_threads()) return;
+    max_threads = omp_get_max_threads();
+    free(packed_a);
+    free(packed_b);
+    packed_a = (float*)allocate((size_t)max_threads * MC * KC, sizeof(float), "the multiply's panels");
+    packed_b = (float*)allocate((size_t)NC * KC, sizeof(float), "the multiply's panels");
+}
+
+// One row times a matrix: every number of B is used once, so this runs at the speed of memory and packing would only
+// add to the traffic. Each thread takes columns; b is read along its rows, or along its columns if those are dense.
+static void multiply_row(float* c, Matrix a, Matrix b, const float* bias, const float* add, size_t N, size_t K) {
+    enum { CHUNK = 64 };
+#pragma omp parallel for schedule(static)
+    for (size_t j0 = 0; j0 < N; j0 += CHUNK) {
+        size_t n = min_size(CHUNK, N - j0);
+        float sum[CHUNK] = {0};
+        if (b.column == 1) {
+            for (size_t k = 0; k < K; k++) {
+                const float x = a.p[k * a.column], *row = b.p + k * b.row + j0;
+                for (size_t j = 0; j < n; j++) sum[j] += x * row[j];
+            }
+        } else {
+            for (size_t j = 0; j < n; j++) {
+                const float* column = b.p + (j0 + j) * b.column;
+                float s = 0;
+#pragma omp simd reduction(+ : s)
+                for (size_t k = 0; k < K; k++) s += a.p[k * a.column] * column[k * b.row];
+                sum[j] = s;
+            }
+        }
+        for (size_t j = 0; j < n; j++) c[j0 + j] = sum[j] + (bias ? bias[j0 + j] : 0) + (add ? add[j0 + j] : 0);
+    }
+}
+
+// c (M,N) = a (M,K) times b (K,N), plus bias (N), plus add (M,N), each of which may be NULL; with add == c the
+// product is accumulated. c's rows are dense. A piece of c belongs to one thread, and its sum over k runs in blocks
+// of KC in order, so the bits do not depend on the number of threads.
+static void matmul(float* c, Matrix a, Matrix b, const float* bias, const float* add, size_t M, size_t N, size_t K) {
+    if (M == 1) {
+        multiply_row(c, a, b, bias, add, N, K);
+        return;
+    }
+    matmul_prepare();
+    for (size_t n0 = 0; n0 < N; n0 += NC)
+        for (size_t k0 = 0; k0 == 0 || k0 < K; k0 += KC) {
+            size_t columns = min_size(NC, N - n0), depth = min_size(KC, K - k0);
+            const float* first_bias = k0 == 0 && bias ? bias + n0 : NULL;
+            const float* so_far = k0 > 0 ? c : add;
+#pragma omp parallel
+            {
+#pragma omp for schedule(static)
+                for (size_t j = 0; j < columns; j += NR)
+                    pack_b(packed_b + j * depth, block_at(b, k0, n0 + j), min_size(NR, columns - j), depth);
+                float* block = packed_a + (size_t)omp_get_thread_num() * MC * KC;
+#pragma omp for schedule(dynamic)
+                for (size_t m0 = 0; m0 < M; m0 += MC) {
+                    size_t rows = min_size(MC, M - m0), at = m0 * N + n0;
+                    pack_a(block, block_at(a, m0, k0), rows, depth);
+                    multiply_packed(c + at, N, block, packed_b, first_bias, so_far ? so_far + at : NULL, rows, columns,
+                                    depth);
+                }
+            }
+        }
+}
+
+// The same for one thread and a small c of at most TILE rows `width` apart, for use inside a parallel loop:
+// c (M,N) = a b, or c += a b.
+static void matmul_tile(float* c, size_t width, bool accumulate, Matrix a, Matrix b, size_t M, size_t N, size_t K) {
+    float pa[(TILE + MR) * TILE] __attribute__((aligned(64)));
+    float pb[(TILE + NR) * TILE] __attribute__((aligned(64)));
+    for (size_t k0 = 0; k0 < K; k0 += TILE) {
+        size_t depth = min_size(TILE, K - k0);
+        pack_a(pa, block_at(a, 0, k0), M, depth);
+        for (size_t n0 = 0; n0 < N; n0 += TILE) {
+            size_t columns = min_size(TILE, N - n0);
+            pack_b(pb, block_at(b, k0, n0), columns, depth);
+            multiply_packed(c + n0, width, pa, pb, NULL, accumulate || k0 ? c + n0 : NULL, M, columns, depth);
+        }
+    }
+}
+
+// ====================================================================================================================
+// Layers
+//
+// Each layer's forward is directly followed by its backward, which is given the gradient of the loss with respect to
+// the layer's output (dy) and finds it for the inputs (dx) and the parameters (dw, db). Parameters' gradients are
+// added to what is there, so that several batches may be summed; inputs' gradients are too where the comment says so.
+// Rows are positions: (rows,C) stands for (B,T,C) wherever a layer treats every position alike.
+
+// e^x to 2 units in the last place, without libm so that loops vectorise and bits do not depend on the library.
+// x = n ln2 + r with |r| <= ln2/2, so e^x = 2^n e^r. Adding 1.5 * 2^23 rounds x/ln2 to the integer n, which then
+// stands in the low bits of the sum, and from there is shifted into the exponent. ln2 is subtracted in two parts, the
+// first with so few bits that n times it is exact. e^r is a polynomial (Taylor's up to r^7, whose next term is
+// under 6e-9). Below -87.3 the result is 0, above 88.3 infinity; NaN stays NaN.
+static inline float exp_(float x) {
+    float clamped = x < -87.3f ? -87.3f : x;
+    clamped = clamped > 88.3f ? 88.3f : clamped;
+    float shifted = clamped * 1.44269504f + 12582912.0f;
+    float n = shifted - 12582912.0f;
+    float r = clamped - n * 0.693145752f;
+    r = r - n * 1.42860677e-6f;
+    float p = 1.98412698e-4f;
+    p = p * r + 1.38888889e-3f;
+    p = p * r + 8.33333333e-3f;
+    p = p * r + 4.16666667e-2f;
+    p = p * r + 1.66666667e-1f;
+    p = p * r + 0.5f;
+    p = p * r + 1.0f;
+    p = p * r + 1.0f;
+    uint32_t bits;
+    memcpy(&bits, &shifted, sizeof bits);
+    bits = (bits << 23) + 0x3F800000u;
+    float power;
+    memcpy(&power, &bits, sizeof power);
+    float y = p * power;
+    y = x < -87.3f ? 0.0f : y;
+    return x > 88.3f ? INFINITY : y;
+}
+
+// x (B,T,C) = wte[token] + wpe[position]: what the token is and where it stands.
+// wte (V,C), wpe (.,C); the first of the T positions is `start`.
+static void embedding_forward(float* x, const int* tokens, const float* wte, const float* wpe, size_t B, size_t T,
+                              size_t start, size_t C) {
+#pragma omp parallel for schedule(static)
+    for (size_t i = 0; i < B * T; i++) {
+        const float* token = wte + (size_t)tokens[i] * C;
+        const float* position = wpe + (start + i % T) * C;
+        for (size_t c = 0; c < C; c++) x[i * C + c] = token[c] + position[c];
+    }
+}
+
+// dwte[token] += dx, dwpe[position] += dx. A token may occur in many rows, so threads share out the channels, not
+// the rows, and each walks all rows in order: sums in a fixed order, and no two threads in one place.
+enum { STRIP = 32 }; // channels in a share
+static void embedding_backward(float* dwte, float* dwpe, const float* dx, const int* tokens, size_t B, size_t T,
+                               size_t C) {
+#pragma omp parallel for schedule(static)
+    for (size_t c0 = 0; c0 < C; c0 += STRIP)
+        for (size_t i = 0; i < B * T; i++) {
+            float *token = dwte + (size_t)tokens[i] * C, *position = dwpe + i % T * C;
+            for (size_t c = c0; c < min_size(C, c0 + STRIP); c++) {
+                token[c] += dx[i * C + c];
+                position[c] += dx[i * C + c];
+            }
+        }
+}
+
+// Layer normalisation (Ba, Kiros and Hinton 2016): y = n w + b with n = (x - mean) rstd, rstd = 1/sqrt(var + eps),
+// mean and (biased) variance over a row's channels.
+// y, x (rows,C); mean, rstd (rows) are kept for the backward pass; w, b (C).
+static void layernorm_forward(float* y, float* mean, float* rstd, const float* x, const float* w, const float* b,
+                              size_t rows, size_t C) {
+#pragma omp parallel for schedule(static)
+    for (size_t i = 0; i < rows; i++) {
+        const float* row = x + i * C;
+        float sum = 0, squares = 0;
+#pragma omp simd reduction(+ : sum)
+        for (size_t c = 0; c < C; c++) sum += row[c];
+        float m = sum / (float)C;
+#pragma omp simd reduction(+ : squares)
+        for (size_t c = 0; c < C; c++) squares += (row[c] - m) * (row[c] - m);
+        float r = 1 / sqrtf(squares / (float)C + 1e-5f);
+        for (size_t c = 0; c < C; c++) y[i * C + c] = (row[c] - m) * r * w[c] + b[c];
+        mean[i] = m;
+        rstd[i] = r;
+    }
+}
+
+// With g = dy w, the gradient with respect to n: mean and rstd depend on every x of the row, and
+//     dx += rstd (g - avg(g) - n avg(g n)),    dw += sum over rows of dy n,    db += sum over rows of dy.
+// (From dn_j/dx_i = rstd (delta_ij - 1/C - n_i n_j / C).)
+static void layernorm_backward(float* dx, float* dw, float* db, const float* dy, const float* x, const float* mean,
+                               const float* rstd, const float* w, size_t rows, size_t C) {
+#pragma omp parallel
+    {
+#pragma omp for schedule(static) nowait
+        for (size_t i = 0; i < rows; i++) {
+            const float *dyi = dy + i * C, *xi = x + i * C, m = mean[i], r = rstd[i];
+            float *dxi = dx + i * C, g_sum = 0, gn_sum = 0;
+#pragma omp simd reduction(+ : g_sum, gn_sum)
+            for (size_t c = 0; c < C; c++) {
+                g_sum += dyi[c] * w[c];
+                gn_sum += dyi[c] * w[c] * ((xi[c] - m) * r);
+            }
+            float g_avg = g_sum / (float)C, gn_avg = gn_sum / (float)C;
+            for (size_t c = 0; c < C; c++) dxi[c] += r * (dyi[c] * w[c] - g_avg - (xi[c] - m) * r * gn_avg);
+        }
+#pragma omp for schedule(static)
+        for (size_t c0 = 0; c0 < C; c0 += STRIP) {
+            float dw_sum[STRIP] = {0}, db_sum[STRIP] = {0};
+            size_t n = min_size(STRIP, C - c0);
+            for (size_t i = 0; i < rows; i++) {
+                const float *dyi = dy + i * C + c0, *xi = x + i * C + c0;
+                for (size_t c = 0; c < n; c++) {
+                    dw_sum[c] += dyi[c] * ((xi[c] - mean[i]) * rstd[i]);
+                    db_sum[c] += dyi[c];
+                }
+            }
+            for (size_t c = 0; c < n; c++) {
+                dw[c0 + c] += dw_sum[c];
+                db[c0 + c] += db_sum[c];
+            }
+        }
+    }
+}
+
+// y = x W + b, plus `residual` if that is not NULL: the layer's output is then added to the residual stream.
+// y, residual (rows,OC); x (rows,IC); w (IC,OC); b (OC), or NULL.
+static void linear_forward(float* y, const float* x, const float* w, const float* b, const float* residual, size_t rows,
+                           size_t IC, size_t OC) {
+    matmul(y, matrix(x, IC), matrix(w, OC), b, residual, rows, OC, IC);
+}
+
+// y_ro = sum over i of x_ri w_io + b_o, hence
+//     dx = dy Wt,    dW += xt dy,    db += sum over rows of dy.
+// (The residual's gradient is dy itself.) dx may be NULL.
+static void linear_backward(float* dx, float* dw, float* db, const float* dy, const float* x, const float* w,
+                            size_t rows, size_t IC, size_t OC) {
+    if (dx) matmul(dx, matrix(dy, OC), transposed(w, OC), NULL, NULL, rows, IC, OC);
+    matmul(dw, transposed(x, IC), matrix(dy, OC), NULL, dw, IC, OC, rows);
+#pragma omp parallel for schedule(static)
+    for (size_t c0 = 0; c0 < OC; c0 += STRIP) {
+        float sum[STRIP] = {0};
+        size_t n = min_size(STRIP, OC - c0);
+        for (size_t i = 0; i < rows; i++)
+            for (size_t c = 0; c < n; c++) sum[c] += dy[i * OC + c0 + c];
+        for (size_t c = 0; c < n; c++) db[c0 + c] += sum[c];
+    }
+}
+
+// Causal self-attention with several heads (Vaswani et al. 2017, section 3.2). Per head, for the query at position i:
+//     s_j = q_i . k_j / sqrt(D),    p_j = e^s_j / sum over j' <= i of e^s_j',    out_i = sum over j <= i of p_j v_j.
+// The T x T weights p are never stored: they are made a tile at a time, TILE queries by TILE keys, as in
+// FlashAttention (Dao et al. 2022). A row keeps the largest score so far, m, and the sum of e^(s - m) so far; when a
+// later tile raises m by d, what was summed before is scaled by e^-d (Milakov and Gimelshein 2018). What remains for
+// the backward pass is one number a row, lse = m + log sum = log of the sum over j of e^s_j. Tiles above the diagonal
+// are never visited.
+// qkv (B,T,3C): a row holds q, k and v of all heads. Outputs are for positions start..T-1 only, with N = T - start:
+// out (B,N,C), lse (B,N,H). Training has start = 0; in generation the rows before start are the key/value cache.
+static void attention_forward(float* out, float* lse, const float* qkv, size_t B, size_t T, size_t start, size_t C,
+                              size_t H) {
+    size_t D = C / H, N = T - start;
+    float scale = 1 / sqrtf((float)D);
+#pragma omp parallel for collapse(3) schedule(dynamic)
+    for (size_t b = 0; b < B; b++)
+        for (size_t h = 0; h < H; h++)
+            for (size_t i0 = start; i0 < T; i0 += TILE) {
+                size_t queries = min_size(TILE, T - i0);
+                const float* q = qkv + (b * T + i0) * 3 * C + h * D;
+                float* o = out + (b * N + i0 - start) * C + h * D;
+                float p[TILE * TILE], largest[TILE], sum[TILE];
+                for (size_t i = 0; i < queries; i++) {
+                    largest[i] = -INFINITY;
+                    sum[i] = 0;
+                    memset(o + i * C, 0, D * sizeof(float));
+                }
+                for (size_t j0 = 0; j0 < i0 + queries; j0 += TILE) {
+                    size_t keys = min_size(TILE, i0 + queries - j0);
+                    const float *k = qkv + (b * T + j0) * 3 * C + C + h * D, *v = k + C;
+                    matmul_tile(p, TILE, false, matrix(q, 3 * C), transposed(k, 3 * C), queries, keys, D);
+                    for (size_t i = 0; i < queries; i++) {
+                        float *row = p + i * TILE, m = largest[i], tile_sum = 0;
+                        size_t visible = i0 + i < j0 ? 0 : min_size(keys, i0 + i - j0 + 1);
+                        for (size_t j = 0; j < visible; j++) row[j] *= scale;
+#pragma omp simd reduction(max : m)
+                        for (size_t j = 0; j < visible; j++) m = row[j] > m ? row[j] : m;
+#pragma omp simd reduction(+ : tile_sum)
+                        for (size_t j = 0; j < visible; j++) tile_sum += row[j] = exp_(row[j] - m);
+                        for (size_t j = visible; j < keys; j++) row[j] = 0;
+                        if (m > largest[i]) {
+                            float shrink = exp_(largest[i] - m);
+                            for (size_t c = 0; c < D; c++) o[i * C + c] *= shrink;
+                            sum[i] *= shrink;
+                            largest[i] = m;
+                        }
+                        sum[i] += tile_sum;
+                    }
+                    matmul_tile(o, C, true, matrix(p, TILE), matrix(v, 3 * C), queries, D, keys);
+                }
+                for (size_t i = 0; i < queries; i++) {
+                    for (size_t c = 0; c < D; c++) o[i * C + c] /= sum[i];
+                    lse[(b * N + i0 - start + i) * H + h] = largest[i] + logf(sum[i]);
+                }
+            }
+}
+
+// With p_ij = e^(s_ij - lse_i) made anew, tile by tile:
+//     dv_j = sum over i of p_ij do_i,    dp_ij = do_i . v_j,
+//     ds_ij = p_ij (dp_ij - sum over j' of p_ij' dp_ij') = p_ij (dp_ij - do_i . out_i),    (the softmax's derivative)
+//     dq_i = scale sum over j of ds_ij k_j,    dk_j = scale sum over i of ds_ij q_i.
+// dqkv (B,T,3C) is overwritten; dout, out (B,T,C). A thread does a whole head of a sequence, so its sums have one order.
+static void attention_backward(float* dqkv, const float* dout, const float* qkv, const float* out, const float* lse,
+                               size_t B, size_t T, size_t C, size_t H) {
+    size_t D = C / H;
+    float scale = 1 / sqrtf((float)D);
+#pragma omp parallel for collapse(2) schedule(dynamic)
+    for (size_t b = 0; b < B; b++)
+        for (size_t h = 0; h < H; h++) {
+            const float *q = qkv + b * T * 3 * C + h * D, *k = q + C, *v = q + 2 * C;
+            const float *o = out + b * T * C + h * D, *d_o = dout + b * T * C + h * D;
+            float *dq = dqkv + b * T * 3 * C + h * D, *dk = dq + C, *dv = dq + 2 * C;
+            for (size_t i = 0; i < T; i++)
+                for (size_t part = 0; part < 3; part++) memset(dq + i * 3 * C + part * C, 0, D * sizeof(float));
+            for (size_t i0 = 0; i0 < T; i0 += TILE) {
+                size_t queries = min_size(TILE, T - i0);
+                float p[TILE * TILE], ds[TILE * TILE], dot[TILE];
+                for (size_t i = 0; i < queries; i++) {
+                    const float *x = d_o + (i0 + i) * C, *y = o + (i0 + i) * C;
+                    float s = 0;
+#pragma omp simd reduction(+ : s)
+                    for (size_t c = 0; c < D; c++) s += x[c] * y[c];
+                    dot[i] = s;
+                }
+                Matrix qi = matrix(q + i0 * 3 * C, 3 * C), doi = matrix(d_o + i0 * C, C);
+                for (size_t j0 = 0; j0 < i0 + queries; j0 += TILE) {
+                    size_t keys = min_size(TILE, i0 + queries - j0), at = j0 * 3 * C;
+                    matmul_tile(p, TILE, false, qi, transposed(k + at, 3 * C), queries, keys, D);
+                    matmul_tile(ds, TILE, false, doi, transposed(v + at, 3 * C), queries, keys, D);
+                    for (size_t i = 0; i < queries; i++) {
+                        float *pi = p + i * TILE, *dsi = ds + i * TILE, row_lse = lse[(b * T + i0 + i) * H + h];
+                        size_t visible = min_size(keys, i0 + i - j0 + 1);
+                        for (size_t j = 0; j < visible; j++) {
+                            pi[j] = exp_(pi[j] * scale - row_lse);
+                            dsi[j] = pi[j] * (dsi[j] - dot[i]) * scale;
+                        }
+                        for (size_t j = visible; j < keys; j++) pi[j] = dsi[j] = 0;
+                    }
+                    matmul_tile(dv + at, 3 * C, true, transposed(p, TILE), doi, keys, D, queries);
+                    matmul_tile(dk + at, 3 * C, true, transposed(ds, TILE), qi, keys, D, queries);
+                    matmul_tile(dq + i0 * 3 * C, 3 * C, true, matrix(ds, TILE), matrix(k + at, 3 * C), queries, D,
+                                keys);
+                }
+            }
+        }
+}
+
+// GELU (Hendrycks and Gimpel 2016) in its tanh form, y = x/2 (1 + tanh u) with u = sqrt(2/pi) (x + 0.044715 x^3).
+// Since (1 + tanh u)/2 = 1/(1 + e^-2u), it needs one exponential, and loses no digits where tanh u is near -1.
+static inline float gelu_gate(float x) { return 1 / (1 + exp_(-1.59576912f * (x + 0.044715f * x * x * x))); }
+
+static void gelu_forward(float* y, const float* x, size_t n) {
+#pragma omp parallel for simd schedule(static)
+    for (size_t i = 0; i < n; i++) y[i] = x[i] * gelu_gate(x[i]);
+}
+
+// With s = gelu_gate(x): dy/dx = s + x s (1-s) 2u', and 2u' = 2 sqrt(2/pi) (1 + 3 * 0.044715 x^2).
+// dx may be dy itself.
+static void gelu_backward(float* dx, const float* dy, const float* x, size_t n) {
+#pragma omp parallel for simd schedule(static)
+    for (size_t i = 0; i < n; i++) {
+        float s = gelu_gate(x[i]);
+        dx[i] = dy[i] * (s + x[i] * s * (1 - s) * 1.59576912f * (1 + 0.134145f * x[i] * x[i]));
+    }
+}
+
+// The loss of a row is -log p[target] with p = softmax(logits), that is, lse - logits[target] with
+// lse = log of the sum of e^logit, computed with the largest logit taken out so that nothing overflows.
+// losses, lse (rows); logits (rows,V).
+static void cross_entropy_forward(float* losses, float* lse, const float* logits, const int* targets, size_t rows,
+                                  size_t V) {
+#pragma omp parallel for schedule(static)
+    for (size_t i = 0; i < rows; i++) {
+        const float* row = logits + i * V;
+        float largest = -INFINITY, sum = 0;
+#pragma omp simd reduction(max : largest)
+        for (size_t v = 0; v < V; v++) largest = row[v] > largest ? row[v] : largest;
+#pragma omp simd reduction(+ : sum)
+        for (size_t v = 0; v < V; v++) sum += exp_(row[v] - largest);
+        lse[i] = largest + logf(sum);
+        losses[i] = lse[i] - row[targets[i]];
+    }
+}
+
+// dlogits = scale (p - [v = target]), written over the logits: no second (rows,V) tensor. `scale` is the weight of a
+// row in the loss that is minimised, one over the number of all rows.
+static void cross_entropy_backward(float* logits, const float* lse, const int* targets, float scale, size_t rows,
+                                   size_t V) {
+#pragma omp parallel for schedule(static)
+    for (size_t i = 0; i < rows; i++) {
+        float *row = logits + i * V, row_lse = lse[i];
+        for (size_t v = 0; v < V; v++) row[v] = scale * exp_(row[v] - row_lse);
+        row[targets[i]] -= scale;
+    }
+}
+
+// ====================================================================================================================
+// Model
+//
+// Every tensor is named once, in one of two tables. Sizes, pointers, initialisation, the optimiser, checkpoints and
+// tests all walk them. A row of a table is expanded into a field of a struct and into a description of the tensor.
+
+enum { MAX_LAYERS = 96 };
+typedef struct {
+    size_t V, T, C, H, L; // vocabulary, longest sequence ("context"), channels, heads, layers
+} Config;
+
+// How many of a tensor there are, and when.
+typedef enum {
+    ONE,      // one for the model
+    EACH,     // one for each layer; in generation, which never looks back, the layers share one
+    CACHE,    // one for each layer always: generation's keys and values
+    HEAD,     // one, but for a single position in generation
+    GRADIENT, // one, shared by all layers, and only in training
+} Kind;
+#define FIELD_ONE(name)      float* name;
+#define FIELD_EACH(name)     float* name[MAX_LAYERS];
+#define FIELD_CACHE(name)    float* name[MAX_LAYERS];
+#define FIELD_HEAD(name)     float* name;
+#define FIELD_GRADIENT(name) float* name;
+
+// The parameters, under the names and in the shapes of Hugging Face's GPT-2 files. A tensor starts as
+// mean + std * normal (Radford et al. 2019; projections into the residual stream, of which there are 2L, are
+// scaled down so that their sum keeps its size). Those with rows, that is matrices and embeddings, decay.
+//    kind  field     name                        rows  columns  mean  std
+#define PARAMETERS(X)                                                                         \
+    X(ONE, wte, "wte.weight", V, C, 0, 0.02f) /* token embedding, and head */                 \
+    X(ONE, wpe, "wpe.weight", T, C, 0, 0.02f) /* position embedding */                        \
+    X(EACH, ln1_w, "h.%zu.ln_1.weight", 0, C, 1, 0)                                           \
+    X(EACH, ln1_b, "h.%zu.ln_1.bias", 0, C, 0, 0)                                             \
+    X(EACH, qkv_w, "h.%zu.attn.c_attn.weight", C, 3 * C, 0, 0.02f)                            \
+    X(EACH, qkv_b, "h.%zu.attn.c_attn.bias", 0, 3 * C, 0, 0)                                  \
+    X(EACH, att_w, "h.%zu.attn.c_proj.weight", C, C, 0, residual) /* attention to residual */ \
+    X(EACH, att_b, "h.%zu.attn.c_proj.bias", 0, C, 0, 0)                                      \
+    X(EACH, ln2_w, "h.%zu.ln_2.weight", 0, C, 1, 0)                                           \
+    X(EACH, ln2_b, "h.%zu.ln_2.bias", 0, C, 0, 0)                                             \
+    X(EACH, fc_w, "h.%zu.mlp.c_fc.weight", C, 4 * C, 0, 0.02f)                                \
+    X(EACH, fc_b, "h.%zu.mlp.c_fc.bias", 0, 4 * C, 0, 0)                                      \
+    X(EACH, mlp_w, "h.%zu.mlp.c_proj.weight", 4 * C, C, 0, residual) /* MLP to residual */    \
+    X(EACH, mlp_b, "h.%zu.mlp.c_proj.bias", 0, C, 0, 0)                                       \
+    X(ONE, lnf_w, "ln_f.weight", 0, C, 1, 0)                                                  \
+    X(ONE, lnf_b, "ln_f.bias", 0, C, 0, 0)
+
+// What a forward pass computes, one row a position, and what the backward pass reads again.
+//    kind      field       width
+#define ACTIVATIONS(X)                                                      \
+    X(ONE, embedded, C) /* token + position */                              \
+    X(EACH, ln1, C)                                                         \
+    X(EACH, ln1_mean, 1)                                                    \
+    X(EACH, ln1_rstd, 1)                                                    \
+    X(CACHE, qkv, 3 * C) /* queries, keys, values of all heads */           \
+    X(EACH, att, C)      /* the heads' outputs side by side */              \
+    X(EACH, lse, H)      /* log-sum-exp of each head's scores */            \
+    X(EACH, mid, C)      /* residual stream after attention */              \
+    X(EACH, ln2, C)                                                         \
+    X(EACH, ln2_mean, 1)                                                    \
+    X(EACH, ln2_rstd, 1)                                                    \
+    X(EACH, fc, 4 * C)                                                      \
+    X(EACH, gelu, 4 * C)                                                    \
+    X(EACH, out, C) /* residual stream after the MLP: the layer's output */ \
+    X(ONE, lnf, C)                                                          \
+    X(ONE, lnf_mean, 1)                                                     \
+    X(ONE, lnf_rstd, 1)                                                     \
+    X(HEAD, logits, V) /* in the backward pass their gradient */            \
+    X(HEAD, logits_lse, 1)                                                  \
+    X(HEAD, losses, 1)                                                      \
+    X(GRADIENT, dresidual, C) /* the residual stream's, on its way down */  \
+    X(GRADIENT, dnormed, C)   /* a layernorm's output's */                  \
+    X(GRADIENT, dqkv, 3 * C)                                                \
+    X(GRADIENT, datt, C)                                                    \
+    X(GRADIENT, dfc, 4 * C) /* gelu's output's, then its input's */
+
+#define PARAMETER_FIELD(kind, field, name, rows, columns, mean, std) FIELD_##kind(field)
+#define ACTIVATION_FIELD(kind, field, width)                         FIELD_##kind(field)
+typedef struct {
+    PARAMETERS(PARAMETER_FIELD)
+} Parameters;
+
+typedef struct {
+    size_t B, T; // the most sequences, and positions in each
+    bool training;
+    float* block;
+    ACTIVATIONS(ACTIVATION_FIELD)
+} Activations;
+
+typedef struct {
+    char name[64];
+    size_t rows, columns; // rows 0: a vector
+    float mean, std;
+    size_t offset, size; // floats: place in the block, rows * columns
+    size_t slot;         // place of its pointer in a Parameters, bytes
+} Tensor;
+
+typedef struct {
+    Config config;
+    Tensor* tensors;
+    size_t tensor_count, parameter_count;
+    size_t block_size; // floats in each of the four blocks below, tensors padded to cache lines
+    float *weights, *gradients, *moment1, *moment2; // the last three only in training
+    Parameters w, d;                                // pointers into weights and into gradients
+    double loss_sum, loss_count, gradient_norm;
+} Model;
+
+static size_t cache_lines(size_t floats) { return (floats + 15) / 16 * 16; }
+
+static void describe_parameters(Model* model) {
+    size_t V = model->config.V, T = model->config.T, C = model->config.C, L = model->config.L;
+    float residual = 0.02f / sqrtf(2 * (float)L);
+#define PARAMETER_ROW(kind, field, name, rows, columns, mean, std) \
+    {name, kind == EACH ? L : 1, rows, columns, mean, std, offsetof(Parameters, field)},
+    const struct {
+        const char* name;
+        size_t count, rows, columns;
+        float mean, std;
+        size_t slot;
+    } table[] = {PARAMETERS(PARAMETER_ROW)};
+    size_t kinds = sizeof table / sizeof *table;
+    model->tensors = (Tensor*)allocate(kinds * L, sizeof(Tensor), "the list of tensors");
+    model->tensor_count = model->parameter_count = model->block_size = 0;
+    for (size_t i = 0; i < kinds; i++)
+        for (size_t l = 0; l < table[i].count; l++) {
+            Tensor* t = &model->tensors[model->tensor_count++];
+            snprintf(t->name, sizeof t->name, table[i].name, l);
+            t->rows = table[i].rows;
+            t->columns = table[i].columns;
+            t->mean = table[i].mean;
+            t->std = table[i].std;
+            t->slot = table[i].slot + l * sizeof(float*);
+            t->offset = model->block_size;
+            t->size = (t->rows ? t->rows : 1) * t->columns;
+            model->block_size += cache_lines(t->size);
+            model->parameter_count += t->size;
+        }
+}
+
+static void point_parameters(Parameters* p, const Model* model, float* block) {
+    for (size_t i = 0; i < model->tensor_count; i++) {
+        float* at = block + model->tensors[i].offset;
+        memcpy((char*)p + model->tensors[i].slot, &at, sizeof at);
+    }
+}
+
+// Lays out the activations, from `block` if that is not NULL. Returns the number of floats.
+static size_t lay_out_activations(Activations* a, Config config, float* block) {
+    size_t V = config.V, C = config.C, H = config.H, L = config.L, size = 0;
+#define ACTIVATION_ROW(kind, field, width) {kind, width, offsetof(Activations, field)},
+    const struct {
+        Kind kind;
+        size_t width, slot;
+    } table[] = {ACTIVATIONS(ACTIVATION_ROW)};
+    for (size_t i = 0; i < sizeof table / sizeof *table; i++) {
+        Kind kind = table[i].kind;
+        if (kind == GRADIENT && !a->training) continue;
+        size_t rows = kind == HEAD && !a->training ? 1 : a->B * a->T, start = size;
+        size_t floats = cache_lines(rows * table[i].width);
+        for (size_t l = 0; l < (kind == EACH || kind == CACHE ? L : 1); l++) {
+            bool shared = kind == EACH && !a->training && l > 0;
+            float* at = block ? block + (shared ? start : size) : NULL;
+            memcpy((char*)a + table[i].slot + l * sizeof at, &at, sizeof at);
+            if (!shared) size += floats;
+        }
+    }
+    return size;
+}
+
+// Sizes that would overflow are far beyond any memory: this product in floating point is checked first.
+static double model_bytes(Config c, size_t B, size_t T, bool training) {
+    double C = (double)c.C, rows = (double)B * (double)T, L = (double)c.L;
+    double parameters = ((double)c.V + (double)c.T + 12 * C * L) * C;
+    double activations =
+        training ? rows * (L * (16 * C + (double)c.H) + 11 * C + (double)c.V) : rows * C * (L * 3 + 14);
+    return sizeof(float) * ((training ? 4 : 1) * parameters + activations);
+}
+
+static void cpu_create_model(Model* model, bool training) {
+    describe_parameters(model);
+    model->weights = (float*)allocate(model->block_size, sizeof(float), "the parameters");
+    point_parameters(&model->w, model, model->weights);
+    if (!training) return;
+    model->gradients = (float*)allocate(model->block_size, sizeof(float), "the gradients");
+    model->moment1 = (float*)allocate(model->block_size, sizeof(float), "AdamW's first moments");
+    model->moment2 = (float*)allocate(model->block_size, sizeof(float), "AdamW's second moments");
+    point_parameters(&model->d, model, model->gradients);
+}
+
+static void cpu_create_activations(Activations* a, const Model* model, size_t B, size_t T, bool training) {
+    a->B = B;
+    a->T = T;
+    a->training = training;
+    a->block = (float*)allocate(lay_out_activations(a, model->config, NULL), sizeof(float), "the activations");
+    lay_out_activations(a, model->config, a->block);
+}
+
+static void free_model(Model* model) {
+    free(model->tensors);
+    free(model->weights);
+    free(model->gradients);
+    free(model->moment1);
+    free(model->moment2);
+}
+
+// The whole network. tokens and targets (B,N): positions start..T-1 of each sequence, N = T - start. With targets,
+// the mean loss is added to the model's. Without, only the last position's logits are computed, which is all that
+// generation needs, and B must be 1. Likewise start > 0, where the rows of qkv before start hold what earlier calls
+// computed, so that a new token costs the work of one position.
+static void cpu_forward(Model* model, Activations* a, const int* tokens, const int* targets, size_t B, size_t T,
+                        size_t start) {
+    const Parameters* w = &model->w;
+    size_t V = model->config.V, C = model->config.C, H = model->config.H, L = model->config.L;
+    size_t N = T - start, rows = B * N;
+    embedding_forward(a->embedded, tokens, w->wte, w->wpe, B, N, start, C);
+    const float* x = a->embedded;
+    for (size_t l = 0; l < L; l++) {
+        layernorm_forward(a->ln1[l], a->ln1_mean[l], a->ln1_rstd[l], x, w->ln1_w[l], w->ln1_b[l], rows, C);
+        linear_forward(a->qkv[l] + start * 3 * C, a->ln1[l], w->qkv_w[l], w->qkv_b[l], NULL, rows, C, 3 * C);
+        attention_forward(a->att[l], a->lse[l], a->qkv[l], B, T, start, C, H);
+        linear_forward(a->mid[l], a->att[l], w->att_w[l], w->att_b[l], x, rows, C, C);
+        layernorm_forward(a->ln2[l], a->ln2_mean[l], a->ln2_rstd[l], a->mid[l], w->ln2_w[l], w->ln2_b[l], rows, C);
+        linear_forward(a->fc[l], a->ln2[l], w->fc_w[l], w->fc_b[l], NULL, rows, C, 4 * C);
+        gelu_forward(a->gelu[l], a->fc[l], rows * 4 * C);
+        linear_forward(a->out[l], a->gelu[l], w->mlp_w[l], w->mlp_b[l], a->mid[l], rows, 4 * C, C);
+        x = a->out[l];
+    }
+    layernorm_forward(a->lnf, a->lnf_mean, a->lnf_rstd, x, w->lnf_w, w->lnf_b, rows, C);
+    if (!targets) {
+        matmul(a->logits, matrix(a->lnf + (rows - 1) * C, C), transposed(w->wte, C), NULL, NULL, 1, V, C);
+        return;
+    }
+    matmul(a->logits, matrix(a->lnf, C), transposed(w->wte, C), NULL, NULL, rows, V, C);
+    cross_entropy_forward(a->losses, a->logits_lse, a->logits, targets, rows, V);
+    double sum = 0;
+    for (size_t i = 0; i < rows; i++) sum += a->losses[i];
+    model->loss_sum += sum / (double)rows;
+    model->loss_count += 1;
+}
+
+// Adds to the gradients those of `share` times the mean loss of the forward pass just made on the same B and T.
+static void cpu_backward(Model* model, Activations* a, const int* tokens, const int* targets, size_t B, size_t T,
+                         float share) {
+    const Parameters *w = &model->w, *d = &model->d;
+    size_t V = model->config.V, C = model->config.C, H = model->config.H, L = model->config.L, rows = B * T;
+    cross_entropy_backward(a->logits, a->logits_lse, targets, share / (float)rows, rows, V);
+    // logits = lnf wte', so dlnf = dlogits wte and dwte += dlogits' lnf.
+    matmul(a->dnormed, matrix(a->logits, V), matrix(w->wte, C), NULL, NULL, rows, C, V);
+    matmul(d->wte, transposed(a->logits, V), matrix(a->lnf, C), NULL, d->wte, V, C, rows);
+    memset(a->dresidual, 0, rows * C * sizeof(float));
+    const float* x = a->out[L - 1];
+    layernorm_backward(a->dresidual, d->lnf_w, d->lnf_b, a->dnormed, x, a->lnf_mean, a->lnf_rstd, w->lnf_w, rows, C);
+    for (size_t l = L; l-- > 0;) {
+        x = l > 0 ? a->out[l - 1] : a->embedded;
+        linear_backward(a->dfc, d->mlp_w[l], d->mlp_b[l], a->dresidual, a->gelu[l], w->mlp_w[l], rows, 4 * C, C);
+        gelu_backward(a->dfc, a->dfc, a->fc[l], rows * 4 * C);
+        linear_backward(a->dnormed, d->fc_w[l], d->fc_b[l], a->dfc, a->ln2[l], w->fc_w[l], rows, C, 4 * C);
+        layernorm_backward(a->dresidual, d->ln2_w[l], d->ln2_b[l], a->dnormed, a->mid[l], a->ln2_mean[l],
+                           a->ln2_rstd[l], w->ln2_w[l], rows, C);
+        linear_backward(a->datt, d->att_w[l], d->att_b[l], a->dresidual, a->att[l], w->att_w[l], rows, C, C);
+        attention_backward(a->dqkv, a->datt, a->qkv[l], a->att[l], a->lse[l], B, T, C, H);
+        linear_backward(a->dnormed, d->qkv_w[l], d->qkv_b[l], a->dqkv, a->ln1[l], w->qkv_w[l], rows, C, 3 * C);
+        layernorm_backward(a->dresidual, d->ln1_w[l], d->ln1_b[l], a->dnormed, x, a->ln1_mean[l], a->ln1_rstd[l],
+                           w->ln1_w[l], rows, C);
+    }
+    embedding_backward(d->wte, d->wpe, a->dresidual, tokens, B, T, C);
+}
+
+typedef struct {
+    double lr, beta1, beta2, weight_decay, clip; // clip 0: never
+    size_t step;                                 // counted from 1
+} AdamW;
+
+enum { CHUNK = 1 << 14 }; // floats that a thread takes at a time
+
+static double norm(const float* x, size_t n) {
+    size_t chunks = (n + CHUNK - 1) / CHUNK;
+    double* partial = (double*)allocate(chunks, sizeof(double), "the gradient's norm");
+#pragma omp parallel for schedule(static)
+    for (size_t i = 0; i < chunks; i++) {
+        double s = 0;
+        size_t end = min_size(n, (i + 1) * CHUNK);
+#pragma omp simd reduction(+ : s)
+        for (size_t j = i * CHUNK; j < end; j++) s += (double)x[j] * x[j];
+        partial[i] = s;
+    }
+    double sum = 0;
+    for (size_t i = 0; i < chunks; i++) sum += partial[i];
+    free(partial);
+    return sqrt(sum);
+}
+
+// AdamW (Kingma and Ba 2015; decay decoupled as by Loshchilov and Hutter 2019), in one pass over the memory:
+//     g = clipped gradient,   m = b1 m + (1-b1) g,   v = b2 v + (1-b2) g^2,
+//     w = (1 - lr decay) w - lr (m / (1-b1^t)) / (sqrt(v / (1-b2^t)) + 1e-8).
+// Clipping scales all gradients so that their common norm is at most `clip` (Pascanu et al. 2013). Leaves the
+// gradients zero for the next step.
+static void cpu_update(Model* model, AdamW o) {
+    model->gradient_norm = norm(model->gradients, model->block_size);
+    double scale = o.clip > 0 ? fmin(1, o.clip / (model->gradient_norm + 1e-6)) : 1;
+    double correction1 = 1 - pow(o.beta1, (double)o.step), correction2 = 1 - pow(o.beta2, (double)o.step);
+    float rate = (float)(o.lr / correction1), root = (float)(1 / sqrt(correction2)), clip = (float)scale;
+    float b1 = (float)o.beta1, b2 = (float)o.beta2, a1 = (float)(1 - o.beta1), a2 = (float)(1 - o.beta2);
+#pragma omp parallel
+    for (size_t i = 0; i < model->tensor_count; i++) {
+        const Tensor* t = &model->tensors[i];
+        float keep = t->rows ? (float)(1 - o.lr * o.weight_decay) : 1.0f;
+        float* __restrict__ w = model->weights + t->offset;
+        float* __restrict__ d = model->gradients + t->offset;
+        float* __restrict__ m = model->moment1 + t->offset;
+        float* __restrict__ v = model->moment2 + t->offset;
+#pragma omp for schedule(static) nowait
+        for (size_t start = 0; start < t->size; start += CHUNK) {
+            size_t end = min_size(t->size, start + CHUNK);
+#pragma omp simd
+            for (size_t j = start; j < end; j++) {
+                float g = clip * d[j];
+                m[j] = b1 * m[j] + a1 * g;
+                v[j] = b2 * v[j] + a2 * g * g;
+                w[j] = keep * w[j] - rate * m[j] / (sqrtf(v[j]) * root + 1e-8f);
+                d[j] = 0;
+            }
+        }
+    }
+}
+
+static void cpu_wait(Model* model) { (void)model; }
+static void cpu_copy(float* to, const float* from, size_t n) { memcpy(to, from, n * sizeof(float)); }
+
+// A device: what the training loop drives. The GPU's twin fills in the same struct. `wait` returns when all that was
+// asked for is done; loss and gradient norm may be read from the model only then.
+typedef struct {
+    const char* name;
+    void (*create_model)(Model* model, bool training);
+    void (*create_activations)(Activations* a, const Model* model, size_t B, size_t T, bool training);
+    void (*forward)(Model* model, Activations* a, const int* tokens, const int* targets, size_t B, size_t T,
+                    size_t start);
+    void (*backward)(Model* model, Activations* a, const int* tokens, const int* targets, size_t B, size_t T,
+                     float share);
+    void (*update)(Model* model, AdamW o);
+    void (*wait)(Model* model);
+    void (*to_host)(float* to, const float* from, size_t n);
+    void (*to_device)(float* to, const float* from, size_t n);
+} Device;
+
+static const Device cpu = {"CPU",       cpu_create_model, cpu_create_activations,
+                           cpu_forward, cpu_backward,     cpu_update,
+                           cpu_wait,    cpu_copy,         cpu_copy};
+static const Device* device = &cpu;
+
+// Mean loss of the forward passes since the last call.
+static double take_loss(Model* model) {
+    device->wait(model);
+    double loss = model->loss_sum / model->loss_count;
+    model->loss_sum = model->loss_count = 0;
+    return loss;
+}
+
+static void initialize(Model* model, uint64_t seed) {
+    uint64_t stream = random_bits(seed, STREAM_WEIGHTS);
+    for (size_t i = 0; i < model->tensor_count; i++) {
+        const Tensor* t = &model->tensors[i];
+        uint64_t key = random_bits(stream, i);
+        float* w = (float*)allocate(t->size, sizeof(float), "a tensor's first values");
+#pragma omp parallel for schedule(static)
+        for (size_t j = 0; j < t->size; j++) w[j] = t->std > 0 ? t->mean + t->std * random_normal(key, j) : t->mean;
+        device->to_device(model->weights + t->offset, w, t->size);
+        free(w);
+    }
+}
+
+// Floating-point operations of one training step on B sequences of T tokens: two for each weight and token forward,
+// four backward; attention adds 2 C for each pair of positions twice forward and five times (with the recomputed
+// scores) backward, and half of the pairs are masked.
+static double step_operations(Config c, size_t B, size_t T) {
+    double C = (double)c.C, rows = (double)B * (double)T, matrices = 12 * C * C * (double)c.L + (double)c.V * C;
+    return 6 * matrices * rows + 7 * C * (double)c.L * rows * (double)T;
+}
+
+// The machine's rate of multiply-adds with nothing to load or store, all threads, operations a second.
+static double machine_peak(void) {
+    enum { CHAINS = 12, STEPS = 400000 };
+    double best = 0;
+    for (int trial = 0; trial < 3; trial++) {
+        double start = seconds();
+        float total = 0;
+#pragma omp parallel reduction(+ : total)
+        {
+            vec sum[CHAINS], x;
+            for (int lane = 0; lane < LANES; lane++) x[lane] = 1e-3f * (float)(lane + omp_get_thread_num());
+            for (int i = 0; i < CHAINS; i++) sum[i] = x + (float)i;
+            for (int step = 0; step < STEPS; step++)
+#pragma GCC unroll 12
+                for (int i = 0; i < CHAINS; i++) sum[i] = sum[i] * x + x;
+            for (int i = 0; i < CHAINS; i++) total += sum[i][0];
+        }
+        double operations = 2.0 * CHAINS * STEPS * LANES * omp_get_max_threads();
+        double rate = operations / (seconds() - start);
+        if (total != 0 && rate > best) best = rate;
+    }
+    return best;
+}
+
+// ====================================================================================================================
+// Tokenizer
+//
+// A token is a string of bytes, and its number is its rank. To encode, text is cut into pieces by GPT-2's pattern
+//     's|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+
+// a piece begins as single bytes, and as long as two neighbours together are a token, the pair that makes the token
+// of the lowest rank is joined, the leftmost first (byte-pair encoding: Sennrich, Haddow and Birch 2016; GPT-2:
+// Radford et al. 2019). The file, tokenizer.bin, is described in prepare_data.py. It brings the ranges of Unicode's
+// letters, numbers and white space along, so that none stand here.
+
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "the files are little-endian, and so must the machine be"
+#endif
+
+enum { HEADER = 256, TOKENIZER_MAGIC = 20261121, SHARD_MAGIC = 20240520, MAX_VOCABULARY = 65536 };
+enum { OTHER, LETTER, NUMBER, SPACE };
+
+typedef struct {
+    File file;
+    size_t V, range_count, longest; // tokens; ranges of Unicode; bytes of the longest token
+    int end_of_text;                // the token between documents, or -1
+    const uint32_t *ranges, *offsets;
+    const uint8_t* strings;
+    uint32_t *slots, mask; // hash table from a string to its token + 1
+} Tokenizer;
+
+static uint64_t fingerprint(const uint8_t* data, size_t n) { // FNV-1a
+    uint64_t hash = 0xCBF29CE484222325u;
+    for (size_t i = 0; i < n; i++) hash = (hash ^ data[i]) * 0x100000001B3u;
+    return hash;
+}
+
+static const uint8_t* token_string(const Tokenizer* t, int token, size_t* length) {
+    *length = t->offsets[token + 1] - t->offsets[token];
+    return t->strings + t->offsets[token];
+}
+
+// The slot of the token with this string, or the empty slot where it would stand.
+static uint32_t* find_slot(const Tokenizer* t, const uint8_t* s, size_t n) {
+    for (uint32_t i = (uint32_t)fingerprint(s, n) & t->mask;; i = (i + 1) & t->mask) {
+        if (!t->slots[i]) return &t->slots[i];
+        size_t length;
+        const uint8_t* string = token_string(t, (int)t->slots[i] - 1, &length);
+        if (length == n && !memcmp(string, s, n)) return &t->slots[i];
+    }
+}
+
+static int find_token(const Tokenizer* t, const uint8_t* s, size_t n) {
+    return n > t->longest ? -1 : (int)*find_slot(t, s, n) - 1;
+}
+
+static Tokenizer load_tokenizer(const char* path) {
+    Tokenizer t;
+    memset(&t, 0, sizeof t);
+    t.file = map_file(path, "; `python3 prepare_data.py` makes it from text");
+    const int32_t* header = (const int32_t*)t.file.data;
+    if (t.file.size < HEADER * 4) die("%s is too short for a tokenizer", path);
+    if (header[0] != TOKENIZER_MAGIC || header[1] != 1) die("%s is not a tokenizer made by prepare_data.py", path);
+    int64_t V = header[3], S = header[4], R = header[5];
+    if (V < 256 || V > MAX_VOCABULARY || S < V || R < 0 || header[6] < -1 || header[6] >= V ||
+        t.file.size != HEADER * 4 + 12 * (uint64_t)R + 4 * (uint64_t)(V + 1) + (uint64_t)S)
+        die("%s is damaged: its header does not fit its size", path);
+    t.V = (size_t)V;
+    t.range_count = (size_t)R;
+    t.end_of_text = header[6];
+    t.ranges = (const uint32_t*)(t.file.data + HEADER * 4);
+    t.offsets = t.ranges + 3 * R;
+    t.strings = (const uint8_t*)(t.offsets + V + 1);
+    for (size_t i = 0; i < t.range_count; i++) {
+        const uint32_t* r = t.ranges + 3 * i;
+        if (r[0] > r[1] || (i && r[0] <= r[-2]) || r[2] < LETTER || r[2] > SPACE)
+            die("%s is damaged: its Unicode ranges are out of order", path);
+    }
+    for (size_t i = 0; i < t.V; i++)
+        if (t.offsets[0] != 0 || t.offsets[i + 1] <= t.offsets[i] || t.offsets[t.V] != S)
+            die("%s is damaged: its tokens' offsets are out of order", path);
+    t.mask = 4 * MAX_VOCABULARY - 1;
+    t.slots = (uint32_t*)allocate(t.mask + 1, sizeof *t.slots, "the tokenizer");
+    for (size_t i = 0; i < t.V; i++) {
+        size_t n;
+        const uint8_t* s = token_string(&t, (int)i, &n);
+        if ((int)i == t.end_of_text) continue; // never made by joining
+        uint32_t* slot = find_slot(&t, s, n);
+        if (*slot) die("%s is damaged: tokens %u and %zu are the same", path, *slot - 1, i);
+        *slot = (uint32_t)i + 1;
+        if (n > t.longest) t.longest = n;
+    }
+    for (int byte = 0; byte < 256; byte++) {
+        uint8_t s = (uint8_t)byte;
+        if (find_token(&t, &s, 1) < 0) die("%s is damaged: no token for byte %d", path, byte);
+    }
+    return t;
+}
+
+static void free_tokenizer(Tokenizer* t) {
+    free(t->slots);
+    unmap_file(&t->file);
+}
+
+// Length of the UTF-8 character at s, of n > 0 bytes, and its code point; a byte that begins none is a character of
+// its own, with a code point of no class. Overlong forms and surrogates are none.
+static size_t utf8_character(const uint8_t* s, size_t n, uint32_t* code) {
+    static const uint32_t least[] = {0, 0, 0x80, 0x800, 0x10000};
+    size_t length = s[0] < 0x80 ? 1 : s[0] < 0xC0 ? 0 : s[0] < 0xE0 ? 2 : s[0] < 0xF0 ? 3 : s[0] < 0xF8 ? 4 : 0;
+    *code = UINT32_MAX;
+    if (length == 0 || length > n) return 1;
+    uint32_t c = length == 1 ? s[0] : s[0] & (0x7Fu >> length);
+    for (size_t i = 1; i < length; i++) {
+        if ((s[i] & 0xC0) != 0x80) return 1;
+        c = c << 6 | (s[i] & 0x3F);
+    }
+    if (c < least[length] || c > 0x10FFFF || (c >= 0xD800 && c < 0xE000)) return 1;
+    *code = c;
+    return length;
+}
+
+// The class of the character at s, whose length is put in *length.
+static int character_class(const Tokenizer* t, const uint8_t* s, size_t n, size_t* length) {
+    uint32_t code;
+    *length = utf8_character(s, n, &code);
+    size_t low = 0, high = t->range_count;
+    while (low < high) {
+        size_t middle = (low + high) / 2;
+        const uint32_t* range = t->ranges + 3 * middle;
+        if (code > range[1])
+            low = middle + 1;
+        else if (code < range[0])
+            high = middle;
+        else
+            return (int)range[2];
+    }
+    return OTHER;
+}
+
+// Length of the first piece of text that GPT-2's pattern, above, cuts off; its alternatives are tried in order.
+static size_t piece_length(const Tokenizer* t, const uint8_t* s, size_t n) {
+    if (s[0] == '\'' && n > 1) {
+        if (strchr("stmd", s[1]) && s[1]) return 2;
+        if (n > 2 && ((s[1] == 'r' && s[2] == 'e') || (s[1] == 'v' && s[2] == 'e') || (s[1] == 'l' && s[2] == 'l')))
+            return 3;
+    }
+    size_t length, last = 0, end = s[0] == ' ' && n > 1 ? 1 : 0;
+    int first = character_class(t, s + end, n - end, &length);
+    if (first != SPACE) {
+        while (end < n && character_class(t, s + end, n - end, &length) == first) end += length;
+        return end;
+    }
+    for (end = 0; end < n && character_class(t, s + end, n - end, &length) == SPACE; end += length) last = length;
+    // White space before a word leaves its last character to the word, unless there is only one.
+    return end == n || end == last ? end : end - last;
+}
+
+// Two neighbouring parts of a piece that make a token: the first begins at byte `left`, both have `length` bytes.
+typedef struct {
+    int token;
+    uint32_t left, length;
+} Join;
+
+static bool join_before(Join a, Join b) { return a.token != b.token ? a.token < b.token : a.left < b.left; }
+
+static void heap_push(Join* heap, size_t* count, Join join) {
+    size_t i = (*count)++;
+    for (; i > 0 && join_before(join, heap[(i - 1) / 2]); i = (i - 1) / 2) heap[i] = heap[(i - 1) / 2];
+    heap[i] = join;
+}
+
+static Join heap_pop(Join* heap, size_t* count) {
+    Join top = heap[0], last = heap[--*count];
+    size_t i = 0;
+    for (size_t child; (child = 2 * i + 1) < *count; i = child) {
+        if (child + 1 < *count && join_before(heap[child + 1], heap[child])) child++;
+        if (!join_before(heap[child], last)) break;
+        heap[i] = heap[child];
+    }
+    heap[i] = last;
+    return top;
+}
+
+// Working memory of encode(): a part begins at byte i if size[i] > 0; before[i] is where the part before it begins.
+typedef struct {
+    uint32_t *size, *before;
+    Join* heap; // at most 3 joins a byte are ever pushed: one at first, two when it is joined
+    size_t room;
+} Parts;
+
+static void push_join(const Tokenizer* t, const uint8_t* s, size_t n, Parts* p, size_t* count, size_t left) {
+    size_t right = left + p->size[left];
+    if (right >= n) return;
+    Join join = {find_token(t, s + left, p->size[left] + p->size[right]), (uint32_t)left, 0};
+    join.length = p->size[left] + p->size[right];
+    if (join.token >= 0) heap_push(p->heap, count, join);
+}
+
+static size_t encode_piece(const Tokenizer* t, const uint8_t* s, size_t n, Parts* p, int* tokens) {
+    size_t count = 0, made = 0;
+    for (size_t i = 0; i < n; i++) {
+        p->size[i] = 1;
+        p->before[i] = (uint32_t)(i ? i - 1 : 0);
+    }
+    for (size_t i = 0; i + 1 < n; i++) push_join(t, s, n, p, &count, i);
+    while (count) {
+        Join join = heap_pop(p->heap, &count);
+        size_t left = join.left, right = left + p->size[left];
+        // Parts that have been joined with others since are not what was pushed.
+        if (!p->size[left] || right >= n || p->size[left] + p->size[right] != join.length) continue;
+        p->size[left] = join.length;
+        p->size[right] = 0;
+        if (left + join.length < n) p->before[left + join.length] = (uint32_t)left;
+        push_join(t, s, n, p, &count, left);
+        if (left > 0) push_join(t, s, n, p, &count, p->before[left]);
+    }
+    for (size_t i = 0; i < n; i += p->size[i]) tokens[made++] = find_token(t, s + i, p->size[i]);
+    return made;
+}
+
+// Encodes n bytes, any bytes. tokens has room for n. Returns the number of tokens.
+static size_t encode(const Tokenizer* t, const uint8_t* text, size_t n, int* tokens) {
+    Parts p = {NULL, NULL, NULL, 0};
+    size_t made = 0;
+    if (n >= UINT32_MAX / 4) die("a text of more than 1 GB cannot be encoded at once");
+    for (size_t at = 0, length; at < n; at += length) {
+        length = piece_length(t, text + at, n - at);
+        if (length > p.room) {
+            p.room = 2 * length;
+            free(p.size), free(p.before), free(p.heap);
+            p.size = (uint32_t*)allocate(p.room, sizeof *p.size, "encoding");
+            p.before = (uint32_t*)allocate(p.room, sizeof *p.before, "encoding");
+            p.heap = (Join*)allocate(3 * p.room, sizeof *p.heap, "encoding");
+        }
+        made += encode_piece(t, text + at, length, &p, tokens + made);
+    }
+    free(p.size), free(p.before), free(p.heap);
+    return made;
+}
+
+// ====================================================================================================================
+// Data loader
+//
+// A shard is a file of tokens: 256 int32 of header (20240520, 1, number of tokens), then uint16 each. Shards are cut
+// into windows of T tokens, whose targets are the same tokens one further on. An epoch visits every window once, in an
+// order of its own and with the cuts shifted by an amount of its own. All of that is computed from the seed and the
+// number of windows taken so far, which is therefore the loader's whole state.
+
+typedef struct {
+    File file;
+    const uint16_t* tokens;
+    size_t count, windows, slack; // tokens; windows; tokens that the cuts may be shifted by
+} Shard;
+
+typedef struct {
+    Shard* shards;
+    size_t shard_count, token_count, windows, T, V;
+} Data;
+
+static Shard open_shard(const char* path, size_t T) {
+    Shard s;
+    memset(&s, 0, sizeof s);
+    s.file = map_file(path, "; `python3 prepare_data.py` makes data/ from text");
+    const int32_t* header = (const int32_t*)s.file.data;
+    if (s.file.size < HEADER * 4) die("%s is too short for a file of tokens", path);
+    if (header[0] != SHARD_MAGIC || header[1] != 1) die("%s is not a file of tokens (wrong magic number)", path);
+    if (header[2] < 0 || s.file.size != HEADER * 4 + 2 * (uint64_t)header[2])
+        die("%s is damaged: its header says %d tokens, its size says %zu", path, header[2],
+            (s.file.size - HEADER * 4) / 2);
+    s.tokens = (const uint16_t*)(s.file.data + HEADER * 4);
+    s.count = (size_t)header[2];
+    size_t cuts = s.count ? (s.count - 1) / T : 0;
+    s.windows = cuts > 1 ? cuts - 1 : cuts; // one is kept back as room for the shift
+    s.slack = s.windows ? s.count - 1 - s.windows * T : 0;
+    return s;
+}
+
+// pattern: a file, or a glob that matches several; T: tokens in a window.
+static Data open_data(const char* pattern, size_t T, size_t V) {
+    Data d = {NULL, 0, 0, 0, T, V};
+    glob_t found;
+    int error = glob(pattern, GLOB_NOCHECK, NULL, &found);
+    if (error) die("cannot look for %s: %s", pattern, error == GLOB_NOSPACE ? "no memory" : "no permission");
+    d.shard_count = found.gl_pathc;
+    d.shards = (Shard*)allocate(d.shard_count, sizeof(Shard), "the list of shards");
+    for (size_t i = 0; i < d.shard_count; i++) {
+        char* path = strdup(found.gl_pathv[i]);
+        if (!path) die("no memory for the list of shards");
+        d.shards[i] = open_shard(path, T);
+        d.windows += d.shards[i].windows;
+        d.token_count += d.shards[i].count;
+    }
+    globfree(&found);
+    if (!d.windows)
+        die("%s: %zu tokens are too few for a context of %zu (it needs one more than that): more text, or a smaller "
+            "--context",
+            pattern, d.token_count, T);
+    return d;
+}
+
+static void free_data(Data* d) {
+    for (size_t i = 0; i < d->shard_count; i++) {
+        unmap_file(&d->shards[i].file);
+        free((char*)d->shards[i].file.path);
+    }
+    free(d->shards);
+}
+
+// Window `index` of all shards, cut with the shift that `key` names (0: none). inputs, targets (T).
+static void load_window(const Data* d, size_t index, uint64_t key, int* inputs, int* targets) {
+    const Shard* s = d->shards;
+    while (index >= s->windows) index -= (s++)->windows;
+    size_t start = index * d->T + (key ? random_bits(key, (uint64_t)(s - d->shards)) % (s->slack + 1) : 0);
+    for (size_t i = 0; i <= d->T; i++) {
+        int token = s->tokens[start + i];
+        if ((size_t)token >= d->V)
+            die("%s: token %zu is %d, but the vocabulary has %zu: not made with this tokenizer", s->file.path,
+                start + i, token, d->V);
+        if (i < d->T) inputs[i] = token;
+        if (i > 0) targets[i - 1] = token;
+    }
+}
+
+// The training windows number `taken` to taken + B - 1 since the run began. inputs, targets (B,T).
+static void load_batch(const Data* d, uint64_t seed, uint64_t taken, size_t B, int* inputs, int* targets) {
+    for (size_t b = 0; b < B; b++) {
+        uint64_t epoch = (taken + b) / d->windows, i = (taken + b) % d->windows;
+        uint64_t order = random_bits(random_bits(seed, STREAM_SHUFFLE), epoch);
+        uint64_t shift = random_bits(random_bits(seed, STREAM_PHASE), epoch) | 1;
+        load_window(d, (size_t)shuffled(i, d->windows, order), shift, inputs + b * d->T, targets + b * d->T);
+    }
+}
+
+// ====================================================================================================================
+// Checkpoint
+//
+// A safetensors file: the length of a JSON text as uint64, the text, then the tensors' bytes. The text is an object:
+//     {"__metadata__": {"key": "value", ...}, "name": {"dtype": "F32", "shape": [..], "data_offsets": [from, to]}, ...}
+// with offsets counted from the end of the text, and no byte between tensors unaccounted for. A training checkpoint
+// has the weights under Hugging Face's names, AdamW's moments as adam.m.NAME and adam.v.NAME, and in its metadata
+// the options, the step and the place in the data: all that --resume needs to go on bit for bit.
+
+typedef struct {
+    const char *start, *p, *end, *path;
+} Json;
+
+__attribute__((noreturn)) static void json_fail(const Json* j, const char* what) {
+    die("%s is damaged: %s at byte %zu of its JSON", j->path, what, (size_t)(j->p - j->start));
+}
+
+// If c is the next character after white space, takes it.
+static bool json_take(Json* j, char c) {
+    while (j->p < j->end && (*j->p == ' ' || *j->p == '\n' || *j->p == '\t' || *j->p == '\r')) j->p++;
+    if (j->p == j->end || *j->p != c) return false;
+    j->p++;
+    return true;
+}
+
+static void json_expect(Json* j, char c) {
+    char what[] = "'?' missing";
+    what[1] = c;
+    if (!json_take(j, c)) json_fail(j, what);
+}
+
+// A string into out, which has room for `room` bytes; what does not fit is cut off. Names here are plain: escapes
+// other than \" \\ \/ are kept as they stand.
+static void json_string(Json* j, char* out, size_t room) {
+    size_t n = 0;
+    json_expect(j, '"');
+    while (j->p < j->end && *j->p != '"') {
+        if (*j->p == '\\' && j->p + 1 < j->end && strchr("\"\\/", j->p[1])) j->p++;
+        if (n + 1 < room) out[n++] = *j->p;
+        j->p++;
+    }
+    if (j->p == j->end) json_fail(j, "a string does not end");
+    j->p++;
+    out[n] = 0;
+}
+
+static uint64_t json_integer(Json* j) {
+    uint64_t value = 0;
+    json_take(j, ' ');
+    if (j->p == j->end || *j->p < '0' || *j->p > '9') json_fail(j, "a whole number is missing");
+    for (; j->p < j->end && *j->p >= '0' && *j->p <= '9'; j->p++)
+        if (__builtin_mul_overflow(value, 10u, &value) ||
+            __builtin_add_overflow(value, (uint64_t)(*j->p - '0'), &value))
+            json_fail(j, "too large a number");
+    return value;
+}
+
+static void json_skip(Json* j, int depth) {
+    char ignored[2];
+    if (depth > 64) json_fail(j, "too deep a nesting");
+    if (json_take(j, '{')) {
+        if (json_take(j, '}')) return;
+        do {
+            json_string(j, ignored, sizeof ignored);
+            json_expect(j, ':');
+            json_skip(j, depth + 1);
+        } while (json_take(j, ','));
+        json_expect(j, '}');
+    } else if (json_take(j, '[')) {
+        if (json_take(j, ']')) return;
+        do json_skip(j, depth + 1);
+        while (json_take(j, ','));
+        json_expect(j, ']');
+    } else if (j->p < j->end && *j->p == '"') {
+        json_string(j, ignored, sizeof ignored);
+    } else {
+        const char* start = j->p;
+        while (j->p < j->end && strchr("+-.0123456789abcdefghijklmnopqrstuvwxyzE", *j->p) && *j->p) j->p++;
+        if (j->p == start) json_fail(j, "a value is missing");
+    }
+}
+
+enum { MAX_ENTRIES = 1 << 14, MAX_DIMENSIONS = 4 };
+typedef struct {
+    char name[96], type[8];
+    size_t dimensions, shape[MAX_DIMENSIONS], from, to;
+} Entry;
+
+typedef struct {
+    char key[64], value[64];
+} Pair;
+
+typedef struct {
+    File file;
+    const uint8_t* data;
+    size_t entry_count, pair_count;
+    Entry* entries; // in the order of their bytes
+    Pair* pairs;
+} Checkpoint;
+
+static size_t type_size(const char* type) {
+    return !strcmp(type, "F32") ? 4 : !strcmp(type, "F16") || !strcmp(type, "BF16") ? 2 : 0;
+}
+
+static int compare_entries(const void* a, const void* b) {
+    const Entry *x = (const Entry*)a, *y = (const Entry*)b;
+    return x->from != y->from ? (x->from > y->from) - (x->from < y->from) : (x->to > y->to) - (x->to < y->to);
+}
+
+static int compare_names(const void* a, const void* b) {
+    return strcmp((*(const Entry* const*)a)->name, (*(const Entry* const*)b)->name);
+}
+
+static void parse_entry(Json* j, Entry* e) {
+    char key[32];
+    bool has_type = false, has_shape = false, has_place = false;
+    json_expect(j, '{');
+    do {
+        json_string(j, key, sizeof key);
+        json_expect(j, ':');
+        if (!strcmp(key, "dtype")) {
+            json_string(j, e->type, sizeof e->type);
+            has_type = true;
+        } else if (!strcmp(key, "shape")) {
+            has_shape = true;
+            e->dimensions = 0;
+            json_expect(j, '[');
+            if (json_take(j, ']')) continue;
+            do {
+                if (e->dimensions == MAX_DIMENSIONS) json_fail(j, "too many dimensions");
+                e->shape[e->dimensions++] = json_integer(j);
+            } while (json_take(j, ','));
+            json_expect(j, ']');
+        } else if (!strcmp(key, "data_offsets")) {
+            has_place = true;
+            json_expect(j, '[');
+            e->from = json_integer(j);
+            json_expect(j, ',');
+            e->to = json_integer(j);
+            json_expect(j, ']');
+        } else
+            json_skip(j, 0);
+    } while (json_take(j, ','));
+    json_expect(j, '}');
+    if (!has_type || !has_shape || !has_place) json_fail(j, "a tensor without dtype, shape or data_offsets");
+}
+
+static void parse_metadata(Json* j, Checkpoint* c) {
+    json_expect(j, '{');
+    if (json_take(j, '}')) return;
+    do {
+        if (c->pair_count == 256) json_fail(j, "too much metadata");
+        Pair* pair = &c->pairs[c->pair_count++];
+        json_string(j, pair->key, sizeof pair->key);
+        json_expect(j, ':');
+        json_string(j, pair->value, sizeof pair->value);
+    } while (json_take(j, ','));
+    json_expect(j, '}');
+}
+
+// That the tensors' bytes follow one another from the first to the last, with no name given twice.
+static void check_entries(Checkpoint* c, size_t data_size) {
+    const char* path = c->file.path;
+    const Entry** names = (const Entry**)allocate(c->entry_count, sizeof *names, "the list of tensors");
+    qsort(c->entries, c->entry_count, sizeof(Entry), compare_entries);
+    size_t at = 0;
+    for (size_t i = 0; i < c->entry_count; i++) {
+        const Entry* e = names[i] = &c->entries[i];
+        if (e->from != at || e->to < e->from || e->to > data_size)
+            die("%s is damaged: the place of tensor %s is wrong", path, e->name);
+        size_t bytes = type_size(e->type);
+        for (size_t d = 0; d < e->dimensions; d++)
+            if (__builtin_mul_overflow(bytes, e->shape[d], &bytes)) die("%s: tensor %s is too large", path, e->name);
+        if (bytes && bytes != e->to - e->from) die("%s is damaged: tensor %s has the wrong size", path, e->name);
+        at = e->to;
+    }
+    if (at != data_size) die("%s is damaged: %zu bytes belong to no tensor", path, data_size - at);
+    qsort(names, c->entry_count, sizeof *names, compare_names);
+    for (size_t i = 1; i < c->entry_count; i++)
+        if (!strcmp(names[i - 1]->name, names[i]->name)) die("%s has two tensors %s", path, names[i]->name);
+    free(names);
+}
+
+static Checkpoint open_checkpoint(const char* path, const char* advice) {
+    Checkpoint c;
+    memset(&c, 0, sizeof c);
+    c.file = map_file(path, advice);
+    uint64_t length = 0;
+    if (c.file.size >= 8) memcpy(&length, c.file.data, 8);
+    if (c.file.size < 10 || length > c.file.size - 8 || length > 100000000 || c.file.data[8] != '{')
+        die("%s is not a safetensors file, or is cut off", path);
+    c.data = c.file.data + 8 + length;
+    c.pairs = (Pair*)allocate(256, sizeof(Pair), "metadata");
+    size_t room = 0;
+    const char* text = (const char*)c.file.data + 8;
+    Json j = {text, text, text + length, path};
+    json_expect(&j, '{');
+    if (!json_take(&j, '}')) {
+        do {
+            char name[96];
+            json_string(&j, name, sizeof name);
+            json_expect(&j, ':');
+            if (!strcmp(name, "__metadata__")) {
+                parse_metadata(&j, &c);
+                continue;
+            }
+            if (c.entry_count == MAX_ENTRIES) json_fail(&j, "too many tensors");
+            if (c.entry_count == room) {
+                room = room ? 2 * room : 256;
+                c.entries = (Entry*)realloc(c.entries, room * sizeof(Entry));
+                if (!c.entries) die("no memory for the list of tensors");
+            }
+            Entry* e = &c.entries[c.entry_count++];
+            memset(e, 0, sizeof *e);
+            memcpy(e->name, name, sizeof name);
+            parse_entry(&j, e);
+        } while (json_take(&j, ','));
+        json_expect(&j, '}');
+    }
+    json_take(&j, ' ');
+    if (j.p != j.end) json_fail(&j, "something follows the object");
+    check_entries(&c, c.file.size - 8 - length);
+    return c;
+}
+
+static void close_checkpoint(Checkpoint* c) {
+    free(c->entries);
+    free(c->pairs);
+    unmap_file(&c->file);
+}
+
+static const char* metadata(const Checkpoint* c, const char* key) {
+    for (size_t i = 0; i < c->pair_count; i++)
+        if (!strcmp(c->pairs[i].key, key)) return c->pairs[i].value;
+    return NULL;
+}
+
+// The tensor of this name, with or without the prefix that a model saved with its head carries; or NULL.
+static const Entry* find_entry(const Checkpoint* c, const char* prefix, const char* name) {
+    char full[96], longer[128];
+    snprintf(full, sizeof full, "%s%s", prefix, name);
+    snprintf(longer, sizeof longer, "transformer.%s", full);
+    for (size_t i = 0; i < c->entry_count; i++)
+        if (!strcmp(c->entries[i].name, full) || !strcmp(c->entries[i].name, longer)) return &c->entries[i];
+    return NULL;
+}
+
+static float half_to_float(uint16_t h) {
+    uint32_t sign = (uint32_t)(h & 0x8000) << 16, exponent = h >> 10 & 31, fraction = h & 1023;
+    if (exponent == 0) return (sign ? -1.0f : 1.0f) * (float)fraction * 5.9604644775390625e-8f; // 2^-24
+    uint32_t bits = sign | (exponent == 31 ? 255 : exponent + 112) << 23 | fraction << 13;
+    float x;
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
+// Copies the first t->size numbers of a file's tensor to `to` on the device.
+static void load_tensor(const Checkpoint* c, const Entry* e, const Tensor* t, float* to) {
+    float buffer[4096];
+    const uint8_t* from = c->data + e->from;
+    size_t width = type_size(e->type);
+    for (size_t i = 0, n; i < t->size; i += n) {
+        n = min_size(4096, t->size - i);
+        for (size_t j = 0; j < n; j++) {
+            uint32_t bits = 0;
+            memcpy(&bits, from + (i + j) * width, width);
+            if (e->type[0] == 'B') bits <<= 16;
+            if (!strcmp(e->type, "F16"))
+                buffer[j] = half_to_float((uint16_t)bits);
+            else
+                memcpy(&buffer[j], &bits, sizeof bits);
+        }
+        device->to_device(to + i, buffer, n);
+    }
+}
+
+// Fills a block of the model (weights, or moments under their prefix) from a file. A position embedding longer than
+// the model's context is cut.
+static void load_block(const Checkpoint* c, const Model* model, const char* prefix, float* block) {
+    for (size_t i = 0; i < model->tensor_count; i++) {
+        const Tensor* t = &model->tensors[i];
+        const Entry* e = find_entry(c, prefix, t->name);
+        if (!e) die("%s has no tensor %s%s: not a GPT-2, or not a training checkpoint", c->file.path, prefix, t->name);
+        if (!type_size(e->type))
+            die("%s: tensor %s is of type %s, not F32, F16 or BF16", c->file.path, e->name, e->type);
+        size_t columns = e->dimensions ? e->shape[e->dimensions - 1] : 0, rows = e->dimensions > 1 ? e->shape[0] : 0;
+        bool cut = !strcmp(t->name, "wpe.weight") && rows > t->rows;
+        if (e->dimensions != (t->rows ? 2 : 1) || columns != t->columns || (rows != t->rows && !cut))
+            die("%s: tensor %s has not the shape (%zu,%zu) of this model", c->file.path, e->name, t->rows, t->columns);
+        load_tensor(c, e, t, block + t->offset);
+    }
+}
+
+// That a file holds nothing that this model would have to compute with and does not know of. Mask buffers carry no
+// information; a head must be the token embedding again.
+static void check_foreign(const Checkpoint* c, const Model* model) {
+    const Entry* wte = find_entry(c, "", "wte.weight");
+    for (size_t i = 0; i < c->entry_count; i++) {
+        const Entry* e = &c->entries[i];
+        const char* name = strncmp(e->name, "transformer.", 12) ? e->name : e->name + 12;
+        size_t n = strlen(name);
+        bool known = !strncmp(name, "adam.", 5) || (n > 10 && !strcmp(name + n - 10, ".attn.bias")) ||
+                     (n > 17 && !strcmp(name + n - 17, ".attn.masked_bias"));
+        for (size_t k = 0; k < model->tensor_count && !known; k++) known = !strcmp(name, model->tensors[k].name);
+        if (!strcmp(name, "lm_head.weight")) {
+            if (e->to - e->from != wte->to - wte->from ||
+                memcmp(c->data + e->from, c->data + wte->from, e->to - e->from))
+                die("%s: its head is not its token embedding, as GPT-2's is", c->file.path);
+            known = true;
+        }
+        if (!known) die("%s has a tensor %s, which a GPT-2 has not", c->file.path, e->name);
+    }
+}
+
+// The head count in the config.json beside a weights file, or 0.
+static size_t heads_from_config(const char* directory) {
+    char path[4096 + 16], key[64];
+    snprintf(path, sizeof path, "%s/config.json", directory);
+    if (access(path, R_OK)) return 0;
+    File file = map_file(path, "");
+    const char* text = (const char*)file.data;
+    Json j = {text, text, text + file.size, path};
+    size_t heads = 0;
+    json_expect(&j, '{');
+    if (!json_take(&j, '}')) {
+        do {
+            json_string(&j, key, sizeof key);
+            json_expect(&j, ':');
+            if (!strcmp(key, "n_head"))
+                heads = json_integer(&j);
+            else
+                json_skip(&j, 0);
+        } while (json_take(&j, ','));
+        json_expect(&j, '}');
+    }
+    unmap_file(&file);
+    return heads;
+}
+
+// The model that a file holds. Heads leave no trace in the shapes: metadata, config.json, or D = 64 as in GPT-2.
+static Config read_config(const Checkpoint* c) {
+    Config config = {0, 0, 0, 0, 0};
+    const char* path = c->file.path;
+    const Entry *wte = find_entry(c, "", "wte.weight"), *wpe = find_entry(c, "", "wpe.weight");
+    if (!wte || !wpe || wte->dimensions != 2 || wpe->dimensions != 2 || wte->shape[1] != wpe->shape[1])
+        die("%s is not a GPT-2: it lacks wte.weight (V,C) or wpe.weight (T,C)", path);
+    config.V = wte->shape[0];
+    config.C = wte->shape[1];
+    config.T = wpe->shape[0];
+    for (char name[32]; snprintf(name, sizeof name, "h.%zu.ln_1.weight", config.L), find_entry(c, "", name); config.L++)
+        if (config.L == MAX_LAYERS) die("%s has more than %d layers", path, MAX_LAYERS);
+    const char* slash = strrchr(path, '/');
+    char directory[4096] = ".";
+    if (slash) snprintf(directory, sizeof directory, "%.*s", (int)(slash - path), path);
+    config.H =
+        metadata(c, "--heads") ? (size_t)strtoul(metadata(c, "--heads"), NULL, 10) : heads_from_config(directory);
+    if (!config.H) config.H = config.C / 64;
+    if (!config.V || config.V > MAX_VOCABULARY || !config.C || !config.T || !config.L || !config.H ||
+        config.C % config.H)
+        die("%s: impossible sizes: vocabulary %zu, channels %zu, context %zu, layers %zu, heads %zu", path, config.V,
+            config.C, config.T, config.L, config.H);
+    return config;
+}
+
+static void append(char** text, size_t* length, const char* format, ...) {
+    va_list args;
+    va_start(args, format);
+    char* more;
+    int n = vasprintf(&more, format, args);
+    va_end(args);
+    if (n < 0) die("no memory for the checkpoint's header");
+    *text = (char*)realloc(*text, *length + (size_t)n + 1);
+    if (!*text) die("no memory for the checkpoint's header");
+    memcpy(*text + *length, more, (size_t)n + 1);
+    *length += (size_t)n;
+    free(more);
+}
+
+// Writes weights, and with `training` the moments. more_metadata: JSON pairs that go into the metadata, each
+// beginning with a comma.
+static void save_checkpoint(const char* path, const Model* model, bool training, const char* more_metadata) {
+    static const char* const prefixes[] = {"", "adam.m.", "adam.v."};
+    float* const blocks[] = {model->weights, model->moment1, model->moment2};
+    char* text = NULL;
+    size_t length = 0, at = 0, sets = training ? 3 : 1;
+    append(&text, &length, "{\"__metadata__\":{\"format\":\"pt\"%s}", more_metadata);
+    for (size_t set = 0; set < sets; set++)
+        for (size_t i = 0; i < model->tensor_count; i++) {
+            const Tensor* t = &model->tensors[i];
+            append(&text, &length, ",\"%s%s\":{\"dtype\":\"F32\",\"shape\":[", prefixes[set], t->name);
+            if (t->rows) append(&text, &length, "%zu,", t->rows);
+            append(&text, &length, "%zu],\"data_offsets\":[%zu,%zu]}", t->columns, at, at + 4 * t->size);
+            at += 4 * t->size;
+        }
+    append(&text, &length, "}%*s", (int)(7 - length % 8), ""); // tensors begin at a multiple of 8 bytes
+    Output out;
+    output_open(&out, path);
+    uint64_t header = length;
+    output_write(&out, &header, sizeof header);
+    output_write(&out, text, length);
+    free(text);
+    float buffer[16384];
+    for (size_t set = 0; set < sets; set++)
+        for (size_t i = 0; i < model->tensor_count; i++) {
+            const Tensor* t = &model->tensors[i];
+            for (size_t j = 0, n; j < t->size; j += n) {
+                n = min_size(16384, t->size - j);
+                device->to_host(buffer, blocks[set] + t->offset + j, n);
+                output_write(&out, buffer, n * sizeof(float));
+            }
+        }
+    output_replace(&out);
+}
+
+// A folder that transformers' AutoModelForCausalLM.from_pretrained opens.
+static void export_model(const char* directory, const Model* model) {
+    char path[4096];
+    if (mkdir(directory, 0777) && errno != EEXIST) die("cannot make the folder %s: %s", directory, strerror(errno));
+    if (strlen(directory) > 4000) die("the name %.40s... is too long", directory);
+    snprintf(path, sizeof path, "%.4000s/model.safetensors", directory);
+    save_checkpoint(path, model, false, "");
+    snprintf(path, sizeof path, "%.4000s/config.json", directory);
+    Config c = model->config;
+    char* text = NULL;
+    size_t length = 0;
+    append(
+        &text, &length,
+        "{\n  \"architectures\": [\"GPT2LMHeadModel\"],\n  \"model_type\": \"gpt2\",\n"
+        "  \"vocab_size\": %zu,\n  \"n_positions\": %zu,\n  \"n_ctx\": %zu,\n  \"n_embd\": %zu,\n  \"n_layer\": %zu,\n"
+        "  \"n_head\": %zu,\n  \"activation_function\": \"gelu_new\",\n  \"layer_norm_epsilon\": 1e-05,\n"
+        "  \"bos_token_id\": %zu,\n  \"eos_token_id\": %zu,\n  \"tie_word_embeddings\": true,\n"
+        "  \"torch_dtype\": \"float32\"\n}\n",
+        c.V, c.T, c.T, c.C, c.L, c.H, c.V - 1, c.V - 1);
+    Output out;
+    output_open(&out, path);
+    output_write(&out, text, length);
+    output_replace(&out);
+    free(text);
+}
+
+// ====================================================================================================================
+// Generation
+//
+// The model gives a distribution over the next token; one is drawn, appended, and so on. Keys and values of earlier
+// positions stay in the activations, so each new token costs one position's work. When the context is full, the older
+// half of it is forgotten and the rest computed anew, since positions are counted from the window's first token.
+
+typedef struct {
+    double temperature, top_p; // 0: always the likeliest token; top_p 1: no limit
+    size_t top_k, tokens;      // top_k 0: no limit
+    uint64_t key;              // the stream of random numbers
+} Sampling;
+
+typedef struct {
+    float p;
+    int token;
+} Candidate;
+
+static int compare_candidates(const void* a, const void* b) {
+    const Candidate *x = (const Candidate*)a, *y = (const Candidate*)b;
+    return x->p != y->p ? (x->p < y->p) - (x->p > y->p) : x->token - y->token;
+}
+
+// Draws a token: softmax(logits / temperature), of that the top_k likeliest, of those the fewest whose probabilities
+// sum to top_p (nucleus sampling, Holtzman et al. 2020). u: uniform in (0,1). c: working memory (V).
+static int sample_token(const float* logits, size_t V, const Sampling* s, double u, Candidate* c) {
+    size_t best = 0, n = 0;
+    for (size_t v = 0; v < V; v++) {
+        if (isnan(logits[v])) die("the model's output is not a number: its weights are damaged");
+        if (logits[v] > logits[best]) best = v;
+    }
+    if (s->temperature == 0) return (int)best;
+    double sum = 0, kept = 0;
+    for (size_t v = 0; v < V; v++) {
+        c[v].p = v == best ? 1.0f : exp_((float)((logits[v] - logits[best]) / s->temperature));
+        c[v].token = (int)v;
+        sum += c[v].p;
+    }
+    n = V;
+    if (s->top_k || s->top_p < 1) {
+        // Tokens that each have under (1 - top_p)/V sum to under 1 - top_p, so none is needed: fewer to sort.
+        n = 0;
+        for (size_t v = 0; v < V; v++)
+            if (c[v].p >= sum * (1 - s->top_p) / (double)V) c[n++] = c[v];
+        qsort(c, n, sizeof *c, compare_candidates);
+        if (s->top_k) n = min_size(n, s->top_k);
+        sum = 0;
+        for (size_t i = 0; i < n; i++) sum += c[i].p;
+        for (size_t i = 0; i < n; i++) {
+            kept += c[i].p;
+            if (kept >= s->top_p * sum) n = i + 1;
+        }
+        sum = kept;
+    }
+    for (size_t i = 0; i < n; i++)
+        if ((u -= c[i].p / sum) < 0) return c[i].token;
+    return c[n - 1].token; // rounding
+}
+
+// Prints bytes as they come, but never a part of a UTF-8 character: an unfinished one waits for its other bytes. What
+// is no UTF-8 is shown as the replacement character.
+typedef struct {
+    uint8_t bytes[4];
+    size_t count;
+} Utf8Printer;
+
+static void utf8_print(Utf8Printer* p, const uint8_t* s, size_t n, bool last) {
+    while (n || (last && p->count)) {
+        if (n && p->count < 4) {
+            p->bytes[p->count++] = *s++;
+            n--;
+        }
+        uint32_t code;
+        uint8_t lead = p->bytes[0];
+        size_t length = utf8_character(p->bytes, p->count, &code);
+        size_t wanted = lead >= 0xF8 ? 1 : lead >= 0xF0 ? 4 : lead >= 0xE0 ? 3 : lead >= 0xC0 ? 2 : 1;
+        bool prefix = p->count < wanted;
+        for (size_t i = 1; i < p->count; i++) prefix = prefix && (p->bytes[i] & 0xC0) == 0x80;
+        if (code == UINT32_MAX && prefix && (n || !last)) continue;
+        if (code == UINT32_MAX)
+            fputs("\xEF\xBF\xBD", stdout);
+        else
+            fwrite(p->bytes, 1, length, stdout);
+        p->count -= length;
+        memmove(p->bytes, p->bytes + length, p->count);
+    }
+}
+
+static volatile sig_atomic_t signalled;
+
+// Continues a prompt of n > 0 tokens on stdout. a: activations for one sequence of the model's context.
+static void generate(Model* model, Activations* a, const Tokenizer* t, const int* prompt, size_t n, const Sampling* s) {
+    size_t V = model->config.V, T = model->config.T, used = min_size(n, T), cached = 0;
+    int* window = (int*)allocate(T, sizeof(int), "the context");
+    float* logits = (float*)allocate(V, sizeof(float), "logits");
+    Candidate* candidates = (Candidate*)allocate(V, sizeof(Candidate), "candidates");
+    Utf8Printer printer = {{0}, 0};
+    memcpy(window, prompt + n - used, used * sizeof(int));
+    for (size_t i = 0; i < s->tokens && !signalled; i++) {
+        device->forward(model, a, window + cached, NULL, 1, used, cached);
+        device->wait(model);
+        device->to_host(logits, a->logits, V);
+        int token = sample_token(logits, V, s, random_uniform(s->key, i), candidates);
+        if (token == t->end_of_text) break;
+        size_t length;
+        const uint8_t* string = token_string(t, token, &length);
+        utf8_print(&printer, string, length, false);
+        fflush(stdout);
+        cached = used;
+        if (used == T) {
+            used = T / 2;
+            cached = 0;
+            memmove(window, window + T - used, used * sizeof(int));
+        }
+        window[used++] = token;
+    }
+    utf8_print(&printer, NULL, 0, true);
+    free(window);
+    free(logits);
+    free(candidates);
+}
+
+// ====================================================================================================================
+// Command line
+//
+// One table of options drives reading them, the help text, the suggestion for a misspelt one, and what a checkpoint
+// remembers of the run that wrote it.
+
+static struct {
+    const char *data, *train, *val, *preset, *init, *log, *checkpoint, *export_to, *prompt, *tokenize;
+    long layers, heads, channels, context;
+    long steps, batch, accumulate, warmup, seed, val_every, val_batches, sample_every, save_every, tokens, top_k;
+    double lr, min_lr, weight_decay, beta1, beta2, clip, temperature, top_p;
+    bool resume, help, version;
+} opt;
+
+typedef enum { WHOLE, REAL, TEXT, FLAG } ValueKind;
+enum { SAVED = 1, SHAPE = 2 }; // kept in checkpoints; fixed by a checkpoint
+
+typedef struct {
+    const char *group, *name, *argument, *initial, *help;
+    ValueKind kind;
+    void* value;
+    double least, most;
+    int flags;
+    bool given;
+} Option;
+
+// clang-format off
+static Option options[] = {
+    {"data", "--data", "DIR", "data", "folder with train.bin, val.bin, tokenizer.bin", TEXT, &opt.data, 0, 0, 0, false},
+    {"", "--train", "GLOB", NULL, "shards to train on, instead of DIR/train.bin", TEXT, &opt.train, 0, 0, 0, false},
+    {"", "--val", "GLOB", NULL, "shards to validate on, instead of DIR/val.bin", TEXT, &opt.val, 0, 0, 0, false},
+    {"model", "--layers", "N", "4", "transformer blocks", WHOLE, &opt.layers, 1, MAX_LAYERS, SAVED | SHAPE, false},
+    {"", "--heads", "N", "4", "attention heads of a block", WHOLE, &opt.heads, 1, 1 << 16, SAVED | SHAPE, false},
+    {"", "--channels", "N", "128", "width of the residual stream", WHOLE, &opt.channels, 1, 1 << 16, SAVED | SHAPE, false},
+    {"", "--context", "N", "64", "longest sequence in tokens", WHOLE, &opt.context, 1, 1 << 20, SAVED | SHAPE, false},
+    {"", "--preset", "NAME", NULL, "gpt2, gpt2-medium, gpt2-large or gpt2-xl", TEXT, &opt.preset, 0, 0, 0, false},
+    {"", "--init", "PATH", NULL, "start from GPT-2 weights: a safetensors file, or its folder", TEXT, &opt.init, 0, 0, 0, false},
+    {"training", "--steps", "N", "2000", "optimiser steps", WHOLE, &opt.steps, 1, 1e12, SAVED, false},
+    {"", "--batch", "N", "12", "sequences in a batch", WHOLE, &opt.batch, 1, 1 << 20, SAVED, false},
+    {"", "--accumulate", "N", "1", "batches in a step", WHOLE, &opt.accumulate, 1, 1 << 20, SAVED, false},
+    {"", "--lr", "X", "4e-3", "highest learning rate", REAL, &opt.lr, 0, 1e3, SAVED, false},
+    {"", "--min-lr", "X", "1e-4", "learning rate of the last step", REAL, &opt.min_lr, 0, 1e3, SAVED, false},
+    {"", "--warmup", "N", "50", "steps over which the learning rate rises", WHOLE, &opt.warmup, 0, 1e12, SAVED, false},
+    {"", "--weight-decay", "X", "0.1", "AdamW's decay of matrices and embeddings", REAL, &opt.weight_decay, 0, 1e3, SAVED, false},
+    {"", "--beta1", "X", "0.9", "AdamW's memory of the gradient", REAL, &opt.beta1, 0, 0.999999, SAVED, false},
+    {"", "--beta2", "X", "0.99", "AdamW's memory of its square", REAL, &opt.beta2, 0, 0.999999, SAVED, false},
+    {"", "--clip", "X", "1", "largest norm of the gradient (0: no limit)", REAL, &opt.clip, 0, 1e30, SAVED, false},
+    {"", "--seed", "N", "1337", "of weights, shuffling and sampling", WHOLE, &opt.seed, 0, 1e15, SAVED, false},
+    {"progress", "--val-every", "N", "250", "steps between validations (0: only at the end)", WHOLE, &opt.val_every, 0, 1e12, SAVED, false},
+    {"", "--val-batches", "N", "50", "batches in a validation, at most", WHOLE, &opt.val_batches, 1, 1e9, SAVED, false},
+    {"", "--sample-every", "N", "500", "steps between samples of text (0: only at the end)", WHOLE, &opt.sample_every, 0, 1e12, SAVED, false},
+    {"", "--save-every", "N", "500", "steps between checkpoints (0: only at the end)", WHOLE, &opt.save_every, 0, 1e12, SAVED, false},
+    {"", "--log", "FILE", NULL, "write one CSV row a step", TEXT, &opt.log, 0, 0, 0, false},
+    {"files", "--checkpoint", "FILE", "gpt.safetensors", "where the model is saved and read", TEXT, &opt.checkpoint, 0, 0, 0, false},
+    {"", "--resume", NULL, NULL, "go on from the checkpoint, bit for bit", FLAG, &opt.resume, 0, 0, 0, false},
+    {"", "--export", "DIR", NULL, "write the model for Hugging Face transformers, and end", TEXT, &opt.export_to, 0, 0, 0, false},
+    {"generate", "--generate", "TEXT", NULL, "continue TEXT with the checkpoint's model (or --init's)", TEXT, &opt.prompt, 0, 0, 0, false},
+    {"", "--tokens", "N", "256", "tokens to generate", WHOLE, &opt.tokens, 0, 1e12, 0, false},
+    {"", "--temperature", "X", "0.8", "below 1 bolder, above wilder; 0: always the likeliest", REAL, &opt.temperature, 0, 1e3, 0, false},
+    {"", "--top-k", "N", "0", "draw from the N likeliest (0: all)", WHOLE, &opt.top_k, 0, MAX_VOCABULARY, 0, false},
+    {"", "--top-p", "X", "1", "draw from the likeliest that sum to X", REAL, &opt.top_p, 1e-9, 1, 0, false},
+    {"other", "--tokenize", "FILE", NULL, "print the tokens of a text, one a line, and end", TEXT, &opt.tokenize, 0, 0, 0, false},
+    {"", "--help", NULL, NULL, "this text", FLAG, &opt.help, 0, 0, 0, false},
+    {"", "--version", NULL, NULL, "the program's version", FLAG, &opt.version, 0, 0, 0, false},
+};
+enum { OPTIONS = sizeof options / sizeof *options };
+
+static const struct {
+    const char *name, *layers, *heads, *channels, *lr;
+} presets[] = { // sizes: Radford et al. 2019; learning rates: Brown et al. 2020, table 2.1
+    {"gpt2", "12", "12", "768", "6e-4"},
+    {"gpt2-medium", "24", "16", "1024", "3e-4"},
+    {"gpt2-large", "36", "20", "1280", "2.5e-4"},
+    {"gpt2-xl", "48", "25", "1600", "2e-4"},
+};
+// clang-format on
+
+static void print_help(void) {
+    puts("train_gpt: trains and runs a GPT-2.\n\n"
+         "  ./train_gpt                          train on data/, all defaults\n"
+         "  ./train_gpt --resume --steps 4000    go on, for longer\n"
+         "  ./train_gpt --generate \"ROMEO:\"      continue a prompt from the checkpoint\n"
+         "  ./train_gpt --init gpt2/ --generate \"Hello\"   the same with downloaded GPT-2 weights\n");
+    for (int i = 0; i < OPTIONS; i++) {
+        const Option* o = &options[i];
+        char left[64];
+        snprintf(left, sizeof left, "%s %s", o->name, o->argument ? o->argument : "");
+        printf("  %-9s %-20s %s", o->group, left, o->help);
+        if (o->initial) printf(" [%s]", o->initial);
+        putchar('\n');
+    }
+    puts("\nOMP_NUM_THREADS sets the number of threads; the result is the same for any.");
+}
+
+static Option* find_option(const char* name) {
+    for (int i = 0; i < OPTIONS; i++)
+        if (!strcmp(options[i].name, name)) return &options[i];
+    return NULL;
+}
+
+static bool given(const char* name) { return find_option(name)->given; }
+
+// Levenshtein's distance: the fewest insertions, deletions and replacements of a character that turn a into b.
+static size_t edit_distance(const char* a, const char* b) {
+    size_t row[64], n = min_size(strlen(b), 63);
+    for (size_t j = 0; j <= n; j++) row[j] = j;
+    for (size_t i = 1; a[i - 1]; i++) {
+        size_t diagonal = row[0];
+        row[0] = i;
+        for (size_t j = 1; j <= n; j++) {
+            size_t replaced = diagonal + (a[i - 1] != b[j - 1]);
+            diagonal = row[j];
+            row[j] = min_size(replaced, 1 + min_size(row[j], row[j - 1]));
+        }
+    }
+    return row[n];
+}
+
+__attribute__((noreturn)) static void unknown_option(const char* name) {
+    const Option* nearest = options;
+    for (int i = 0; i < OPTIONS; i++)
+        if (edit_distance(name, options[i].name) < edit_distance(name, nearest->name)) nearest = &options[i];
+    if (edit_distance(name, nearest->name) <= 3)
+        fail(2, "unknown option %s; did you mean %s? (--help lists all)", name, nearest->name);
+    fail(2, "unknown option %s (--help lists all)", name);
+}
+
+// where: what an error is blamed on. status: 2 for the command line, 1 for a checkpoint.
+static void set_option(Option* o, const char* text, int status, const char* where) {
+    char* end;
+    errno = 0;
+    if (o->kind == TEXT)
+        *(const char**)o->value = text;
+    else if (o->kind == FLAG)
+        *(bool*)o->value = true;
+    else {
+        double value = o->kind == WHOLE ? (double)strtol(text, &end, 10) : strtod(text, &end);
+        if (end == text || *end || errno || !(value >= o->least && value <= o->most))
+            fail(status, "%s%s takes a %snumber from %g to %g, not '%s'", where, o->name,
+                 o->kind == WHOLE ? "whole " : "", o->least, o->most, text);
+        if (o->kind == WHOLE)
+            *(long*)o->value = strtol(text, NULL, 10);
+        else
+            *(double*)o->value = value;
+    }
+}
+
+static void set_default(const char* name, const char* text) {
+    Option* o = find_option(name);
+    if (!o->given) set_option(o, text, 2, "");
+}
+
+static void parse_command_line(int argc, char** argv) {
+    for (int i = 0; i < OPTIONS; i++)
+        if (options[i].initial) set_option(&options[i], options[i].initial, 2, "");
+    for (int i = 1; i < argc; i++) {
+        // Both `--name value` and `--name=value`.
+        char name[64];
+        const char *equals = strchr(argv[i], '='), *value = equals ? equals + 1 : NULL;
+        snprintf(name, sizeof name, "%.*s", equals ? (int)(equals - argv[i]) : 63, argv[i]);
+        if (!strcmp(name, "-h")) snprintf(name, sizeof name, "--help");
+        if (name[0] != '-') fail(2, "'%s' is no option (--help lists all)", argv[i]);
+        Option* o = find_option(name);
+        if (!o) unknown_option(name);
+        if (o->kind == FLAG && value) fail(2, "%s takes no value", name);
+        if (o->kind != FLAG && !value && (++i == argc || !(value = argv[i]))) fail(2, "%s needs a value", name);
+        set_option(o, value, 2, "");
+        o->given = true;
+    }
+    if (opt.preset) {
+        size_t i = 0;
+        while (i < sizeof presets / sizeof *presets && strcmp(presets[i].name, opt.preset)) i++;
+        if (i == sizeof presets / sizeof *presets)
+            fail(2, "--preset is gpt2, gpt2-medium, gpt2-large or gpt2-xl, not '%s'", opt.preset);
+        set_default("--layers", presets[i].layers);
+        set_default("--heads", presets[i].heads);
+        set_default("--channels", presets[i].channels);
+        set_default("--context", "1024");
+        set_default("--lr", presets[i].lr);
+        set_default("--min-lr", "0");
+        set_default("--batch", "4");
+    }
+    if (opt.init && opt.preset) fail(2, "--init brings the model's sizes along: leave out --preset");
+    if (opt.init && opt.resume) fail(2, "--init begins a run and --resume continues one: give one of them");
+    if (opt.init) { // fine-tuning: small steps away from what was learned
+        set_default("--lr", "3e-5");
+        set_default("--min-lr", "0");
+    }
+}
+
+// ====================================================================================================================
+// Training loop
+
+static bool live;      // stdout is a terminal
+static bool line_open; // its last line is the progress line
+
+static void clear_live_line(void) {
+    if (line_open) fputs("\r\033[K", stdout);
+    line_open = false;
+}
+
+static void on_signal(int number) {
+    signalled = number;
+    signal(number, SIG_DFL); // a second one ends the program at once
+}
+
+static void check_output(void) {
+    if (fflush(stdout) || ferror(stdout)) {
+        signal(SIGPIPE, SIG_DFL);
+        die("cannot write to standard output: %s", strerror(errno));
+    }
+}
+
+static char* data_path(const char* name) {
+    char* path;
+    if (asprintf(&path, "%s/%s", opt.data, name) < 0) die("no memory for a file's name");
+    return path;
+}
+
+// Where --init points: a file, or the model.safetensors in a folder.
+static const char* weights_path(void) {
+    struct stat info;
+    char* path;
+    if (stat(opt.init, &info) || !S_ISDIR(info.st_mode)) return opt.init;
+    if (asprintf(&path, "%s/model.safetensors", opt.init) < 0) die("no memory for a file's name");
+    return path;
+}
+
+static void check_memory(Config config, size_t B, size_t T, bool training) {
+    double needed = model_bytes(config, B, T, training), available = (double)memory_available();
+    printf("memory     %.1f MB needed, %.0f MB available\n", needed / 1e6, available / 1e6);
+    check_output();
+    if (needed > available)
+        die("this needs %.1f MB of memory and %.1f MB are available: a smaller --batch, --context or model fits",
+            needed / 1e6, available / 1e6);
+}
+
+static void check_tokenizer(const Tokenizer* t, Config config, const char* path) {
+    if (t->V != config.V)
+        die("%s has a vocabulary of %zu, but %s has %zu tokens: prepare the data with the model's tokenizer "
+            "(prepare_data.py --tokenizer)",
+            path, config.V, t->file.path, t->V);
+}
+
+// The model of a checkpoint, or of --init, ready to generate or to be exported.
+static void load_for_use(Model* model, const Tokenizer* t) {
+    const char* path = opt.init ? weights_path() : opt.checkpoint;
+    Checkpoint c = open_checkpoint(path, "; `./train_gpt` trains a model, --init takes one from elsewhere");
+    memset(model, 0, sizeof *model);
+    model->config = read_config(&c);
+    if (opt.init && given("--context")) model->config.T = min_size(model->config.T, (size_t)opt.context);
+    if (t) check_tokenizer(t, model->config, path);
+    double needed = model_bytes(model->config, 1, model->config.T, false), available = (double)memory_available();
+    if (needed > available)
+        die("%s needs %.1f MB of memory and %.1f MB are available", path, needed / 1e6, available / 1e6);
+    device->create_model(model, false);
+    load_block(&c, model, "", model->weights);
+    check_foreign(&c, model);
+    close_checkpoint(&c);
+}
+
+static int run_generate(void) {
+    Model model;
+    Activations a;
+    memset(&a, 0, sizeof a);
+    Tokenizer t = load_tokenizer(data_path("tokenizer.bin"));
+    load_for_use(&model, &t);
+    device->create_activations(&a, &model, 1, model.config.T, false);
+    size_t n = strlen(opt.prompt);
+    int* prompt = (int*)allocate(n + 1, sizeof(int), "the prompt");
+    size_t count = encode(&t, (const uint8_t*)opt.prompt, n, prompt);
+    if (!count) prompt[count++] = t.end_of_text >= 0 ? t.end_of_text : find_token(&t, (const uint8_t*)"\n", 1);
+    Sampling s = {opt.temperature, opt.top_p, (size_t)opt.top_k, (size_t)opt.tokens,
+                  random_bits((uint64_t)opt.seed, STREAM_SAMPLE)};
+    fputs(opt.prompt, stdout);
+    fflush(stdout);
+    double start = seconds();
+    generate(&model, &a, &t, prompt, count, &s);
+    putchar('\n');
+    check_output();
+    if (live) fprintf(stderr, "(%.1f s)\n", seconds() - start);
+    free(prompt), free(a.block), free_model(&model), free_tokenizer(&t);
+    return signalled ? 128 + signalled : 0;
+}
+
+static int run_tokenize(void) {
+    Tokenizer t = load_tokenizer(data_path("tokenizer.bin"));
+    File file = map_file(opt.tokenize, "");
+    int* tokens = (int*)allocate(file.size, sizeof(int), "tokens");
+    size_t n = encode(&t, file.data, file.size, tokens);
+    for (size_t i = 0; i < n; i++) printf("%d\n", tokens[i]);
+    check_output();
+    free(tokens), unmap_file(&file), free_tokenizer(&t);
+    return 0;
+}
+
+static int run_export(void) {
+    Model model;
+    load_for_use(&model, NULL);
+    export_model(opt.export_to, &model);
+    printf("%s opens with transformers' AutoModelForCausalLM.from_pretrained(\"%s\")\n", opt.export_to, opt.export_to);
+    free_model(&model);
+    return 0;
+}
+
+// All that a training run holds.
+typedef struct {
+    Tokenizer tokenizer;
+    Data train, val;
+    Model model;
+    Activations a, sampler; // a batch; one sequence, to sample from
+    int *inputs, *targets;  // (B,T)
+    size_t B, T;
+    size_t step;    // steps done
+    uint64_t taken; // training windows taken
+    FILE* log;
+    double peak;                  // operations a second
+    double *losses, *validations; // by step, from `first`; NAN where none
+    size_t first;
+    double val_loss, bits_per_byte; // the last validation's
+} Run;
+
+static double learning_rate(size_t step) { // counted from 1
+    double s = (double)step, warmup = (double)opt.warmup, steps = (double)opt.steps;
+    if (s <= warmup) return opt.lr * s / warmup;
+    double progress = steps > warmup ? fmin(1, (s - warmup) / (steps - warmup)) : 1;
+    return opt.min_lr + 0.5 * (opt.lr - opt.min_lr) * (1 + cos(3.141592653589793 * progress));
+}
+
+static void save_run(const Run* run) {
+    char* text = NULL;
+    size_t length = 0;
+    append(&text, &length, ",\"step\":\"%zu\",\"windows\":\"%llu\"", run->step, (unsigned long long)run->taken);
+    append(&text, &length, ",\"tokenizer\":\"%016llx\",\"tokens\":\"%zu\"",
+           (unsigned long long)fingerprint(run->tokenizer.file.data, run->tokenizer.file.size), run->train.token_count);
+    for (int i = 0; i < OPTIONS; i++) {
+        const Option* o = &options[i];
+        if (!(o->flags & SAVED)) continue;
+        if (o->kind == WHOLE)
+            append(&text, &length, ",\"%s\":\"%ld\"", o->name, *(long*)o->value);
+        else
+            append(&text, &length, ",\"%s\":\"%.17g\"", o->name, *(double*)o->value);
+    }
+    save_checkpoint(opt.checkpoint, &run->model, true, text);
+    free(text);
+}
+
+// Takes over the options of the run that wrote the checkpoint; those given now replace them, shapes excepted.
+static void resume_options(Run* run, const Checkpoint* c) {
+    const char *step = metadata(c, "step"), *taken = metadata(c, "windows"), *tokens = metadata(c, "tokens");
+    const char* tokenizer = metadata(c, "tokenizer");
+    char now[32];
+    if (!step || !taken || !tokens || !tokenizer)
+        die("%s holds no run to resume; --init starts a new one from its weights", c->file.path);
+    for (int i = 0; i < OPTIONS; i++) {
+        Option* o = &options[i];
+        const char* value = metadata(c, o->name);
+        if (!(o->flags & SAVED)) continue;
+        if (!value) die("%s is damaged: it does not say %s", c->file.path, o->name);
+        if (o->given && (o->flags & SHAPE) && *(long*)o->value != atol(value))
+            die("%s %ld does not fit %s, which was trained with %s: leave the option out, or start anew without "
+                "--resume",
+                o->name, *(long*)o->value, c->file.path, value);
+        if (!o->given) set_option(o, value, 1, "the checkpoint is damaged: ");
+    }
+    run->step = strtoul(step, NULL, 10);
+    run->taken = strtoull(taken, NULL, 10);
+    snprintf(now, sizeof now, "%016llx",
+             (unsigned long long)fingerprint(run->tokenizer.file.data, run->tokenizer.file.size));
+    if (strcmp(now, tokenizer)) die("%s was trained with another %s", c->file.path, run->tokenizer.file.path);
+}
+
+// Opens the log. A resumed run keeps the rows of the steps that its checkpoint has seen.
+static void open_log(Run* run) {
+    if (!opt.log) return;
+    FILE* old = opt.resume ? fopen(opt.log, "r") : NULL;
+    Output out;
+    output_open(&out, opt.log);
+    const char* title = "step,loss,val_loss,lr,grad_norm,ms,tokens_per_s\n";
+    output_write(&out, title, strlen(title));
+    char line[512];
+    while (old && fgets(line, sizeof line, old)) {
+        size_t step = strtoul(line, NULL, 10);
+        if (step > 0 && step <= run->step && strchr(line, '\n')) output_write(&out, line, strlen(line));
+    }
+    if (old) fclose(old);
+    output_replace(&out);
+    run->log = fopen(opt.log, "a");
+    if (!run->log) die("cannot write %s: %s", opt.log, strerror(errno));
+}
+
+// That the checkpoint can be written is tried before the work that it is to keep.
+static void try_checkpoint(void) {
+    Output out;
+    output_open(&out, opt.checkpoint);
+    fclose(out.stream);
+    unlink(out.temporary);
+}
+
+static void start_run(Run* run) {
+    memset(run, 0, sizeof *run);
+    run->tokenizer = load_tokenizer(data_path("tokenizer.bin"));
+    Checkpoint c;
+    const char* weights = opt.init ? weights_path() : opt.checkpoint;
+    bool from_file = opt.init || opt.resume;
+    Config config;
+    if (from_file) c = open_checkpoint(weights, opt.resume ? "; there is nothing to resume" : "");
+    if (opt.resume) resume_options(run, &c);
+    if (from_file) {
+        config = read_config(&c);
+        if (opt.init && given("--context")) config.T = min_size(config.T, (size_t)opt.context);
+        check_tokenizer(&run->tokenizer, config, weights);
+    } else {
+        Config chosen = {run->tokenizer.V, (size_t)opt.context, (size_t)opt.channels, (size_t)opt.heads,
+                         (size_t)opt.layers};
+        config = chosen;
+    }
+    if (config.C % config.H) fail(2, "--channels %zu is not divisible by --heads %zu", config.C, config.H);
+    opt.layers = (long)config.L, opt.heads = (long)config.H; // as saved, with --init too
+    opt.channels = (long)config.C, opt.context = (long)config.T;
+    run->B = (size_t)opt.batch;
+    run->T = config.T;
+    run->train = open_data(opt.train ? opt.train : data_path("train.bin"), run->T, config.V);
+    run->val = open_data(opt.val ? opt.val : data_path("val.bin"), run->T, config.V);
+    if (opt.resume && (run->train.token_count != strtoul(metadata(&c, "tokens"), NULL, 10)))
+        die("%s was trained on %s tokens, but there are %zu now: other data", weights, metadata(&c, "tokens"),
+            run->train.token_count);
+    if (opt.resume && run->step >= (size_t)opt.steps)
+        die("%s has done all of its %ld steps; --steps takes a larger number to go on", weights, opt.steps);
+    try_checkpoint();
+    open_log(run);
+    printf("data       %zu tokens to train on, %zu to validate, vocabulary %zu\n", run->train.token_count,
+           run->val.token_count, config.V);
+    double parameters =
+        ((double)config.V + (double)config.T + 12 * (double)config.C * (double)config.L) * (double)config.C;
+    printf("model      %zu layers, %zu heads, %zu channels, context %zu: %.2f M parameters\n", config.L, config.H,
+           config.C, config.T, parameters / 1e6);
+    check_memory(config, run->B, run->T, true);
+    run->model.config = config;
+    device->create_model(&run->model, true);
+    device->create_activations(&run->a, &run->model, run->B, run->T, true);
+    device->create_activations(&run->sampler, &run->model, 1, run->T, false);
+    run->inputs = (int*)allocate(run->B * run->T, sizeof(int), "a batch");
+    run->targets = (int*)allocate(run->B * run->T, sizeof(int), "a batch");
+    if (from_file) {
+        load_block(&c, &run->model, "", run->model.weights);
+        if (opt.resume) load_block(&c, &run->model, "adam.m.", run->model.moment1);
+        if (opt.resume) load_block(&c, &run->model, "adam.v.", run->model.moment2);
+        check_foreign(&c, &run->model);
+        close_checkpoint(&c);
+    } else
+        initialize(&run->model, (uint64_t)opt.seed);
+    run->first = run->step;
+    run->losses = (double*)allocate((size_t)opt.steps - run->first, sizeof(double), "the loss curve");
+    run->validations = (double*)allocate((size_t)opt.steps - run->first, sizeof(double), "the loss curve");
+    run->peak = machine_peak();
+    printf("machine    %s, %d threads, %.0f GFLOP/s at most\n", device->name, omp_get_max_threads(), run->peak / 1e9);
+    printf("training   steps %zu to %ld of %ld x %zu x %zu tokens, checkpoint in %s%s\n\n", run->step + 1, opt.steps,
+           opt.accumulate, run->B, run->T, opt.checkpoint,
+           !opt.resume && !access(opt.checkpoint, F_OK) ? " (replacing the one there)" : "");
+    check_output();
+}
+
+// Mean loss over the validation windows, always the same, spread evenly over the text. Also in bits per byte of text,
+// which unlike the loss compares between tokenizers.
+static void validate(Run* run) {
+    size_t T = run->T, count = min_size(run->val.windows, (size_t)opt.val_batches * run->B);
+    double loss = 0, bytes = 0;
+    for (size_t i = 0, n; i < count; i += n) {
+        n = min_size(run->B, count - i);
+        for (size_t b = 0; b < n; b++)
+            load_window(&run->val, (i + b) * run->val.windows / count, 0, run->inputs + b * T, run->targets + b * T);
+        device->forward(&run->model, &run->a, run->inputs, run->targets, n, T, 0);
+        loss += take_loss(&run->model) * (double)(n * T);
+        for (size_t j = 0; j < n * T; j++) {
+            size_t length;
+            token_string(&run->tokenizer, run->targets[j], &length);
+            bytes += (double)length;
+        }
+    }
+    run->val_loss = loss / (double)(count * T);
+    run->bits_per_byte = loss / bytes / 0.6931471805599453;
+    run->validations[run->step - 1 - run->first] = run->val_loss;
+}
+
+// Sampling draws from a stream of the step's own, so that a resumed run draws the same.
+static void show_sample(Run* run, size_t tokens) {
+    Sampling s = {opt.temperature, opt.top_p, (size_t)opt.top_k, tokens,
+                  random_bits(random_bits((uint64_t)opt.seed, STREAM_SAMPLE), run->step)};
+    int start = run->tokenizer.end_of_text >= 0 ? run->tokenizer.end_of_text
+                                                : find_token(&run->tokenizer, (const uint8_t*)"\n", 1);
+    clear_live_line();
+    puts("---");
+    generate(&run->model, &run->sampler, &run->tokenizer, &start, 1, &s);
+    puts("\n---");
+}
+
+// The loss over the steps as a small picture: * training (mean over a column's steps), o validation.
+static void draw_curve(const Run* run) {
+    enum { WIDTH = 64, HEIGHT = 12 };
+    double train[WIDTH], val[WIDTH], low = INFINITY, high = -INFINITY;
+    size_t steps = run->step - run->first;
+    for (size_t x = 0; x < WIDTH; x++) {
+        size_t from = x * steps / WIDTH, to = (x + 1) * steps / WIDTH;
+        double sum = 0;
+        val[x] = NAN;
+        for (size_t i = from; i < to; i++) {
+            sum += run->losses[i];
+            if (run->validations[i] > 0) val[x] = run->validations[i];
+        }
+        train[x] = to > from ? sum / (double)(to - from) : NAN;
+        low = fmin(low, fmin(train[x], val[x]));
+        high = fmax(high, fmax(train[x], val[x]));
+    }
+    if (!(high > low)) return;
+    putchar('\n');
+    for (int y = 0; y < HEIGHT; y++) {
+        printf("  %6.3f |", high - (high - low) * y / (HEIGHT - 1));
+        for (size_t x = 0; x < WIDTH; x++) {
+            bool o = lround((high - val[x]) / (high - low) * (HEIGHT - 1)) == y && !isnan(val[x]);
+            bool star = lround((high - train[x]) / (high - low) * (HEIGHT - 1)) == y && !isnan(train[x]);
+            putchar(o ? 'o' : star ? '*' : ' ');
+        }
+        putchar('\n');
+    }
+    printf("         +----------------------------------------------------------------\n"
+           "          step %-6zu       loss: * training, o validation %14s %zu\n",
+           run->first + 1, "step", run->step);
+}
+
+// One step: `accumulate` batches forward and backward, one update. Returns the mean loss.
+static double train_step(Run* run) {
+    Model* model = &run->model;
+    for (long i = 0; i < opt.accumulate; i++) {
+        load_batch(&run->train, (uint64_t)opt.seed, run->taken, run->B, run->inputs, run->targets);
+        run->taken += run->B;
+        device->forward(model, &run->a, run->inputs, run->targets, run->B, run->T, 0);
+        device->backward(model, &run->a, run->inputs, run->targets, run->B, run->T, 1 / (float)opt.accumulate);
+    }
+    AdamW o = {learning_rate(run->step + 1), opt.beta1, opt.beta2, opt.weight_decay, opt.clip, run->step + 1};
+    device->update(model, o);
+    double loss = take_loss(model);
+    run->step++;
+    if (!isfinite(loss) || !isfinite(model->gradient_norm))
+        die("at step %zu the loss is %f and the gradient's norm %f: a smaller --lr or --clip may help; %s holds the "
+            "last "
+            "good checkpoint, if one was saved",
+            run->step, loss, model->gradient_norm, opt.checkpoint);
+    return loss;
+}
+
+static void report(Run* run, double loss, double step_seconds, double left, bool validated) {
+    double lr = learning_rate(run->step), tokens = (double)opt.accumulate * (double)run->B * (double)run->T;
+    double share =
+        (double)opt.accumulate * step_operations(run->model.config, run->B, run->T) / step_seconds / run->peak;
+    size_t every = (size_t)opt.steps / 20 + 1;
+    if (live || validated || run->step % every == 0 || run->step == run->first + 1) {
+        clear_live_line();
+        printf("step %5zu/%ld  loss %.4f", run->step, opt.steps, loss);
+        if (validated) printf("  val %.4f  %.3f bits/byte", run->val_loss, run->bits_per_byte);
+        printf("  lr %.2e  norm %.3f  %.1f ms  %.0f tok/s  %.0f%% of peak", lr, run->model.gradient_norm,
+               step_seconds * 1e3, tokens / step_seconds, 100 * share);
+        if (live && !validated) printf("  %.0f s left", left);
+        line_open = live && !validated;
+        if (!line_open) putchar('\n');
+        check_output();
+    }
+    if (!run->log) return;
+    fprintf(run->log, "%zu,%.9g,", run->step, loss);
+    if (validated) fprintf(run->log, "%.9g", run->val_loss);
+    fprintf(run->log, ",%.9g,%.9g,%.3f,%.0f\n", lr, run->model.gradient_norm, step_seconds * 1e3,
+            tokens / step_seconds);
+    if (fflush(run->log)) die("cannot write %s: %s", opt.log, strerror(errno));
+}
+
+static bool due(size_t step, long every) { return step == (size_t)opt.steps || (every && step % (size_t)every == 0); }
+
+static int run_training(void) {
+    Run run;
+    start_run(&run);
+    double begin = seconds(), average = 0;
+    while (run.step < (size_t)opt.steps && !signalled) {
+        double start = seconds(), loss = train_step(&run), duration = seconds() - start;
+        average = average ? 0.9 * average + 0.1 * duration : duration;
+        run.losses[run.step - 1 - run.first] = loss;
+        bool validated = due(run.step, opt.val_every);
+        if (validated) validate(&run);
+        report(&run, loss, duration, average * (double)((size_t)opt.steps - run.step), validated);
+        if (due(run.step, opt.save_every)) save_run(&run);
+        if (due(run.step, opt.sample_every)) show_sample(&run, run.step == (size_t)opt.steps ? 256 : 96);
+    }
+    clear_live_line();
+    if (signalled && run.step < (size_t)opt.steps) {
+        save_run(&run);
+        printf("stopped after step %zu, saved in %s; `./train_gpt --resume", run.step, opt.checkpoint);
+        if (given("--checkpoint")) printf(" --checkpoint %s", opt.checkpoint);
+        if (given("--data")) printf(" --data %s", opt.data);
+        puts("` goes on from there");
+        check_output();
+        return 128 + signalled;
+    }
+    draw_curve(&run);
+    const char* checkpoint = given("--checkpoint") ? " --checkpoint " : "";
+    const char* data = given("--data") ? " --data " : "";
+    printf("\n%.1f s. Validation loss %.4f, %.3f bits per byte. The model is in %s; to let it write:\n"
+           "    ./train_gpt%s%s%s%s --generate \"Once\"\n",
+           seconds() - begin, run.val_loss, run.bits_per_byte, opt.checkpoint, checkpoint,
+           *checkpoint ? opt.checkpoint : "", data, *data ? opt.data : "");
+    if (run.log && fclose(run.log)) die("cannot write %s: %s", opt.log, strerror(errno));
+    free(run.losses), free(run.validations), free(run.inputs), free(run.targets);
+    free(run.a.block), free(run.sampler.block);
+    free_model(&run.model), free_data(&run.train), free_data(&run.val), free_tokenizer(&run.tokenizer);
+    check_output();
+    return 0;
+}
+
+// The program; tests call it under this name.
+static int train_gpt(int argc, char** argv) {
+    struct sigaction action;
+    memset(&action, 0, sizeof action);
+    action.sa_handler = on_signal;
+    sigaction(SIGINT, &action, NULL);
+    sigaction(SIGTERM, &action, NULL);
+    live = isatty(STDOUT_FILENO);
+    parse_command_line(argc, argv);
+    if (opt.tokenize) return run_tokenize();
+    if (opt.export_to) return run_export();
+    if (opt.prompt) return run_generate();
+    if (!opt.help && !opt.version) return run_training();
+    if (opt.help)
+        print_help();
+    else
+        puts("train_gpt " VERSION);
+    check_output();
+    return 0;
+}
+
+#ifndef NO_MAIN
+int main(int argc, char** argv) { return train_gpt(argc, argv); }
+#endif
