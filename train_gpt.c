@@ -294,18 +294,20 @@ static void kernel(size_t depth, const float* __restrict__ a, const float* __res
     memcpy(tile, sum, sizeof sum);
 }
 
-// panel (depth,width): panel[k][i] = m(i,k), i < count, and 0 in the columns from count to width.
-static void pack(float* __restrict__ panel, Matrix m, size_t count, size_t width, size_t depth) {
-    if (count < width) memset(panel, 0, width * depth * sizeof(float));
-    if (m.row == 1) {
+// panel (depth,width): panel[k][i] = m(i,k) for i < count, and 0 from there to width. The whole panels, by far the
+// most, get loops of their own, in which `width` is a constant once this is inlined.
+__attribute__((always_inline)) static inline void pack(float* __restrict__ panel, Matrix m, size_t count, size_t width,
+                                                       size_t depth) {
+    if (count == width && m.row == 1) {
         for (size_t k = 0; k < depth; k++)
-            for (size_t i = 0; i < count; i++) panel[k * width + i] = m.p[i + k * m.column];
-        return;
+            for (size_t i = 0; i < width; i++) panel[k * width + i] = m.p[i + k * m.column];
+    } else if (count == width) {
+        for (size_t k = 0; k < depth; k++)
+            for (size_t i = 0; i < width; i++) panel[k * width + i] = m.p[i * m.row + k * m.column];
+    } else {
+        for (size_t k = 0; k < depth; k++)
+            for (size_t i = 0; i < width; i++) panel[k * width + i] = i < count ? m.p[i * m.row + k * m.column] : 0;
     }
-    // A transpose: squares of 16, so that each line of memory that is fetched is used up while it is near.
-    for (size_t k0 = 0; k0 < depth; k0 += 16)
-        for (size_t i = 0; i < count; i++)
-            for (size_t k = k0; k < min_size(depth, k0 + 16); k++) panel[k * width + i] = m.p[i * m.row + k * m.column];
 }
 
 static void pack_a(float* out, Matrix a, size_t rows, size_t depth) {
@@ -319,23 +321,28 @@ static void pack_b(float* out, Matrix b, size_t columns, size_t depth) {
         pack(out + j * depth, block_at(bt, j, 0), min_size(NR, columns - j), NR, depth);
 }
 
+// The first n sums of a tile's row into c, plus bias, plus add, each of which may be NULL.
+__attribute__((always_inline)) static inline void store_row(float* c, const float* sums, const float* bias,
+                                                            const float* add, size_t n) {
+    for (size_t x = 0; x < n; x++) c[x] = sums[x] + (bias ? bias[x] : 0) + (add ? add[x] : 0);
+}
+
 // c (rows,columns), rows `width` apart: packed a times packed b, plus bias (columns), plus add (shaped and strided
-// like c, may be c itself). Either may be NULL.
+// like c, may be c itself).
 static void multiply_packed(float* c, size_t width, const float* a, const float* b, const float* bias, const float* add,
                             size_t rows, size_t columns, size_t depth) {
+    float tile[MR * NR] __attribute__((aligned(64)));
     for (size_t j = 0; j < columns; j += NR)
         for (size_t i = 0; i < rows; i += MR) {
-            float tile[MR * NR] __attribute__((aligned(64)));
             kernel(depth, a + i * depth, b + j * depth, tile);
             size_t tile_rows = min_size(MR, rows - i), tile_columns = min_size(NR, columns - j);
             for (size_t y = 0; y < tile_rows; y++) {
-                float* t = tile + y * NR;
                 size_t at = (i + y) * width + j;
-                if (bias)
-                    for (size_t x = 0; x < tile_columns; x++) t[x] += bias[j + x];
-                if (add)
-                    for (size_t x = 0; x < tile_columns; x++) t[x] += add[at + x];
-                memcpy(c + at, t, tile_columns * sizeof(float));
+                const float *more = add ? add + at : NULL, *tile_bias = bias ? bias + j : NULL;
+                if (tile_columns == NR)
+                    store_row(c + at, tile + y * NR, tile_bias, more, NR);
+                else
+                    store_row(c + at, tile + y * NR, tile_bias, more, tile_columns);
             }
         }
 }
@@ -758,53 +765,55 @@ typedef enum {
 // The parameters, under the names and in the shapes of Hugging Face's GPT-2 files. A tensor starts as
 // mean + std * normal (Radford et al. 2019; projections into the residual stream, of which there are 2L, are
 // scaled down so that their sum keeps its size). Those with rows, that is matrices and embeddings, decay.
-//    kind  field     name                        rows  columns  mean  std
-#define PARAMETERS(X)                                                                         \
-    X(ONE, wte, "wte.weight", V, C, 0, 0.02f) /* token embedding, and head */                 \
-    X(ONE, wpe, "wpe.weight", T, C, 0, 0.02f) /* position embedding */                        \
-    X(EACH, ln1_w, "h.%zu.ln_1.weight", 0, C, 1, 0)                                           \
-    X(EACH, ln1_b, "h.%zu.ln_1.bias", 0, C, 0, 0)                                             \
-    X(EACH, qkv_w, "h.%zu.attn.c_attn.weight", C, 3 * C, 0, 0.02f)                            \
-    X(EACH, qkv_b, "h.%zu.attn.c_attn.bias", 0, 3 * C, 0, 0)                                  \
-    X(EACH, att_w, "h.%zu.attn.c_proj.weight", C, C, 0, residual) /* attention to residual */ \
-    X(EACH, att_b, "h.%zu.attn.c_proj.bias", 0, C, 0, 0)                                      \
-    X(EACH, ln2_w, "h.%zu.ln_2.weight", 0, C, 1, 0)                                           \
-    X(EACH, ln2_b, "h.%zu.ln_2.bias", 0, C, 0, 0)                                             \
-    X(EACH, fc_w, "h.%zu.mlp.c_fc.weight", C, 4 * C, 0, 0.02f)                                \
-    X(EACH, fc_b, "h.%zu.mlp.c_fc.bias", 0, 4 * C, 0, 0)                                      \
-    X(EACH, mlp_w, "h.%zu.mlp.c_proj.weight", 4 * C, C, 0, residual) /* MLP to residual */    \
-    X(EACH, mlp_b, "h.%zu.mlp.c_proj.bias", 0, C, 0, 0)                                       \
-    X(ONE, lnf_w, "ln_f.weight", 0, C, 1, 0)                                                  \
-    X(ONE, lnf_b, "ln_f.bias", 0, C, 0, 0)
+// clang-format off
+// kind, field, name, rows, columns, mean, std
+#define PARAMETERS(X)                                                                                     \
+    X(ONE,  wte,   "wte.weight",               V,     C,     0, 0.02f)    /* token embedding, and head */ \
+    X(ONE,  wpe,   "wpe.weight",               T,     C,     0, 0.02f)    /* position embedding */        \
+    X(EACH, ln1_w, "h.%zu.ln_1.weight",        0,     C,     1, 0)                                        \
+    X(EACH, ln1_b, "h.%zu.ln_1.bias",          0,     C,     0, 0)                                        \
+    X(EACH, qkv_w, "h.%zu.attn.c_attn.weight", C,     3 * C, 0, 0.02f)                                    \
+    X(EACH, qkv_b, "h.%zu.attn.c_attn.bias",   0,     3 * C, 0, 0)                                        \
+    X(EACH, att_w, "h.%zu.attn.c_proj.weight", C,     C,     0, residual) /* attention to residual */     \
+    X(EACH, att_b, "h.%zu.attn.c_proj.bias",   0,     C,     0, 0)                                        \
+    X(EACH, ln2_w, "h.%zu.ln_2.weight",        0,     C,     1, 0)                                        \
+    X(EACH, ln2_b, "h.%zu.ln_2.bias",          0,     C,     0, 0)                                        \
+    X(EACH, fc_w,  "h.%zu.mlp.c_fc.weight",    C,     4 * C, 0, 0.02f)                                    \
+    X(EACH, fc_b,  "h.%zu.mlp.c_fc.bias",      0,     4 * C, 0, 0)                                        \
+    X(EACH, mlp_w, "h.%zu.mlp.c_proj.weight",  4 * C, C,     0, residual) /* MLP to residual */           \
+    X(EACH, mlp_b, "h.%zu.mlp.c_proj.bias",    0,     C,     0, 0)                                        \
+    X(ONE,  lnf_w, "ln_f.weight",              0,     C,     1, 0)                                        \
+    X(ONE,  lnf_b, "ln_f.bias",                0,     C,     0, 0)
 
 // What a forward pass computes, one row a position, and what the backward pass reads again.
-//    kind      field       width
-#define ACTIVATIONS(X)                                                      \
-    X(ONE, embedded, C) /* token + position */                              \
-    X(EACH, ln1, C)                                                         \
-    X(EACH, ln1_mean, 1)                                                    \
-    X(EACH, ln1_rstd, 1)                                                    \
-    X(CACHE, qkv, 3 * C) /* queries, keys, values of all heads */           \
-    X(EACH, att, C)      /* the heads' outputs side by side */              \
-    X(EACH, lse, H)      /* log-sum-exp of each head's scores */            \
-    X(EACH, mid, C)      /* residual stream after attention */              \
-    X(EACH, ln2, C)                                                         \
-    X(EACH, ln2_mean, 1)                                                    \
-    X(EACH, ln2_rstd, 1)                                                    \
-    X(EACH, fc, 4 * C)                                                      \
-    X(EACH, gelu, 4 * C)                                                    \
-    X(EACH, out, C) /* residual stream after the MLP: the layer's output */ \
-    X(ONE, lnf, C)                                                          \
-    X(ONE, lnf_mean, 1)                                                     \
-    X(ONE, lnf_rstd, 1)                                                     \
-    X(HEAD, logits, V) /* in the backward pass their gradient */            \
-    X(HEAD, logits_lse, 1)                                                  \
-    X(HEAD, losses, 1)                                                      \
-    X(GRADIENT, dresidual, C) /* the residual stream's, on its way down */  \
-    X(GRADIENT, dnormed, C)   /* a layernorm's output's */                  \
-    X(GRADIENT, dqkv, 3 * C)                                                \
-    X(GRADIENT, datt, C)                                                    \
-    X(GRADIENT, dfc, 4 * C) /* gelu's output's, then its input's */
+// kind, field, width
+#define ACTIVATIONS(X)                                                                     \
+    X(ONE,      embedded,   C)     /* token + position */                                  \
+    X(EACH,     ln1,        C)                                                             \
+    X(EACH,     ln1_mean,   1)                                                             \
+    X(EACH,     ln1_rstd,   1)                                                             \
+    X(CACHE,    qkv,        3 * C) /* queries, keys, values of all heads */                \
+    X(EACH,     att,        C)     /* the heads' outputs side by side */                   \
+    X(EACH,     lse,        H)     /* log-sum-exp of each head's scores */                 \
+    X(EACH,     mid,        C)     /* residual stream after attention */                   \
+    X(EACH,     ln2,        C)                                                             \
+    X(EACH,     ln2_mean,   1)                                                             \
+    X(EACH,     ln2_rstd,   1)                                                             \
+    X(EACH,     fc,         4 * C)                                                         \
+    X(EACH,     gelu,       4 * C)                                                         \
+    X(EACH,     out,        C)     /* residual stream after the MLP: the layer's output */ \
+    X(ONE,      lnf,        C)                                                             \
+    X(ONE,      lnf_mean,   1)                                                             \
+    X(ONE,      lnf_rstd,   1)                                                             \
+    X(HEAD,     logits,     V)     /* in the backward pass their gradient */               \
+    X(HEAD,     logits_lse, 1)                                                             \
+    X(HEAD,     losses,     1)                                                             \
+    X(GRADIENT, dresidual,  C)     /* the residual stream's, on its way down */            \
+    X(GRADIENT, dnormed,    C)     /* a layernorm's output's */                            \
+    X(GRADIENT, dqkv,       3 * C)                                                         \
+    X(GRADIENT, datt,       C)                                                             \
+    X(GRADIENT, dfc,        4 * C) /* gelu's output's, then its input's */
+// clang-format on
 
 #define PARAMETER_FIELD(kind, field, name, rows, columns, mean, std) FIELD_##kind(field)
 #define ACTIVATION_FIELD(kind, field, width)                         FIELD_##kind(field)
@@ -1119,7 +1128,7 @@ static double machine_peak(void) {
 #pragma omp parallel reduction(+ : total)
         {
             vec sum[CHAINS], x;
-            for (int lane = 0; lane < LANES; lane++) x[lane] = 1e-3f * (float)(lane + omp_get_thread_num());
+            for (int lane = 0; lane < LANES; lane++) x[lane] = 1e-3f * (float)(1 + lane + omp_get_thread_num());
             for (int i = 0; i < CHAINS; i++) sum[i] = x + (float)i;
             for (int step = 0; step < STEPS; step++)
 #pragma GCC unroll 12
