@@ -109,7 +109,7 @@ typedef struct {
 static File map_file(const char* path, const char* advice) {
     File file = {path, NULL, 0};
     struct stat info;
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); // a pipe without a writer would wait for one
     if (fd < 0 || fstat(fd, &info) < 0) die("cannot open %s: %s%s", path, strerror(errno), advice);
     if (!S_ISREG(info.st_mode)) die("%s is not a regular file%s", path, advice);
     file.size = (size_t)info.st_size;
@@ -147,6 +147,8 @@ static void output_open(Output* out, const char* path) {
     if (strlen(path) >= sizeof out->path) die("the name %.40s... is too long", path);
     snprintf(out->path, sizeof out->path, "%s", path);
     snprintf(out->temporary, sizeof out->temporary, "%s.tmp", path);
+    struct stat info; // a folder cannot be replaced, and a device such as /dev/null must not be
+    if (!stat(path, &info) && !S_ISREG(info.st_mode)) die("cannot write %s: it is not a regular file", path);
     out->stream = fopen(out->temporary, "wb");
     if (!out->stream) output_failed(out);
 }
@@ -248,14 +250,14 @@ static uint64_t shuffled(uint64_t i, uint64_t n, uint64_t key) {
 // The scheme is Goto and van de Geijn's (2008). Vectors are GCC's and Clang's vector extension: a `vec` is LANES
 // floats and +, * work on all of them, so one source serves AVX-512, AVX2 and NEON.
 
-#if defined(__AVX512F__) // 32 registers of 16 floats: 28 sums, 2 of B, and the broadcast of A
-enum { LANES = 16, MR = 14 };
+#if defined(__AVX512F__) // 32 registers of 16 floats: 16 sums, 2 of B, 1 of A
+enum { LANES = 16, MR = 8 };
 #elif defined(__ARM_NEON) // 32 registers of 4 floats
-enum { LANES = 4, MR = 12 };
+enum { LANES = 4, MR = 8 };
 #else                     // 16 registers of 8 floats: 12 sums, 2 of B, 1 of A
 enum { LANES = 8, MR = 6 };
 #endif
-enum { NR = 2 * LANES, KC = 384, MC = 4 * MR, NC = 3072, TILE = 64 };
+enum { NR = 2 * LANES, KC = 384, MC = 8 * MR, NC = 3072, TILE = 64 };
 typedef float vec __attribute__((vector_size(LANES * sizeof(float))));
 
 // A matrix in memory: element (i,j) is p[i * row + j * column].
@@ -1951,13 +1953,16 @@ static int sample_token(const float* logits, size_t V, const Sampling* s, double
     n = V;
     if (s->top_k || s->top_p < 1) {
         // Tokens that each have under (1 - top_p)/V sum to under 1 - top_p, so none is needed: fewer to sort.
+        double least = s->top_k ? 0 : sum * (1 - s->top_p) / (double)V;
         n = 0;
         for (size_t v = 0; v < V; v++)
-            if (c[v].p >= sum * (1 - s->top_p) / (double)V) c[n++] = c[v];
+            if (c[v].p >= least) c[n++] = c[v];
         qsort(c, n, sizeof *c, compare_candidates);
-        if (s->top_k) n = min_size(n, s->top_k);
-        sum = 0;
-        for (size_t i = 0; i < n; i++) sum += c[i].p;
+        if (s->top_k && s->top_k < n) {
+            n = s->top_k;
+            sum = 0;
+            for (size_t i = 0; i < n; i++) sum += c[i].p;
+        }
         for (size_t i = 0; i < n; i++) {
             kept += c[i].p;
             if (kept >= s->top_p * sum) n = i + 1;
