@@ -82,20 +82,17 @@ static void* allocate(size_t count, size_t size, const char* what) {
     return memset(p, 0, bytes);
 }
 
-// Bytes of memory that a program may still take: what the system calls available, or less in a container.
+// Bytes of memory that a program may take: what the system calls available, or a container's limit.
 static size_t memory_available(void) {
-    size_t available = (size_t)sysconf(_SC_PHYS_PAGES) * (size_t)sysconf(_SC_PAGESIZE), kb, limit, used;
+    size_t available = (size_t)sysconf(_SC_PHYS_PAGES) * (size_t)sysconf(_SC_PAGESIZE), kb, limit;
     char line[256];
     FILE* f = fopen("/proc/meminfo", "r");
     while (f && fgets(line, sizeof line, f))
         if (sscanf(line, "MemAvailable: %zu", &kb) == 1) available = kb * 1024;
     if (f) fclose(f);
-    FILE* max = fopen("/sys/fs/cgroup/memory.max", "r");
-    FILE* current = fopen("/sys/fs/cgroup/memory.current", "r");
-    if (max && current && fscanf(max, "%zu", &limit) == 1 && fscanf(current, "%zu", &used) == 1)
-        available = min_size(available, limit > used ? limit - used : 0);
-    if (max) fclose(max);
-    if (current) fclose(current);
+    f = fopen("/sys/fs/cgroup/memory.max", "r");
+    if (f && fscanf(f, "%zu", &limit) == 1) available = min_size(available, limit);
+    if (f) fclose(f);
     return available;
 }
 
@@ -745,7 +742,7 @@ static void cross_entropy_backward(float* logits, const float* lse, const int* t
 // Every tensor is named once, in one of two tables. Sizes, pointers, initialisation, the optimiser, checkpoints and
 // tests all walk them. A row of a table is expanded into a field of a struct and into a description of the tensor.
 
-enum { MAX_LAYERS = 96 };
+enum { MAX_LAYERS = 96, MAX_SIZE = 1 << 16 }; // of V, T, C, H and B: no product of them overflows 64 bits
 typedef struct {
     size_t V, T, C, H, L; // vocabulary, longest sequence ("context"), channels, heads, layers
 } Config;
@@ -910,15 +907,6 @@ static size_t lay_out_activations(Activations* a, Config config, float* block) {
     return size;
 }
 
-// Sizes that would overflow are far beyond any memory: this product in floating point is checked first.
-static double model_bytes(Config c, size_t B, size_t T, bool training) {
-    double C = (double)c.C, rows = (double)B * (double)T, L = (double)c.L;
-    double parameters = ((double)c.V + (double)c.T + 12 * C * L) * C;
-    double activations =
-        training ? rows * (L * (16 * C + (double)c.H) + 11 * C + (double)c.V) : rows * C * (L * 3 + 14);
-    return sizeof(float) * ((training ? 4 : 1) * parameters + activations);
-}
-
 static void cpu_create_model(Model* model, bool training) {
     describe_parameters(model);
     model->weights = (float*)allocate(model->block_size, sizeof(float), "the parameters");
@@ -936,6 +924,18 @@ static void cpu_create_activations(Activations* a, const Model* model, size_t B,
     a->training = training;
     a->block = (float*)allocate(lay_out_activations(a, model->config, NULL), sizeof(float), "the activations");
     lay_out_activations(a, model->config, a->block);
+}
+
+// Bytes that create_model and create_activations take.
+static size_t cpu_memory(Config config, size_t B, size_t T, bool training) {
+    Model model;
+    Activations a;
+    memset(&a, 0, sizeof a);
+    a.B = B, a.T = T, a.training = training;
+    model.config = config;
+    describe_parameters(&model);
+    free(model.tensors);
+    return sizeof(float) * (model.block_size * (training ? 4 : 1) + lay_out_activations(&a, config, NULL));
 }
 
 static void free_model(Model* model) {
@@ -1074,6 +1074,7 @@ static void cpu_copy(float* to, const float* from, size_t n) { memcpy(to, from, 
 // asked for is done; loss and gradient norm may be read from the model only then.
 typedef struct {
     const char* name;
+    size_t (*memory)(Config config, size_t B, size_t T, bool training);
     void (*create_model)(Model* model, bool training);
     void (*create_activations)(Activations* a, const Model* model, size_t B, size_t T, bool training);
     void (*forward)(Model* model, Activations* a, const int* tokens, const int* targets, size_t B, size_t T,
@@ -1086,9 +1087,9 @@ typedef struct {
     void (*to_device)(float* to, const float* from, size_t n);
 } Device;
 
-static const Device cpu = {"CPU",       cpu_create_model, cpu_create_activations,
-                           cpu_forward, cpu_backward,     cpu_update,
-                           cpu_wait,    cpu_copy,         cpu_copy};
+static const Device cpu = {"CPU",       cpu_memory,   cpu_create_model, cpu_create_activations,
+                           cpu_forward, cpu_backward, cpu_update,       cpu_wait,
+                           cpu_copy,    cpu_copy};
 static const Device* device = &cpu;
 
 // Mean loss of the forward passes since the last call.
@@ -1112,12 +1113,12 @@ static void initialize(Model* model, uint64_t seed) {
     }
 }
 
-// Floating-point operations of one training step on B sequences of T tokens: two for each weight and token forward,
-// four backward; attention adds 2 C for each pair of positions twice forward and five times (with the recomputed
-// scores) backward, and half of the pairs are masked.
+// Floating-point operations of one training step on B sequences of T tokens: two for each weight and token forward
+// and four backward; the same for each pair of channel and position that attention multiplies, of which half are
+// masked. What the backward pass computes again is not counted.
 static double step_operations(Config c, size_t B, size_t T) {
-    double C = (double)c.C, rows = (double)B * (double)T, matrices = 12 * C * C * (double)c.L + (double)c.V * C;
-    return 6 * matrices * rows + 7 * C * (double)c.L * rows * (double)T;
+    double C = (double)c.C, L = (double)c.L, weights = 12 * C * C * L + (double)c.V * C;
+    return 6 * (weights + C * L * (double)T) * (double)(B * T);
 }
 
 // The machine's rate of multiply-adds with nothing to load or store, all threads, operations a second.
@@ -1158,7 +1159,7 @@ static double machine_peak(void) {
 #error "the files are little-endian, and so must the machine be"
 #endif
 
-enum { HEADER = 256, TOKENIZER_MAGIC = 20261121, SHARD_MAGIC = 20240520, MAX_VOCABULARY = 65536 };
+enum { HEADER = 256, TOKENIZER_MAGIC = 20261121, SHARD_MAGIC = 20240520 };
 enum { OTHER, LETTER, NUMBER, SPACE };
 
 typedef struct {
@@ -1203,7 +1204,7 @@ static Tokenizer load_tokenizer(const char* path) {
     if (t.file.size < HEADER * 4) die("%s is too short for a tokenizer", path);
     if (header[0] != TOKENIZER_MAGIC || header[1] != 1) die("%s is not a tokenizer made by prepare_data.py", path);
     int64_t V = header[3], S = header[4], R = header[5];
-    if (V < 256 || V > MAX_VOCABULARY || S < V || R < 0 || header[6] < -1 || header[6] >= V ||
+    if (V < 256 || V > MAX_SIZE || S < V || R < 0 || header[6] < -1 || header[6] >= V ||
         t.file.size != HEADER * 4 + 12 * (uint64_t)R + 4 * (uint64_t)(V + 1) + (uint64_t)S)
         die("%s is damaged: its header does not fit its size", path);
     t.V = (size_t)V;
@@ -1220,7 +1221,7 @@ static Tokenizer load_tokenizer(const char* path) {
     for (size_t i = 0; i < t.V; i++)
         if (t.offsets[0] != 0 || t.offsets[i + 1] <= t.offsets[i] || t.offsets[t.V] != S)
             die("%s is damaged: its tokens' offsets are out of order", path);
-    t.mask = 4 * MAX_VOCABULARY - 1;
+    t.mask = 4 * MAX_SIZE - 1;
     t.slots = (uint32_t*)allocate(t.mask + 1, sizeof *t.slots, "the tokenizer");
     for (size_t i = 0; i < t.V; i++) {
         size_t n;
@@ -1829,8 +1830,8 @@ static Config read_config(const Checkpoint* c) {
     config.H =
         metadata(c, "--heads") ? (size_t)strtoul(metadata(c, "--heads"), NULL, 10) : heads_from_config(directory);
     if (!config.H) config.H = config.C / 64;
-    if (!config.V || config.V > MAX_VOCABULARY || !config.C || !config.T || !config.L || !config.H ||
-        config.C % config.H)
+    if (!config.V || config.V > MAX_SIZE || !config.C || config.C > MAX_SIZE || !config.T || config.T > MAX_SIZE ||
+        !config.L || !config.H || config.C % config.H)
         die("%s: impossible sizes: vocabulary %zu, channels %zu, context %zu, layers %zu, heads %zu", path, config.V,
             config.C, config.T, config.L, config.H);
     return config;
@@ -2069,13 +2070,13 @@ static Option options[] = {
     {"", "--train", "GLOB", NULL, "shards to train on, instead of DIR/train.bin", TEXT, &opt.train, 0, 0, 0, false},
     {"", "--val", "GLOB", NULL, "shards to validate on, instead of DIR/val.bin", TEXT, &opt.val, 0, 0, 0, false},
     {"model", "--layers", "N", "4", "transformer blocks", WHOLE, &opt.layers, 1, MAX_LAYERS, SAVED | SHAPE, false},
-    {"", "--heads", "N", "4", "attention heads of a block", WHOLE, &opt.heads, 1, 1 << 16, SAVED | SHAPE, false},
-    {"", "--channels", "N", "128", "width of the residual stream", WHOLE, &opt.channels, 1, 1 << 16, SAVED | SHAPE, false},
-    {"", "--context", "N", "64", "longest sequence in tokens", WHOLE, &opt.context, 1, 1 << 20, SAVED | SHAPE, false},
+    {"", "--heads", "N", "4", "attention heads of a block", WHOLE, &opt.heads, 1, MAX_SIZE, SAVED | SHAPE, false},
+    {"", "--channels", "N", "128", "width of the residual stream", WHOLE, &opt.channels, 1, MAX_SIZE, SAVED | SHAPE, false},
+    {"", "--context", "N", "64", "longest sequence in tokens", WHOLE, &opt.context, 1, MAX_SIZE, SAVED | SHAPE, false},
     {"", "--preset", "NAME", NULL, "gpt2, gpt2-medium, gpt2-large or gpt2-xl", TEXT, &opt.preset, 0, 0, 0, false},
     {"", "--init", "PATH", NULL, "start from GPT-2 weights: a safetensors file, or its folder", TEXT, &opt.init, 0, 0, 0, false},
     {"training", "--steps", "N", "2000", "optimiser steps", WHOLE, &opt.steps, 1, 1e12, SAVED, false},
-    {"", "--batch", "N", "12", "sequences in a batch", WHOLE, &opt.batch, 1, 1 << 20, SAVED, false},
+    {"", "--batch", "N", "12", "sequences in a batch", WHOLE, &opt.batch, 1, MAX_SIZE, SAVED, false},
     {"", "--accumulate", "N", "1", "batches in a step", WHOLE, &opt.accumulate, 1, 1 << 20, SAVED, false},
     {"", "--lr", "X", "4e-3", "highest learning rate", REAL, &opt.lr, 0, 1e3, SAVED, false},
     {"", "--min-lr", "X", "1e-4", "learning rate of the last step", REAL, &opt.min_lr, 0, 1e3, SAVED, false},
@@ -2096,7 +2097,7 @@ static Option options[] = {
     {"generate", "--generate", "TEXT", NULL, "continue TEXT with the checkpoint's model (or --init's)", TEXT, &opt.prompt, 0, 0, 0, false},
     {"", "--tokens", "N", "256", "tokens to generate", WHOLE, &opt.tokens, 0, 1e12, 0, false},
     {"", "--temperature", "X", "0.8", "below 1 bolder, above wilder; 0: always the likeliest", REAL, &opt.temperature, 0, 1e3, 0, false},
-    {"", "--top-k", "N", "0", "draw from the N likeliest (0: all)", WHOLE, &opt.top_k, 0, MAX_VOCABULARY, 0, false},
+    {"", "--top-k", "N", "0", "draw from the N likeliest (0: all)", WHOLE, &opt.top_k, 0, MAX_SIZE, 0, false},
     {"", "--top-p", "X", "1", "draw from the likeliest that sum to X", REAL, &opt.top_p, 1e-9, 1, 0, false},
     {"other", "--tokenize", "FILE", NULL, "print the tokens of a text, one a line, and end", TEXT, &opt.tokenize, 0, 0, 0, false},
     {"", "--help", NULL, NULL, "this text", FLAG, &opt.help, 0, 0, 0, false},
@@ -2265,12 +2266,12 @@ static const char* weights_path(void) {
     return path;
 }
 
-static void check_memory(Config config, size_t B, size_t T, bool training) {
-    double needed = model_bytes(config, B, T, training), available = (double)memory_available();
-    printf("memory     %.1f MB needed, %.0f MB available\n", needed / 1e6, available / 1e6);
+static void check_memory(Config config, size_t B, bool training) {
+    double needed = (double)device->memory(config, B, config.T, training), available = (double)memory_available();
+    if (training) printf("memory     %.1f MB needed, %.0f MB available\n", needed / 1e6, available / 1e6);
     check_output();
     if (needed > available)
-        die("this needs %.1f MB of memory and %.1f MB are available: a smaller --batch, --context or model fits",
+        die("this takes %.0f MB of memory and %.0f MB are available: a smaller --batch, --context or model may fit",
             needed / 1e6, available / 1e6);
 }
 
@@ -2281,17 +2282,23 @@ static void check_tokenizer(const Tokenizer* t, Config config, const char* path)
             path, config.V, t->file.path, t->V);
 }
 
+// A model from --init may be used with a shorter context than it was trained with.
+static void choose_context(Config* config, const char* path) {
+    if (!opt.init || !given("--context")) return;
+    if ((size_t)opt.context > config->T)
+        die("--context %ld is longer than the %zu positions of %s", opt.context, config->T, path);
+    config->T = (size_t)opt.context;
+}
+
 // The model of a checkpoint, or of --init, ready to generate or to be exported.
 static void load_for_use(Model* model, const Tokenizer* t) {
     const char* path = opt.init ? weights_path() : opt.checkpoint;
     Checkpoint c = open_checkpoint(path, "; `./train_gpt` trains a model, --init takes one from elsewhere");
     memset(model, 0, sizeof *model);
     model->config = read_config(&c);
-    if (opt.init && given("--context")) model->config.T = min_size(model->config.T, (size_t)opt.context);
+    choose_context(&model->config, path);
     if (t) check_tokenizer(t, model->config, path);
-    double needed = model_bytes(model->config, 1, model->config.T, false), available = (double)memory_available();
-    if (needed > available)
-        die("%s needs %.1f MB of memory and %.1f MB are available", path, needed / 1e6, available / 1e6);
+    check_memory(model->config, 1, false);
     device->create_model(model, false);
     load_block(&c, model, "", model->weights);
     check_foreign(&c, model);
@@ -2313,11 +2320,9 @@ static int run_generate(void) {
                   random_bits((uint64_t)opt.seed, STREAM_SAMPLE)};
     fputs(opt.prompt, stdout);
     fflush(stdout);
-    double start = seconds();
     generate(&model, &a, &t, prompt, count, &s);
     putchar('\n');
     check_output();
-    if (live) fprintf(stderr, "(%.1f s)\n", seconds() - start);
     free(prompt), free(a.block), free_model(&model), free_tokenizer(&t);
     return signalled ? 128 + signalled : 0;
 }
@@ -2342,6 +2347,8 @@ static int run_export(void) {
     return 0;
 }
 
+enum { CURVE = 64 }; // columns of the loss curve
+
 // All that a training run holds.
 typedef struct {
     Tokenizer tokenizer;
@@ -2353,10 +2360,10 @@ typedef struct {
     size_t step;    // steps done
     uint64_t taken; // training windows taken
     FILE* log;
-    double peak;                  // operations a second
-    double *losses, *validations; // by step, from `first`; NAN where none
-    size_t first;
-    double val_loss, bits_per_byte; // the last validation's
+    double peak;                                                // operations a second
+    size_t first;                                               // the step that the run began or resumed after
+    double train_sum[CURVE], train_count[CURVE], val_at[CURVE]; // the loss curve's columns
+    double val_loss, bits_per_byte;                             // the last validation's
 } Run;
 
 static double learning_rate(size_t step) { // counted from 1
@@ -2447,7 +2454,7 @@ static void start_run(Run* run) {
     if (opt.resume) resume_options(run, &c);
     if (from_file) {
         config = read_config(&c);
-        if (opt.init && given("--context")) config.T = min_size(config.T, (size_t)opt.context);
+        choose_context(&config, weights);
         check_tokenizer(&run->tokenizer, config, weights);
     } else {
         Config chosen = {run->tokenizer.V, (size_t)opt.context, (size_t)opt.channels, (size_t)opt.heads,
@@ -2474,7 +2481,7 @@ static void start_run(Run* run) {
         ((double)config.V + (double)config.T + 12 * (double)config.C * (double)config.L) * (double)config.C;
     printf("model      %zu layers, %zu heads, %zu channels, context %zu: %.2f M parameters\n", config.L, config.H,
            config.C, config.T, parameters / 1e6);
-    check_memory(config, run->B, run->T, true);
+    check_memory(config, run->B, true);
     run->model.config = config;
     device->create_model(&run->model, true);
     device->create_activations(&run->a, &run->model, run->B, run->T, true);
@@ -2490,8 +2497,6 @@ static void start_run(Run* run) {
     } else
         initialize(&run->model, (uint64_t)opt.seed);
     run->first = run->step;
-    run->losses = (double*)allocate((size_t)opt.steps - run->first, sizeof(double), "the loss curve");
-    run->validations = (double*)allocate((size_t)opt.steps - run->first, sizeof(double), "the loss curve");
     run->peak = machine_peak();
     printf("machine    %s, %d threads, %.0f GFLOP/s at most\n", device->name, omp_get_max_threads(), run->peak / 1e9);
     printf("training   steps %zu to %ld of %ld x %zu x %zu tokens, checkpoint in %s%s\n\n", run->step + 1, opt.steps,
@@ -2519,7 +2524,6 @@ static void validate(Run* run) {
     }
     run->val_loss = loss / (double)(count * T);
     run->bits_per_byte = loss / bytes / 0.6931471805599453;
-    run->validations[run->step - 1 - run->first] = run->val_loss;
 }
 
 // Sampling draws from a stream of the step's own, so that a resumed run draws the same.
@@ -2536,28 +2540,21 @@ static void show_sample(Run* run, size_t tokens) {
 
 // The loss over the steps as a small picture: * training (mean over a column's steps), o validation.
 static void draw_curve(const Run* run) {
-    enum { WIDTH = 64, HEIGHT = 12 };
-    double train[WIDTH], val[WIDTH], low = INFINITY, high = -INFINITY;
-    size_t steps = run->step - run->first;
-    for (size_t x = 0; x < WIDTH; x++) {
-        size_t from = x * steps / WIDTH, to = (x + 1) * steps / WIDTH;
-        double sum = 0;
-        val[x] = NAN;
-        for (size_t i = from; i < to; i++) {
-            sum += run->losses[i];
-            if (run->validations[i] > 0) val[x] = run->validations[i];
-        }
-        train[x] = to > from ? sum / (double)(to - from) : NAN;
-        low = fmin(low, fmin(train[x], val[x]));
-        high = fmax(high, fmax(train[x], val[x]));
+    enum { HEIGHT = 12 };
+    double low = INFINITY, high = -INFINITY;
+    for (size_t x = 0; x < CURVE; x++) { // fmin and fmax pass over NAN, which 0/0 is
+        low = fmin(low, fmin(run->train_sum[x] / run->train_count[x], run->val_at[x] ? run->val_at[x] : NAN));
+        high = fmax(high, fmax(run->train_sum[x] / run->train_count[x], run->val_at[x]));
     }
     if (!(high > low)) return;
+    double rows_per_nat = (HEIGHT - 1) / (high - low);
     putchar('\n');
     for (int y = 0; y < HEIGHT; y++) {
-        printf("  %6.3f |", high - (high - low) * y / (HEIGHT - 1));
-        for (size_t x = 0; x < WIDTH; x++) {
-            bool o = lround((high - val[x]) / (high - low) * (HEIGHT - 1)) == y && !isnan(val[x]);
-            bool star = lround((high - train[x]) / (high - low) * (HEIGHT - 1)) == y && !isnan(train[x]);
+        printf("  %6.3f |", high - y / rows_per_nat);
+        for (size_t x = 0; x < CURVE; x++) {
+            bool star =
+                run->train_count[x] > 0 && y == lround((high - run->train_sum[x] / run->train_count[x]) * rows_per_nat);
+            bool o = run->val_at[x] > 0 && y == lround((high - run->val_at[x]) * rows_per_nat);
             putchar(o ? 'o' : star ? '*' : ' ');
         }
         putchar('\n');
@@ -2612,6 +2609,11 @@ static void report(Run* run, double loss, double step_seconds, double left, bool
     if (fflush(run->log)) die("cannot write %s: %s", opt.log, strerror(errno));
 }
 
+// The loss curve's column for the step just done.
+static size_t curve_column(const Run* run) {
+    return (run->step - 1 - run->first) * CURVE / ((size_t)opt.steps - run->first);
+}
+
 static bool due(size_t step, long every) { return step == (size_t)opt.steps || (every && step % (size_t)every == 0); }
 
 static int run_training(void) {
@@ -2621,9 +2623,13 @@ static int run_training(void) {
     while (run.step < (size_t)opt.steps && !signalled) {
         double start = seconds(), loss = train_step(&run), duration = seconds() - start;
         average = average ? 0.9 * average + 0.1 * duration : duration;
-        run.losses[run.step - 1 - run.first] = loss;
+        run.train_sum[curve_column(&run)] += loss;
+        run.train_count[curve_column(&run)]++;
         bool validated = due(run.step, opt.val_every);
-        if (validated) validate(&run);
+        if (validated) {
+            validate(&run);
+            run.val_at[curve_column(&run)] = run.val_loss;
+        }
         report(&run, loss, duration, average * (double)((size_t)opt.steps - run.step), validated);
         if (due(run.step, opt.save_every)) save_run(&run);
         if (due(run.step, opt.sample_every)) show_sample(&run, run.step == (size_t)opt.steps ? 256 : 96);
@@ -2642,11 +2648,11 @@ static int run_training(void) {
     const char* checkpoint = given("--checkpoint") ? " --checkpoint " : "";
     const char* data = given("--data") ? " --data " : "";
     printf("\n%.1f s. Validation loss %.4f, %.3f bits per byte. The model is in %s; to let it write:\n"
-           "    ./train_gpt%s%s%s%s --generate \"Once\"\n",
+           "    ./train_gpt%s%s%s%s --generate \"The\"\n",
            seconds() - begin, run.val_loss, run.bits_per_byte, opt.checkpoint, checkpoint,
            *checkpoint ? opt.checkpoint : "", data, *data ? opt.data : "");
     if (run.log && fclose(run.log)) die("cannot write %s: %s", opt.log, strerror(errno));
-    free(run.losses), free(run.validations), free(run.inputs), free(run.targets);
+    free(run.inputs), free(run.targets);
     free(run.a.block), free(run.sampler.block);
     free_model(&run.model), free_data(&run.train), free_data(&run.val), free_tokenizer(&run.tokenizer);
     check_output();
