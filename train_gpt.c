@@ -2245,10 +2245,7 @@ static void on_signal(int number) {
 }
 
 static void check_output(void) {
-    if (fflush(stdout) || ferror(stdout)) {
-        signal(SIGPIPE, SIG_DFL);
-        die("cannot write to standard output: %s", strerror(errno));
-    }
+    if (fflush(stdout) || ferror(stdout)) die("cannot write to standard output: %s", strerror(errno));
 }
 
 static char* data_path(const char* name) {
@@ -2411,6 +2408,8 @@ static void resume_options(Run* run, const Checkpoint* c) {
     }
     run->step = strtoul(step, NULL, 10);
     run->taken = strtoull(taken, NULL, 10);
+    if (run->step >= (size_t)opt.steps)
+        die("%s has done all of its %ld steps; --steps with a larger number goes on", c->file.path, opt.steps);
     snprintf(now, sizeof now, "%016llx",
              (unsigned long long)fingerprint(run->tokenizer.file.data, run->tokenizer.file.size));
     if (strcmp(now, tokenizer)) die("%s was trained with another %s", c->file.path, run->tokenizer.file.path);
@@ -2443,60 +2442,68 @@ static void try_checkpoint(void) {
     unlink(out.temporary);
 }
 
+// The model's sizes: from the file that the run starts from, or from the options.
+static Config choose_config(const Run* run, const Checkpoint* from) {
+    Config config = {run->tokenizer.V, (size_t)opt.context, (size_t)opt.channels, (size_t)opt.heads,
+                     (size_t)opt.layers};
+    if (from) {
+        config = read_config(from);
+        choose_context(&config, from->file.path);
+        check_tokenizer(&run->tokenizer, config, from->file.path);
+        opt.context = (long)config.T, opt.channels = (long)config.C; // for the next checkpoint
+        opt.heads = (long)config.H, opt.layers = (long)config.L;
+    }
+    if (config.C % config.H) fail(2, "--channels %zu is not divisible by --heads %zu", config.C, config.H);
+    return config;
+}
+
+// The text to learn from, and the tokens of a batch of it.
+static void open_texts(Run* run, size_t V, const Checkpoint* resumed) {
+    run->train = open_data(opt.train ? opt.train : data_path("train.bin"), run->T, V);
+    run->val = open_data(opt.val ? opt.val : data_path("val.bin"), run->T, V);
+    if (resumed && run->train.token_count != strtoul(metadata(resumed, "tokens"), NULL, 10))
+        die("%s was trained on %s tokens, but there are %zu now: other data", resumed->file.path,
+            metadata(resumed, "tokens"), run->train.token_count);
+    run->inputs = (int*)allocate(run->B * run->T, sizeof(int), "a batch");
+    run->targets = (int*)allocate(run->B * run->T, sizeof(int), "a batch");
+}
+
+static void create_model(Run* run, const Checkpoint* from) {
+    Model* model = &run->model;
+    device->create_model(model, true);
+    device->create_activations(&run->a, model, run->B, run->T, true);
+    device->create_activations(&run->sampler, model, 1, run->T, false);
+    if (!from) {
+        initialize(model, (uint64_t)opt.seed);
+        return;
+    }
+    load_block(from, model, "", model->weights);
+    if (opt.resume) load_block(from, model, "adam.m.", model->moment1);
+    if (opt.resume) load_block(from, model, "adam.v.", model->moment2);
+    check_foreign(from, model);
+}
+
+// Everything that can fail for a reason that the user can mend is tried here, before the first step.
 static void start_run(Run* run) {
     memset(run, 0, sizeof *run);
     run->tokenizer = load_tokenizer(data_path("tokenizer.bin"));
-    Checkpoint c;
-    const char* weights = opt.init ? weights_path() : opt.checkpoint;
-    bool from_file = opt.init || opt.resume;
-    Config config;
-    if (from_file) c = open_checkpoint(weights, opt.resume ? "; there is nothing to resume" : "");
-    if (opt.resume) resume_options(run, &c);
-    if (from_file) {
-        config = read_config(&c);
-        choose_context(&config, weights);
-        check_tokenizer(&run->tokenizer, config, weights);
-    } else {
-        Config chosen = {run->tokenizer.V, (size_t)opt.context, (size_t)opt.channels, (size_t)opt.heads,
-                         (size_t)opt.layers};
-        config = chosen;
-    }
-    if (config.C % config.H) fail(2, "--channels %zu is not divisible by --heads %zu", config.C, config.H);
-    opt.layers = (long)config.L, opt.heads = (long)config.H; // as saved, with --init too
-    opt.channels = (long)config.C, opt.context = (long)config.T;
+    Checkpoint file, *from = opt.init || opt.resume ? &file : NULL;
+    if (from) file = open_checkpoint(opt.init ? weights_path() : opt.checkpoint, "");
+    if (opt.resume) resume_options(run, from);
+    Config config = run->model.config = choose_config(run, from);
     run->B = (size_t)opt.batch;
     run->T = config.T;
-    run->train = open_data(opt.train ? opt.train : data_path("train.bin"), run->T, config.V);
-    run->val = open_data(opt.val ? opt.val : data_path("val.bin"), run->T, config.V);
-    if (opt.resume && (run->train.token_count != strtoul(metadata(&c, "tokens"), NULL, 10)))
-        die("%s was trained on %s tokens, but there are %zu now: other data", weights, metadata(&c, "tokens"),
-            run->train.token_count);
-    if (opt.resume && run->step >= (size_t)opt.steps)
-        die("%s has done all of its %ld steps; --steps takes a larger number to go on", weights, opt.steps);
+    run->first = run->step;
+    open_texts(run, config.V, opt.resume ? from : NULL);
     try_checkpoint();
     open_log(run);
     printf("data       %zu tokens to train on, %zu to validate, vocabulary %zu\n", run->train.token_count,
            run->val.token_count, config.V);
-    double parameters =
-        ((double)config.V + (double)config.T + 12 * (double)config.C * (double)config.L) * (double)config.C;
-    printf("model      %zu layers, %zu heads, %zu channels, context %zu: %.2f M parameters\n", config.L, config.H,
-           config.C, config.T, parameters / 1e6);
     check_memory(config, run->B, true);
-    run->model.config = config;
-    device->create_model(&run->model, true);
-    device->create_activations(&run->a, &run->model, run->B, run->T, true);
-    device->create_activations(&run->sampler, &run->model, 1, run->T, false);
-    run->inputs = (int*)allocate(run->B * run->T, sizeof(int), "a batch");
-    run->targets = (int*)allocate(run->B * run->T, sizeof(int), "a batch");
-    if (from_file) {
-        load_block(&c, &run->model, "", run->model.weights);
-        if (opt.resume) load_block(&c, &run->model, "adam.m.", run->model.moment1);
-        if (opt.resume) load_block(&c, &run->model, "adam.v.", run->model.moment2);
-        check_foreign(&c, &run->model);
-        close_checkpoint(&c);
-    } else
-        initialize(&run->model, (uint64_t)opt.seed);
-    run->first = run->step;
+    create_model(run, from);
+    if (from) close_checkpoint(from);
+    printf("model      %zu layers, %zu heads, %zu channels, context %zu: %zu parameters\n", config.L, config.H,
+           config.C, config.T, run->model.parameter_count);
     run->peak = machine_peak();
     printf("machine    %s, %d threads, %.0f GFLOP/s at most\n", device->name, omp_get_max_threads(), run->peak / 1e9);
     printf("training   steps %zu to %ld of %ld x %zu x %zu tokens, checkpoint in %s%s\n\n", run->step + 1, opt.steps,
@@ -2666,6 +2673,7 @@ static int train_gpt(int argc, char** argv) {
     action.sa_handler = on_signal;
     sigaction(SIGINT, &action, NULL);
     sigaction(SIGTERM, &action, NULL);
+    signal(SIGPIPE, SIG_IGN); // a closed pipe is an error like any other
     live = isatty(STDOUT_FILENO);
     parse_command_line(argc, argv);
     if (opt.tokenize) return run_tokenize();
