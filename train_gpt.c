@@ -470,6 +470,18 @@ static inline float exp_(float x) {
     return x > 88.3f ? INFINITY : y;
 }
 
+// The largest of n numbers (NaN passed over, -infinity for n = 0), kept for each of 16 lanes so that it vectorises.
+static inline float largest_of(const float* x, size_t n) {
+    float lanes[16], largest = -INFINITY;
+    size_t whole = n / 16 * 16;
+    for (int l = 0; l < 16; l++) lanes[l] = -INFINITY;
+    for (size_t i = 0; i < whole; i += 16)
+        for (int l = 0; l < 16; l++) lanes[l] = x[i + l] > lanes[l] ? x[i + l] : lanes[l];
+    for (int l = 0; l < 16; l++) largest = lanes[l] > largest ? lanes[l] : largest;
+    for (size_t i = whole; i < n; i++) largest = x[i] > largest ? x[i] : largest;
+    return largest;
+}
+
 // x (B,T,C) = wte[token] + wpe[position]: what the token is and where it stands.
 // wte (V,C), wpe (.,C); the first of the T positions is `start`.
 static void embedding_forward(float* x, const int* tokens, const float* wte, const float* wpe, size_t B, size_t T,
@@ -615,8 +627,7 @@ static void attention_forward(float* out, float* lse, const float* qkv, size_t B
                         float *row = p + i * TILE, m = largest[i], tile_sum = 0;
                         size_t visible = i0 + i < j0 ? 0 : min_size(keys, i0 + i - j0 + 1);
                         for (size_t j = 0; j < visible; j++) row[j] *= scale;
-#pragma omp simd reduction(max : m)
-                        for (size_t j = 0; j < visible; j++) m = row[j] > m ? row[j] : m;
+                        m = fmaxf(m, largest_of(row, visible));
 #pragma omp simd reduction(+ : tile_sum)
                         for (size_t j = 0; j < visible; j++) tile_sum += row[j] = exp_(row[j] - m);
                         for (size_t j = visible; j < keys; j++) row[j] = 0;
@@ -714,9 +725,7 @@ static void cross_entropy_forward(float* losses, float* lse, const float* logits
 #pragma omp parallel for schedule(static)
     for (size_t i = 0; i < rows; i++) {
         const float* row = logits + i * V;
-        float largest = -INFINITY, sum = 0;
-#pragma omp simd reduction(max : largest)
-        for (size_t v = 0; v < V; v++) largest = row[v] > largest ? row[v] : largest;
+        float largest = largest_of(row, V), sum = 0;
 #pragma omp simd reduction(+ : sum)
         for (size_t v = 0; v < V; v++) sum += exp_(row[v] - largest);
         lse[i] = largest + logf(sum);
