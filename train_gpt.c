@@ -2088,8 +2088,8 @@ static Option options[] = {
     {"", "--batch", "N", "12", "sequences in a batch", WHOLE, &opt.batch, 1, MAX_SIZE, SAVED, false},
     {"", "--accumulate", "N", "1", "batches in a step", WHOLE, &opt.accumulate, 1, 1 << 20, SAVED, false},
     {"", "--lr", "X", "4e-3", "highest learning rate", REAL, &opt.lr, 0, 1e3, SAVED, false},
-    {"", "--min-lr", "X", "1e-4", "learning rate of the last step", REAL, &opt.min_lr, 0, 1e3, SAVED, false},
-    {"", "--warmup", "N", "50", "steps over which the learning rate rises", WHOLE, &opt.warmup, 0, 1e12, SAVED, false},
+    {"", "--min-lr", "X", NULL, "learning rate of the last step [lr/20]", REAL, &opt.min_lr, 0, 1e3, SAVED, false},
+    {"", "--warmup", "N", NULL, "steps over which the learning rate rises [steps/10]", WHOLE, &opt.warmup, 0, 1e12, SAVED, false},
     {"", "--weight-decay", "X", "0.1", "AdamW's decay of matrices and embeddings", REAL, &opt.weight_decay, 0, 1e3, SAVED, false},
     {"", "--beta1", "X", "0.9", "AdamW's memory of the gradient", REAL, &opt.beta1, 0, 0.999999, SAVED, false},
     {"", "--beta2", "X", "0.99", "AdamW's memory of its square", REAL, &opt.beta2, 0, 0.999999, SAVED, false},
@@ -2226,15 +2226,15 @@ static void parse_command_line(int argc, char** argv) {
         set_default("--channels", presets[i].channels);
         set_default("--context", "1024");
         set_default("--lr", presets[i].lr);
-        set_default("--min-lr", "0");
         set_default("--batch", "4");
     }
     if (opt.init && opt.preset) fail(2, "--init brings the model's sizes along: leave out --preset");
     if (opt.init && opt.resume) fail(2, "--init begins a run and --resume continues one: give one of them");
     if (opt.init) { // fine-tuning: small steps away from what was learned
         set_default("--lr", "3e-5");
-        set_default("--min-lr", "0");
     }
+    if (!given("--min-lr")) opt.min_lr = opt.lr / 20;
+    if (!given("--warmup")) opt.warmup = opt.steps / 10;
 }
 
 // ====================================================================================================================
