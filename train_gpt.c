@@ -104,7 +104,7 @@ typedef struct {
 } File;
 
 static File map_file(const char* path, const char* advice) {
-    File file = {path, NULL, 0};
+    File file = {path, (const uint8_t*)"", 0}; // an empty file cannot be mapped
     struct stat info;
     int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); // a pipe without a writer would wait for one
     if (fd < 0 || fstat(fd, &info) < 0) die("cannot open %s: %s%s", path, strerror(errno), advice);
@@ -120,8 +120,8 @@ static File map_file(const char* path, const char* advice) {
 }
 
 static void unmap_file(File* file) {
-    if (file->data) munmap((void*)file->data, file->size);
-    file->data = NULL;
+    if (file->size) munmap((void*)file->data, file->size);
+    file->size = 0;
 }
 
 // A file being written. Until replace() renames it, whatever stood under its final name stays whole.
@@ -684,7 +684,8 @@ static void attention_backward(float* dqkv, const float* dout, const float* qkv,
                         float *pi = p + i * TILE, *dsi = ds + i * TILE, row_lse = lse[(b * T + i0 + i) * H + h];
                         size_t visible = min_size(keys, i0 + i - j0 + 1);
                         for (size_t j = 0; j < visible; j++) {
-                            pi[j] = exp_(pi[j] * scale - row_lse);
+                            float log_p = pi[j] * scale - row_lse; // rounding must not make p larger than 1
+                            pi[j] = exp_(log_p > 0 ? 0 : log_p);
                             dsi[j] = pi[j] * (dsi[j] - dot[i]) * scale;
                         }
                         for (size_t j = visible; j < keys; j++) pi[j] = dsi[j] = 0;
@@ -1301,7 +1302,7 @@ static size_t piece_length(const Tokenizer* t, const uint8_t* s, size_t n) {
         while (end < n && character_class(t, s + end, n - end, &length) == first) end += length;
         return end;
     }
-    for (end = 0; end < n && character_class(t, s + end, n - end, &length) == SPACE; end += length) last = length;
+    for (; end < n && character_class(t, s + end, n - end, &length) == SPACE; end += length) last = length;
     // White space before a word leaves its last character to the word, unless there is only one.
     return end == n || end == last ? end : end - last;
 }
@@ -1646,7 +1647,7 @@ static void parse_metadata(Json* j, Checkpoint* c) {
 static void check_entries(Checkpoint* c, size_t data_size) {
     const char* path = c->file.path;
     const Entry** names = (const Entry**)allocate(c->entry_count, sizeof *names, "the list of tensors");
-    qsort(c->entries, c->entry_count, sizeof(Entry), compare_entries);
+    if (c->entry_count) qsort(c->entries, c->entry_count, sizeof(Entry), compare_entries);
     size_t at = 0;
     for (size_t i = 0; i < c->entry_count; i++) {
         const Entry* e = names[i] = &c->entries[i];
