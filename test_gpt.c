@@ -1872,7 +1872,7 @@ static void test_tokenizer_damaged(void) {
     refuse(load_and_use_tokenizer, copy, size + 1, "is damaged", "one byte too long");
 
     // Header fields. The kind (2) is for people; the end of text (6) may be any token, or none.
-    static const int32_t values[] = {0, 1, -1, 2, 255, 256, 260, 262, 65536, 65537, INT32_MAX, INT32_MIN};
+    static const int32_t values[] = {0, 1, -1, 2, 255, 256, 260, 261, 262, 65536, 65537, INT32_MAX, INT32_MIN};
     for (size_t field = 0; field < 7; field++)
         for (size_t i = 0; i < sizeof values / sizeof *values; i++) {
             int32_t was;

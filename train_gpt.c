@@ -362,11 +362,10 @@ static void matmul_prepare(void) {
 // One row times a matrix: every number of B is used once, so this runs at the speed of memory and packing would only
 // add to the traffic. Each thread takes columns; b is read along its rows, or along its columns if those are dense.
 static void multiply_row(float* c, Matrix a, Matrix b, const float* bias, const float* add, size_t N, size_t K) {
-    enum { CHUNK = 64 };
 #pragma omp parallel for schedule(static)
-    for (size_t j0 = 0; j0 < N; j0 += CHUNK) {
-        size_t n = min_size(CHUNK, N - j0);
-        float sum[CHUNK] = {0};
+    for (size_t j0 = 0; j0 < N; j0 += TILE) {
+        size_t n = min_size(TILE, N - j0);
+        float sum[TILE] = {0};
         if (b.column == 1) {
             for (size_t k = 0; k < K; k++) {
                 const float x = a.p[k * a.column], *row = b.p + k * b.row + j0;
@@ -703,18 +702,28 @@ static void attention_backward(float* dqkv, const float* dout, const float* qkv,
 // Since (1 + tanh u)/2 = 1/(1 + e^-2u), it needs one exponential, and loses no digits where tanh u is near -1.
 static inline float gelu_gate(float x) { return 1 / (1 + exp_(-1.59576912f * (x + 0.044715f * x * x * x))); }
 
+enum { CHUNK = 1 << 12 }; // numbers in a thread's share where every number is treated alike
+
 static void gelu_forward(float* y, const float* x, size_t n) {
-#pragma omp parallel for simd schedule(static)
-    for (size_t i = 0; i < n; i++) y[i] = x[i] * gelu_gate(x[i]);
+#pragma omp parallel for schedule(static)
+    for (size_t start = 0; start < n; start += CHUNK) {
+        size_t end = min_size(n, start + CHUNK);
+#pragma omp simd
+        for (size_t i = start; i < end; i++) y[i] = x[i] * gelu_gate(x[i]);
+    }
 }
 
 // With s = gelu_gate(x): dy/dx = s + x s (1-s) 2u', and 2u' = 2 sqrt(2/pi) (1 + 3 * 0.044715 x^2).
 // dx may be dy itself.
 static void gelu_backward(float* dx, const float* dy, const float* x, size_t n) {
-#pragma omp parallel for simd schedule(static)
-    for (size_t i = 0; i < n; i++) {
-        float s = gelu_gate(x[i]);
-        dx[i] = dy[i] * (s + x[i] * s * (1 - s) * 1.59576912f * (1 + 0.134145f * x[i] * x[i]));
+#pragma omp parallel for schedule(static)
+    for (size_t start = 0; start < n; start += CHUNK) {
+        size_t end = min_size(n, start + CHUNK);
+#pragma omp simd
+        for (size_t i = start; i < end; i++) {
+            float s = gelu_gate(x[i]);
+            dx[i] = dy[i] * (s + x[i] * s * (1 - s) * 1.59576912f * (1 + 0.134145f * x[i] * x[i]));
+        }
     }
 }
 
@@ -1023,8 +1032,6 @@ typedef struct {
     double lr, beta1, beta2, weight_decay, clip; // clip 0: never
     size_t step;                                 // counted from 1
 } AdamW;
-
-enum { CHUNK = 1 << 14 }; // floats that a thread takes at a time
 
 static double norm(const float* x, size_t n) {
     size_t chunks = (n + CHUNK - 1) / CHUNK;
