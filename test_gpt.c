@@ -2561,6 +2561,13 @@ static void test_checkpoint_json(void) {
         memcpy(file, &lengths[i], 8);
         refuse(load_weights, file, 10, in_folder("damaged"), "a wrong length of the header");
     }
+    // A header that claims to go on behind the end of a file that fills its pages.
+    static char pages[1 << 16];
+    const uint64_t beyond = 1 << 20;
+    memset(pages, ' ', sizeof pages);
+    memcpy(pages, &beyond, 8);
+    pages[8] = '{';
+    refuse(load_weights, pages, sizeof pages, "cut off", "a header longer than the file");
     // More metadata and more tensors than anybody has.
     size_t length = 0;
     append(&text, &length, "{\"__metadata__\":{\"k\":\"v\"");

@@ -2357,6 +2357,7 @@ static int run_export(void) {
     load_for_use(&model, NULL);
     export_model(opt.export_to, &model);
     printf("%s opens with transformers' AutoModelForCausalLM.from_pretrained(\"%s\")\n", opt.export_to, opt.export_to);
+    check_output();
     free_model(&model);
     return 0;
 }
@@ -2436,6 +2437,7 @@ static void resume_options(Run* run, const Checkpoint* c) {
 static void open_log(Run* run) {
     if (!opt.log) return;
     FILE* old = opt.resume ? fopen(opt.log, "r") : NULL;
+    if (opt.resume && !old && errno != ENOENT) die("cannot open %s: %s", opt.log, strerror(errno));
     Output out;
     output_open(&out, opt.log);
     const char* title = "step,loss,val_loss,lr,grad_norm,ms,tokens_per_s\n";
@@ -2445,6 +2447,7 @@ static void open_log(Run* run) {
         size_t step = strtoul(line, NULL, 10);
         if (step > 0 && step <= run->step && strchr(line, '\n')) output_write(&out, line, strlen(line));
     }
+    if (old && ferror(old)) output_failed(&out);
     if (old) fclose(old);
     output_replace(&out);
     run->log = fopen(opt.log, "a");
@@ -2690,7 +2693,12 @@ static int train_gpt(int argc, char** argv) {
     action.sa_handler = on_signal;
     sigaction(SIGINT, &action, NULL);
     sigaction(SIGTERM, &action, NULL);
-    signal(SIGPIPE, SIG_IGN); // a closed pipe is an error like any other
+    signal(SIGPIPE, SIG_IGN); // a closed pipe is an error like any other,
+    signal(SIGXFSZ, SIG_IGN); // and so is a file larger than the user's limit
+    // A standard stream that is closed must not become the first file opened, or what is printed would go there.
+    int fd = open("/dev/null", O_RDONLY);
+    while (fd >= 0 && fd <= STDERR_FILENO) fd = open("/dev/null", O_RDONLY);
+    close(fd);
     live = isatty(STDOUT_FILENO);
     parse_command_line(argc, argv);
     if (opt.tokenize) return run_tokenize();
@@ -2705,6 +2713,19 @@ static int train_gpt(int argc, char** argv) {
     return 0;
 }
 
+// How long a thread that waits for others spins before it sleeps is read by GCC's OpenMP before main begins. Its default
+// of milliseconds is ruinous when the machine runs anything else besides: the spinning thread holds the core that the
+// one it waits for needs (measured: 40 times slower). So the program restarts itself with a limit of microseconds, which
+// costs an idle machine 2 %.
+static void limit_spinning(char** argv) {
+    if (getenv("GOMP_SPINCOUNT") || getenv("OMP_WAIT_POLICY")) return;
+    setenv("GOMP_SPINCOUNT", "1000", 1);
+    execvp(argv[0], argv); // returns only if it fails, and then all goes on as it is
+}
+
 #ifndef NO_MAIN
-int main(int argc, char** argv) { return train_gpt(argc, argv); }
+int main(int argc, char** argv) {
+    limit_spinning(argv);
+    return train_gpt(argc, argv);
+}
 #endif
