@@ -15,13 +15,14 @@ ifdef DEBUG
 CFLAGS  += -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=undefined
 endif
 
-.PHONY: all help test clean data tools
+.PHONY: all help test mutate clean data tools
 
 all: train_gpt
 
 help:
 	@echo "make train_gpt    the program; prepares data/ if there is none"
 	@echo "make test         all checks; a minute or two"
+	@echo "make mutate       small errors in train_gpt.c, each of which the tests must catch; half an hour"
 	@echo "make clean        removes what was built (data/ and checkpoints stay)"
 	@echo
 	@echo "make CC=clang ... with another compiler       make DEBUG=1 ... with sanitizers"
@@ -48,6 +49,10 @@ build/test_gpt: test_gpt.c train_gpt.c Makefile | tools
 
 test: build/test_gpt
 	./build/test_gpt
+	$(PYTHON) dev/test_prepare_data.py
+
+mutate: | tools
+	$(PYTHON) dev/mutate.py
 
 clean:
 	rm -rf build train_gpt train_gpt_cu __pycache__

@@ -1366,7 +1366,7 @@ static size_t encode_piece(const Tokenizer* t, const uint8_t* s, size_t n, Parts
         Join join = heap_pop(p->heap, &count);
         size_t left = join.left, right = left + p->size[left];
         // Parts that have been joined with others since are not what was pushed.
-        if (!p->size[left] || right >= n || p->size[left] + p->size[right] != join.length) continue;
+        if (right >= n || p->size[left] + p->size[right] != join.length) continue;
         p->size[left] = join.length;
         p->size[right] = 0;
         if (left + join.length < n) p->before[left + join.length] = (uint32_t)left;
@@ -1958,7 +1958,7 @@ static int compare_candidates(const void* a, const void* b) {
 static int sample_token(const float* logits, size_t V, const Sampling* s, double u, Candidate* c) {
     size_t best = 0, n = 0;
     for (size_t v = 0; v < V; v++) {
-        if (isnan(logits[v])) die("the model's output is not a number: its weights are damaged");
+        if (!(logits[v] < INFINITY)) die("the model's output is not a number: its weights are damaged");
         if (logits[v] > logits[best]) best = v;
     }
     if (s->temperature == 0) return (int)best;
@@ -2236,7 +2236,8 @@ static void parse_command_line(int argc, char** argv) {
         set_default("--lr", presets[i].lr);
         set_default("--batch", "4");
     }
-    if (opt.init && opt.preset) fail(2, "--init brings the model's sizes along: leave out --preset");
+    if (opt.init && (opt.preset || given("--layers") || given("--heads") || given("--channels")))
+        fail(2, "--init brings the model's sizes along: leave out --preset, --layers, --heads and --channels");
     if (opt.init && opt.resume) fail(2, "--init begins a run and --resume continues one: give one of them");
     if (opt.init) { // fine-tuning: small steps away from what was learned
         set_default("--lr", "3e-5");
@@ -2378,6 +2379,8 @@ typedef struct {
     double peak;                                                // operations a second
     size_t first;                                               // the step that the run began or resumed after
     double train_sum[CURVE], train_count[CURVE], val_at[CURVE]; // the loss curve's columns
+    size_t val_count;                                           // windows in a validation
+    double val_bytes;                                           // bytes of text that their targets stand for
     double val_loss, bits_per_byte;                             // the last validation's
 } Run;
 
@@ -2477,7 +2480,13 @@ static Config choose_config(const Run* run, const Checkpoint* from) {
     return config;
 }
 
-// The text to learn from, and the tokens of a batch of it.
+// The i-th of the windows that are validated on, spread evenly over the text, into row b of the batch.
+static void load_val_window(Run* run, size_t i, size_t b) {
+    size_t T = run->T, window = i * run->val.windows / run->val_count;
+    load_window(&run->val, window, 0, run->inputs + b * T, run->targets + b * T);
+}
+
+// The text to learn from, and room for a batch of it.
 static void open_texts(Run* run, size_t V, const Checkpoint* resumed) {
     run->train = open_data(opt.train ? opt.train : data_path("train.bin"), run->T, V);
     run->val = open_data(opt.val ? opt.val : data_path("val.bin"), run->T, V);
@@ -2486,6 +2495,15 @@ static void open_texts(Run* run, size_t V, const Checkpoint* resumed) {
             metadata(resumed, "tokens"), run->train.token_count);
     run->inputs = (int*)allocate(run->B * run->T, sizeof(int), "a batch");
     run->targets = (int*)allocate(run->B * run->T, sizeof(int), "a batch");
+    run->val_count = min_size(run->val.windows, (size_t)opt.val_batches * run->B);
+    for (size_t i = 0; i < run->val_count; i++) {
+        load_val_window(run, i, 0);
+        for (size_t t = 0; t < run->T; t++) {
+            size_t length;
+            token_string(&run->tokenizer, run->targets[t], &length);
+            run->val_bytes += (double)length;
+        }
+    }
 }
 
 static void create_model(Run* run, const Checkpoint* from) {
@@ -2535,22 +2553,15 @@ static void start_run(Run* run) {
 // Mean loss over the validation windows, always the same, spread evenly over the text. Also in bits per byte of text,
 // which unlike the loss compares between tokenizers.
 static void validate(Run* run) {
-    size_t T = run->T, count = min_size(run->val.windows, (size_t)opt.val_batches * run->B);
-    double loss = 0, bytes = 0;
-    for (size_t i = 0, n; i < count; i += n) {
-        n = min_size(run->B, count - i);
-        for (size_t b = 0; b < n; b++)
-            load_window(&run->val, (i + b) * run->val.windows / count, 0, run->inputs + b * T, run->targets + b * T);
-        device->forward(&run->model, &run->a, run->inputs, run->targets, n, T, 0);
-        loss += take_loss(&run->model) * (double)(n * T);
-        for (size_t j = 0; j < n * T; j++) {
-            size_t length;
-            token_string(&run->tokenizer, run->targets[j], &length);
-            bytes += (double)length;
-        }
+    double loss = 0;
+    for (size_t i = 0, n; i < run->val_count; i += n) {
+        n = min_size(run->B, run->val_count - i);
+        for (size_t b = 0; b < n; b++) load_val_window(run, i + b, b);
+        device->forward(&run->model, &run->a, run->inputs, run->targets, n, run->T, 0);
+        loss += take_loss(&run->model) * (double)n;
     }
-    run->val_loss = loss / (double)(count * T);
-    run->bits_per_byte = loss / bytes / 0.6931471805599453;
+    run->val_loss = loss / (double)run->val_count;
+    run->bits_per_byte = loss * (double)run->T / run->val_bytes / 0.6931471805599453;
 }
 
 // Sampling draws from a stream of the step's own, so that a resumed run draws the same.
@@ -2691,6 +2702,7 @@ static int train_gpt(int argc, char** argv) {
     struct sigaction action;
     memset(&action, 0, sizeof action);
     action.sa_handler = on_signal;
+    action.sa_flags = SA_RESTART; // output under way is finished first
     sigaction(SIGINT, &action, NULL);
     sigaction(SIGTERM, &action, NULL);
     signal(SIGPIPE, SIG_IGN); // a closed pipe is an error like any other,
@@ -2718,9 +2730,12 @@ static int train_gpt(int argc, char** argv) {
 // one it waits for needs (measured: 40 times slower). So the program restarts itself with a limit of microseconds, which
 // costs an idle machine 2 %.
 static void limit_spinning(char** argv) {
-    if (getenv("GOMP_SPINCOUNT") || getenv("OMP_WAIT_POLICY")) return;
-    setenv("GOMP_SPINCOUNT", "1000", 1);
-    execvp(argv[0], argv); // returns only if it fails, and then all goes on as it is
+    char path[4096];
+    ssize_t n = readlink("/proc/self/exe", path, sizeof path - 1);
+    if (n <= 0 || getenv("GOMP_SPINCOUNT") || getenv("OMP_WAIT_POLICY")) return;
+    path[n] = 0;
+    if (setenv("GOMP_SPINCOUNT", "1000", 1)) return;
+    execv(path, argv); // returns only if it fails, and then all goes on as it is
 }
 
 #ifndef NO_MAIN
