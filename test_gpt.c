@@ -1067,7 +1067,7 @@ static void test_adamw_formula(void) {
     for (int clipped = 0; clipped < 2; clipped++) {
         Model model;
         memset(&model, 0, sizeof model);
-        Config config = {7, 5, 12, 3, 1};
+        Config config = {clipped ? 7 : 3001, 5, 12, 3, 1}; // small, and longer than a thread's share
         model.config = config;
         device->create_model(&model, true);
         size_t n = model.block_size;
@@ -1110,6 +1110,87 @@ static void test_adamw_formula(void) {
         free_model(&model);
         free_borrowed();
     }
+}
+
+// Every tensor begins as GPT-2's, which its name tells.
+static void test_initialize(void) {
+    const Config config = {300, 64, 32, 4, 3};
+    Model model, other;
+    memset(&model, 0, sizeof model);
+    memset(&other, 0, sizeof other);
+    model.config = other.config = config;
+    device->create_model(&model, false);
+    device->create_model(&other, false);
+    initialize(&model, 5);
+    initialize(&other, 6);
+    CHECK(model.tensor_count == 4 + 12 * config.L, "%zu tensors", model.tensor_count);
+    const float* first = from_device(model.weights, 1);
+    for (size_t i = 0; i < model.tensor_count; i++) {
+        const Tensor* t = &model.tensors[i];
+        const float *w = from_device(model.weights + t->offset, t->size), *v = from_device(other.weights + t->offset, 1);
+        bool norm = strstr(t->name, "ln_"), bias = strstr(t->name, "bias"), vector = norm || bias;
+        double mean = norm && !bias ? 1 : 0, std = vector ? 0 : strstr(t->name, "c_proj") ? 0.02 / sqrt(6) : 0.02;
+        double n = (double)t->size, sum = 0, squares = 0;
+        for (size_t j = 0; j < t->size; j++) sum += w[j] - mean, squares += (w[j] - mean) * (w[j] - mean);
+        CHECK((t->rows == 0) == vector, "%s decays, or should", t->name);
+        CHECK(fabs(sum / n) <= 5 * std / sqrt(n), "%s: mean %g", t->name, mean + sum / n);
+        CHECK(fabs(sqrt(squares / n) - std) <= 4 * std / sqrt(2 * n), "%s: deviation %g", t->name, sqrt(squares / n));
+        CHECK(vector || (w[0] != v[0] && (i == 0 || w[0] != *first)), "%s begins as another", t->name);
+    }
+    free_borrowed();
+    free_model(&model);
+    free_model(&other);
+}
+
+// No activation reaches into another, in training and in generation, and memory() counts all of them.
+static void test_memory(void) {
+    const Config config = {70, 40, 24, 3, 5};
+    for (size_t B = 1; B <= 50; B += 49)
+        for (int training = 0; training < 2; training++) {
+            if (B > 1 && !training) continue;
+            const size_t V = config.V, C = config.C, H = config.H, L = config.L, rows = B * config.T;
+            enum { PLACES = 32 * 5 };
+            struct {
+                const char *name, *from;
+                size_t bytes;
+            } at[PLACES];
+            size_t count = 0, needed = 0;
+            Model model;
+            Activations a;
+            memset(&model, 0, sizeof model);
+            memset(&a, 0, sizeof a);
+            model.config = config;
+            device->create_model(&model, training);
+            device->create_activations(&a, &model, B, config.T, training);
+#define PLACE(kind, field, width)                                                                                   \
+    for (size_t l = 0; l < (kind == CACHE || (kind == EACH && training) ? L : kind != GRADIENT || training); l++) { \
+        at[count].name = #field;                                                                                    \
+        at[count].from = (const char*)*((float**)((char*)&a + offsetof(Activations, field)) + l);                   \
+        at[count++].bytes = (kind == HEAD && !training ? 1 : rows) * (width) * sizeof(float);                       \
+    }
+            ACTIVATIONS(PLACE)
+#undef PLACE
+            for (size_t i = 0; i < count; i++) {
+                needed += at[i].bytes;
+                for (size_t j = 0; j < i; j++)
+                    CHECK(at[j].from + at[j].bytes <= at[i].from || at[i].from + at[i].bytes <= at[j].from,
+                          "B = %zu, training %d: %s lies in %s", B, training, at[i].name, at[j].name);
+            }
+            needed += (training ? 4 : 1) * model.parameter_count * sizeof(float);
+            size_t said = device->memory(config, B, config.T, training), tensors = count + 4 * model.tensor_count;
+            if (device == &cpu) // a GPU may need more
+                CHECK(needed <= said && said <= needed + 64 * tensors, "B = %zu, training %d: %zu bytes, not %zu", B,
+                      training, said, needed);
+            free_activations(&a);
+            free_model(&model);
+        }
+}
+
+// GPT-2 on 4 sequences of 1024: twice and four times 12 C C L + V C and C L T for each token.
+static void test_step_operations(void) {
+    const Config config = {50257, 1024, 768, 12, 12};
+    CHECK(fabs(step_operations(config, 4, 1024) - 6 * (84934656.0 + 38597376.0 + 9437184.0) * 4096) < 1e6,
+          "%.9g operations", step_operations(config, 4, 1024));
 }
 
 static double loss_at(Model* model, Activations* a, const Tensor* t, const float* w, const float* direction,
@@ -3684,6 +3765,9 @@ static const struct {
     {"finite_differences", test_finite_differences},
     {"adamw_formula", test_adamw_formula},
     {"adamw_run", test_adamw_run},
+    {"initialize", test_initialize},
+    {"memory", test_memory},
+    {"step_operations", test_step_operations},
     // Tokenizer
     {"tokenizer_bytes", test_tokenizer_bytes},
     {"tokenizer_merges", test_tokenizer_merges},

@@ -2086,27 +2086,27 @@ static Option options[] = {
     {"data", "--data", "DIR", "data", "folder with train.bin, val.bin, tokenizer.bin", TEXT, &opt.data, 0, 0, 0, false},
     {"", "--train", "GLOB", NULL, "shards to train on, instead of DIR/train.bin", TEXT, &opt.train, 0, 0, 0, false},
     {"", "--val", "GLOB", NULL, "shards to validate on, instead of DIR/val.bin", TEXT, &opt.val, 0, 0, 0, false},
-    {"model", "--layers", "N", "4", "transformer blocks", WHOLE, &opt.layers, 1, MAX_LAYERS, SAVED | SHAPE, false},
+    {"model", "--layers", "N", "3", "transformer blocks", WHOLE, &opt.layers, 1, MAX_LAYERS, SAVED | SHAPE, false},
     {"", "--heads", "N", "4", "attention heads of a block", WHOLE, &opt.heads, 1, MAX_SIZE, SAVED | SHAPE, false},
-    {"", "--channels", "N", "128", "width of the residual stream", WHOLE, &opt.channels, 1, MAX_SIZE, SAVED | SHAPE, false},
+    {"", "--channels", "N", "192", "width of the residual stream", WHOLE, &opt.channels, 1, MAX_SIZE, SAVED | SHAPE, false},
     {"", "--context", "N", "64", "longest sequence in tokens", WHOLE, &opt.context, 1, MAX_SIZE, SAVED | SHAPE, false},
     {"", "--preset", "NAME", NULL, "gpt2, gpt2-medium, gpt2-large or gpt2-xl", TEXT, &opt.preset, 0, 0, 0, false},
     {"", "--init", "PATH", NULL, "start from GPT-2 weights: a safetensors file, or its folder", TEXT, &opt.init, 0, 0, 0, false},
-    {"training", "--steps", "N", "2000", "optimiser steps", WHOLE, &opt.steps, 1, 1e12, SAVED, false},
-    {"", "--batch", "N", "12", "sequences in a batch", WHOLE, &opt.batch, 1, MAX_SIZE, SAVED, false},
+    {"training", "--steps", "N", "5000", "optimiser steps", WHOLE, &opt.steps, 1, 1e12, SAVED, false},
+    {"", "--batch", "N", "8", "sequences in a batch", WHOLE, &opt.batch, 1, MAX_SIZE, SAVED, false},
     {"", "--accumulate", "N", "1", "batches in a step", WHOLE, &opt.accumulate, 1, 1 << 20, SAVED, false},
-    {"", "--lr", "X", "4e-3", "highest learning rate", REAL, &opt.lr, 0, 1e3, SAVED, false},
-    {"", "--min-lr", "X", NULL, "learning rate of the last step [lr/20]", REAL, &opt.min_lr, 0, 1e3, SAVED, false},
+    {"", "--lr", "X", "2e-3", "highest learning rate", REAL, &opt.lr, 0, 1e3, SAVED, false},
+    {"", "--min-lr", "X", NULL, "learning rate of the last step [lr/50]", REAL, &opt.min_lr, 0, 1e3, SAVED, false},
     {"", "--warmup", "N", NULL, "steps over which the learning rate rises [steps/10]", WHOLE, &opt.warmup, 0, 1e12, SAVED, false},
     {"", "--weight-decay", "X", "0.1", "AdamW's decay of matrices and embeddings", REAL, &opt.weight_decay, 0, 1e3, SAVED, false},
     {"", "--beta1", "X", "0.9", "AdamW's memory of the gradient", REAL, &opt.beta1, 0, 0.999999, SAVED, false},
     {"", "--beta2", "X", "0.99", "AdamW's memory of its square", REAL, &opt.beta2, 0, 0.999999, SAVED, false},
     {"", "--clip", "X", "1", "largest norm of the gradient (0: no limit)", REAL, &opt.clip, 0, 1e30, SAVED, false},
     {"", "--seed", "N", "1337", "of weights, shuffling and sampling", WHOLE, &opt.seed, 0, 1e15, SAVED, false},
-    {"progress", "--val-every", "N", "250", "steps between validations (0: only at the end)", WHOLE, &opt.val_every, 0, 1e12, SAVED, false},
-    {"", "--val-batches", "N", "50", "batches in a validation, at most", WHOLE, &opt.val_batches, 1, 1e9, SAVED, false},
-    {"", "--sample-every", "N", "500", "steps between samples of text (0: only at the end)", WHOLE, &opt.sample_every, 0, 1e12, SAVED, false},
-    {"", "--save-every", "N", "500", "steps between checkpoints (0: only at the end)", WHOLE, &opt.save_every, 0, 1e12, SAVED, false},
+    {"progress", "--val-every", "N", "500", "steps between validations (0: only at the end)", WHOLE, &opt.val_every, 0, 1e12, SAVED, false},
+    {"", "--val-batches", "N", "100", "batches in a validation, at most", WHOLE, &opt.val_batches, 1, 1e9, SAVED, false},
+    {"", "--sample-every", "N", "1000", "steps between samples of text (0: only at the end)", WHOLE, &opt.sample_every, 0, 1e12, SAVED, false},
+    {"", "--save-every", "N", "1000", "steps between checkpoints (0: only at the end)", WHOLE, &opt.save_every, 0, 1e12, SAVED, false},
     {"", "--log", "FILE", NULL, "write one CSV row a step", TEXT, &opt.log, 0, 0, 0, false},
     {"files", "--checkpoint", "FILE", "gpt.safetensors", "where the model is saved and read", TEXT, &opt.checkpoint, 0, 0, 0, false},
     {"", "--resume", NULL, NULL, "go on from the checkpoint, bit for bit", FLAG, &opt.resume, 0, 0, 0, false},
@@ -2135,7 +2135,7 @@ static const struct {
 static void print_help(void) {
     puts("train_gpt: trains and runs a GPT-2.\n\n"
          "  ./train_gpt                          train on data/, all defaults\n"
-         "  ./train_gpt --resume --steps 4000    go on, for longer\n"
+         "  ./train_gpt --resume --steps 9000    go on, for longer\n"
          "  ./train_gpt --generate \"ROMEO:\"      continue a prompt from the checkpoint\n"
          "  ./train_gpt --init gpt2/ --generate \"Hello\"   the same with downloaded GPT-2 weights\n");
     for (int i = 0; i < OPTIONS; i++) {
@@ -2242,7 +2242,7 @@ static void parse_command_line(int argc, char** argv) {
     if (opt.init) { // fine-tuning: small steps away from what was learned
         set_default("--lr", "3e-5");
     }
-    if (!given("--min-lr")) opt.min_lr = opt.lr / 20;
+    if (!given("--min-lr")) opt.min_lr = opt.lr / 50;
     if (!given("--warmup")) opt.warmup = opt.steps / 10;
 }
 
