@@ -1708,6 +1708,7 @@ static bool decodes_to(const Tokenizer* t, const int* tokens, size_t count, cons
 }
 
 static void test_tokenizer_bytes(void) {
+    CHECK(HEADER == 256 && TOKENIZER_MAGIC == 20261121 && SHARD_MAGIC == 20240520, "files of old are not read");
     static Vocabulary v;
     static uint8_t text[5000];
     static int tokens[5000];
@@ -1909,6 +1910,33 @@ static void test_utf8_character(void) {
 }
 
 // A piece may be as long as the text, which must not cost the square of its length.
+static void encode_too_much(const char* path) {
+    Tokenizer t = load_tokenizer(path);
+    encode(&t, (const uint8_t*)"a", UINT32_MAX / 4, NULL); // refused before it is looked at
+}
+
+// Pieces just as long as the working memory, or longer by one, whose end is joined: nothing is written beyond it.
+static void test_tokenizer_room(void) {
+    static Vocabulary v;
+    uint8_t text[600];
+    int tokens[600];
+    start_vocabulary(&v);
+    memset(text, 'a', sizeof text);
+    for (size_t n = 2; n <= 64; n *= 2) add_token(&v, text, n);
+    write_tokenizer(in_folder("tokenizer.bin"), &v, RANGES, -1);
+    CHECK_FAILURE(forked(encode_too_much, in_folder("tokenizer.bin")), 1, "more than 1 GB", "a text of 1 GB");
+    Tokenizer t = load_tokenizer(in_folder("tokenizer.bin"));
+    for (size_t first = 1; first <= 64; first++)
+        for (size_t more = 0; more < 2; more++) {
+            size_t n = 3 * first + 1 + more;
+            memset(text, 'a', n);
+            text[first] = '!';
+            size_t count = encode(&t, text, n, tokens);
+            CHECK(decodes_to(&t, tokens, count, text, n), "%zu and %zu letters do not come back", first, n - first - 1);
+        }
+    free_tokenizer(&t);
+}
+
 static void test_tokenizer_long_pieces(void) {
     enum { LONG = 1000000 };
     static Vocabulary v;
@@ -2154,6 +2182,24 @@ static void test_data_epochs(void) {
 }
 
 // How many windows there are, from none to a few, for every count of tokens, each of them read to its end.
+// What a seed means for the order: worked out in Python from the comments, and not to change in later versions.
+static void test_data_known(void) {
+    static uint16_t tokens[201];
+    static const struct {
+        uint64_t taken;
+        int first;
+    } known[] = {{0, 51}, {1, 6}, {2, 31}, {39, 146}, {40, 156}, {78, 179}};
+    int inputs[5], targets[5];
+    for (size_t i = 0; i < 201; i++) tokens[i] = (uint16_t)i;
+    write_shard(in_folder("train.bin"), tokens, 201);
+    Data d = open_data(in_folder("train.bin"), 5, 201);
+    for (size_t i = 0; i < sizeof known / sizeof *known; i++) {
+        load_batch(&d, 1337, known[i].taken, 1, inputs, targets);
+        CHECK(inputs[0] == known[i].first, "window %d begins at %d", (int)known[i].taken, inputs[0]);
+    }
+    free_data(&d);
+}
+
 static void test_data_counts(void) {
     static uint16_t tokens[100];
     int inputs[10], targets[10];
@@ -3774,11 +3820,13 @@ static const struct {
     {"tokenizer_order", test_tokenizer_order},
     {"tokenizer_pieces", test_tokenizer_pieces},
     {"utf8_character", test_utf8_character},
+    {"tokenizer_room", test_tokenizer_room},
     {"tokenizer_long_pieces", test_tokenizer_long_pieces},
     {"tokenizer_damaged", test_tokenizer_damaged},
     {"tokenizer_gpt2", test_tokenizer_gpt2},
     // Data loader
     {"data_epochs", test_data_epochs},
+    {"data_known", test_data_known},
     {"data_counts", test_data_counts},
     {"data_damaged", test_data_damaged},
     // Checkpoint

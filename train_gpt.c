@@ -2623,28 +2623,33 @@ static double train_step(Run* run) {
     return loss;
 }
 
-static void report(Run* run, double loss, double step_seconds, double left, bool validated) {
-    double lr = learning_rate(run->step), tokens = (double)opt.accumulate * (double)run->B * (double)run->T;
-    double share =
-        (double)opt.accumulate * step_operations(run->model.config, run->B, run->T) / step_seconds / run->peak;
-    size_t every = (size_t)opt.steps / 20 + 1;
-    if (live || validated || run->step % every == 0 || run->step == run->first + 1) {
-        clear_live_line();
-        printf("step %5zu/%ld  loss %.4f", run->step, opt.steps, loss);
-        if (validated) printf("  val %.4f  %.3f bits/byte", run->val_loss, run->bits_per_byte);
-        printf("  lr %.2e  norm %.3f  %.1f ms  %.0f tok/s  %.0f%% of peak", lr, run->model.gradient_norm,
-               step_seconds * 1e3, tokens / step_seconds, 100 * share);
-        if (live && !validated) printf("  %.0f s left", left);
-        line_open = live && !validated;
-        if (!line_open) putchar('\n');
-        check_output();
-    }
+static double tokens_per_step(const Run* run) { return (double)opt.accumulate * (double)run->B * (double)run->T; }
+
+static void log_step(Run* run, double loss, double step_seconds, bool validated) {
     if (!run->log) return;
     fprintf(run->log, "%zu,%.9g,", run->step, loss);
     if (validated) fprintf(run->log, "%.9g", run->val_loss);
-    fprintf(run->log, ",%.9g,%.9g,%.3f,%.0f\n", lr, run->model.gradient_norm, step_seconds * 1e3,
-            tokens / step_seconds);
+    fprintf(run->log, ",%.9g,%.9g,%.3f,%.0f\n", learning_rate(run->step), run->model.gradient_norm, step_seconds * 1e3,
+            tokens_per_step(run) / step_seconds);
     if (fflush(run->log)) die("cannot write %s: %s", opt.log, strerror(errno));
+}
+
+// step_seconds: a moving average. On a terminal one line is written over again and again, with what was validated
+// above it; elsewhere about twenty lines tell of the run.
+static void report(const Run* run, double loss, double step_seconds, bool validated) {
+    size_t every = opt.steps > 20 ? (size_t)opt.steps / 20 : 1;
+    if (!live && !validated && run->step % every && run->step != run->first + 1) return;
+    double operations = (double)opt.accumulate * step_operations(run->model.config, run->B, run->T);
+    clear_live_line();
+    printf("step %5zu/%ld  loss %.4f", run->step, opt.steps, loss);
+    if (validated) printf("  val %.4f  %.3f bits/byte", run->val_loss, run->bits_per_byte);
+    printf("  lr %.2e  norm %.2f  %.1f ms  %.0f tok/s  %.0f%% of peak", learning_rate(run->step),
+           run->model.gradient_norm, step_seconds * 1e3, tokens_per_step(run) / step_seconds,
+           100 * operations / step_seconds / run->peak);
+    if (live && !validated) printf("  %.0f s left", step_seconds * (double)((size_t)opt.steps - run->step));
+    line_open = live && !validated;
+    if (!line_open) putchar('\n');
+    check_output();
 }
 
 // The loss curve's column for the step just done.
@@ -2668,7 +2673,8 @@ static int run_training(void) {
             validate(&run);
             run.val_at[curve_column(&run)] = run.val_loss;
         }
-        report(&run, loss, duration, average * (double)((size_t)opt.steps - run.step), validated);
+        report(&run, loss, average, validated);
+        log_step(&run, loss, duration, validated);
         if (due(run.step, opt.save_every)) save_run(&run);
         if (due(run.step, opt.sample_every)) show_sample(&run, run.step == (size_t)opt.steps ? 256 : 96);
     }
