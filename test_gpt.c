@@ -1127,7 +1127,8 @@ static void test_initialize(void) {
     const float* first = from_device(model.weights, 1);
     for (size_t i = 0; i < model.tensor_count; i++) {
         const Tensor* t = &model.tensors[i];
-        const float *w = from_device(model.weights + t->offset, t->size), *v = from_device(other.weights + t->offset, 1);
+        const float *w = from_device(model.weights + t->offset, t->size),
+                    *v = from_device(other.weights + t->offset, 1);
         bool norm = strstr(t->name, "ln_"), bias = strstr(t->name, "bias"), vector = norm || bias;
         double mean = norm && !bias ? 1 : 0, std = vector ? 0 : strstr(t->name, "c_proj") ? 0.02 / sqrt(6) : 0.02;
         double n = (double)t->size, sum = 0, squares = 0;
@@ -2373,7 +2374,7 @@ static bool same_tensors(const Model* a, const float* x, const Model* b, const f
 }
 
 static void test_checkpoint_round_trip(void) {
-    static const Config shapes[] = {{256, 4, 6, 2, 2}, {300, 33, 40, 5, 1}, {257, 1, 1, 1, 3}};
+    static const Config shapes[] = {{256, 4, 6, 2, 2}, {520, 33, 40, 5, 1}, {257, 1, 1, 1, 3}};
     for (size_t i = 0; i < 3; i++) {
         Model m, back;
         make_model(&m, shapes[i], true, 5);
@@ -2506,6 +2507,12 @@ static void test_checkpoint_heads(void) {
         write_file(config, wrong[i][0], strlen(wrong[i][0]));
         CHECK_FAILURE(forked(load_weights, path), 1, wrong[i][1], wrong[i][0]);
     }
+    const Config narrow = {256, 4, 63, 3, 1}; // less than one head of 64
+    Builder n = {NULL, NULL, 0, 0};
+    add_model(&n, narrow, "", "F32", NULL);
+    write_safetensors(in_folder("narrow.safetensors"), &n);
+    CHECK_FAILURE(forked(load_weights, in_folder("narrow.safetensors")), 1, "impossible", "63 channels");
+    free_builder(&n);
     // What training has noted comes first.
     append(&b.text, &b.text_size, ",\"__metadata__\":{\"--heads\":\"2\"}");
     write_safetensors(path, &b);
@@ -2848,7 +2855,7 @@ static size_t print_plainly(const uint8_t* s, size_t n, char* out) {
 static void test_utf8_print(void) {
     static const char* const parts[] = {"a",        "\n",       "\u00e9",       "\u4e1c", "\U0001F600",   "\x80",
                                         "\xc3",     "\xe4\xb8", "\xf0\x9f\x98", "\xff",   "\xed\xa0\x80", "\xf8",
-                                        "\xe0\x80", "\xc0"};
+                                        "\xe0\x80", "\xc0",     "\xf0\x80\x80\x80"};
     for (uint64_t trial = 0; trial < 300; trial++) {
         uint8_t text[200];
         char expected[600];
@@ -2889,6 +2896,16 @@ static void test_utf8_print(void) {
     char* printed = end_capture(&size);
     CHECK(size == 3, "%zu bytes of a character of 3 are printed", size);
     free(printed);
+    // Nor is what can no longer become one.
+    static const char* const broken[] = {"\xc0\x80", "\xc3" "a", "\xe4" "a", "\xe4\xb8" "a", "\xf0\x80\x80\x80"};
+    for (size_t i = 0; i < sizeof broken / sizeof *broken; i++) {
+        printer.count = 0;
+        begin_capture();
+        utf8_print(&printer, (const uint8_t*)broken[i], strlen(broken[i]), false);
+        printed = end_capture(&size);
+        CHECK(size >= 3 && !memcmp(printed, "\xEF\xBF\xBD", 3), "broken character %zu is held back", i);
+        free(printed);
+    }
 }
 
 static void try_sampling(const float* logits, size_t V, Sampling s) {
@@ -2949,6 +2966,12 @@ static void test_sample_token(void) {
     CHECK(sample_token(logits, 9, &plain, 1 - 1e-16, candidates) == 8, "the last token is not drawn at 1");
     CHECK(sample_token(logits, 9, &cold, 0.9, candidates) == 4, "at temperature 1e-30 the best is not drawn");
     CHECK(sample_token(logits, 9, &greedy, 0.9, candidates) == 4, "at temperature 0 the best is not drawn");
+    Sampling first = {1, 1, 1, 0, 0};
+    CHECK(sample_token(logits, 9, &first, 1, candidates) == 4, "of the likeliest alone, another is drawn");
+    logits[8] = 2;
+    CHECK(sample_token(logits, 9, &greedy, 0.9, candidates) == 8, "the last is the best, and is not drawn");
+    logits[4] = 2;
+    CHECK(sample_token(logits, 9, &greedy, 0.9, candidates) == 4, "of two equally good the first is not drawn");
 }
 
 static void sample_nan(const char* number) {
@@ -3692,7 +3715,7 @@ static void test_cli_full_disk(void) {
     char* before = read_file(checkpoint, &size);
     static const size_t limits[] = {100, 5000, 100000};
     for (size_t i = 0; i < 3; i++) {
-        child.file_limit = i == 2 ? size - 1 : 1000 + limits[i];
+        child.file_limit = i == 2 ? size - 1000 : 1000 + limits[i]; // metadata may be a little shorter
         CHECK_FAILURE(cli(SMALL_MODEL "--data %s --checkpoint %s --steps 3 --save-every 2", data, checkpoint), 1,
                       "cannot write", "a full disk");
         child.file_limit = 0;

@@ -2676,7 +2676,7 @@ static int run_training(void) {
         report(&run, loss, average, validated);
         log_step(&run, loss, duration, validated);
         if (due(run.step, opt.save_every)) save_run(&run);
-        if (due(run.step, opt.sample_every)) show_sample(&run, run.step == (size_t)opt.steps ? 256 : 96);
+        if (due(run.step, opt.sample_every)) show_sample(&run, run.step == (size_t)opt.steps ? (size_t)opt.tokens : 96);
     }
     clear_live_line();
     if (signalled && run.step < (size_t)opt.steps) {
