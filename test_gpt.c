@@ -3399,6 +3399,61 @@ static void test_accumulate(void) {
 
 // What the log says: a row a step, the schedule of the learning rate, validations where they are due, and a loss that
 // falls from that of a guess.
+// The validation loss is the mean over windows spread evenly over the text, and each token has its bytes.
+static void test_validation(void) {
+    enum { TOKENS = 900, T = 24, WINDOWS = 36 };
+    static Vocabulary v;
+    static uint16_t tokens[TOKENS];
+    static const size_t settings[][3] = {{3, 3, 9}, {5, 100, WINDOWS}}; // batch, batches, windows that they hold
+    const char *data = make_data(), *path = in_folder("gpt.safetensors"), *log = in_folder("log.csv");
+    start_vocabulary(&v);
+    add_token(&v, "ab", 2);
+    add_token(&v, "abcdefg", 7);
+    write_tokenizer(in_folder("data/tokenizer.bin"), &v, RANGES, -1);
+    for (size_t i = 0; i < TOKENS; i++) tokens[i] = (uint16_t)(random_bits(3, i) % 3 ? random_bits(4, i) % 258 : 257);
+    write_shard(in_folder("data/val.bin"), tokens, TOKENS);
+    Tokenizer t = load_tokenizer(in_folder("data/tokenizer.bin"));
+    for (size_t k = 0; k < 2; k++) {
+        size_t count = settings[k][2];
+        const Result* r = cli(SMALL_MODEL "--batch %zu --val-batches %zu --steps 1 --lr 0 --data %s --checkpoint %s "
+                                          "--log %s",
+                              settings[k][0], settings[k][1], data, path, log);
+        CHECK_SUCCESS(r, "training");
+        double loss = 0, bytes = 0, logged = 0, bits = 0;
+        const char *text = read_file(log, NULL), *line = text ? strchr(text, '\n') : NULL;
+        const char* shown = strstr(r->out, "  val ");
+        CHECK(line && sscanf(line, "\n1,%*f,%lf", &logged) == 1, "the log is %s", text);
+        CHECK(shown && sscanf(shown, "  val %*f %lf bits/byte", &bits) == 1, "no bits per byte in %s", r->out);
+        Checkpoint c = open_checkpoint(path, "");
+        Model m;
+        Activations a;
+        memset(&m, 0, sizeof m);
+        memset(&a, 0, sizeof a);
+        m.config = read_config(&c);
+        device->create_model(&m, false);
+        device->create_activations(&a, &m, 1, T, true);
+        load_block(&c, &m, "", m.weights);
+        for (size_t i = 0; i < count; i++) {
+            int inputs[T], targets[T];
+            for (size_t j = 0; j < T; j++) {
+                size_t at = i * WINDOWS / count * T + j, length;
+                inputs[j] = tokens[at], targets[j] = tokens[at + 1];
+                token_string(&t, targets[j], &length);
+                bytes += (double)length;
+            }
+            device->forward(&m, &a, inputs, targets, 1, T, 0);
+            loss += take_loss(&m);
+        }
+        CHECK(fabs(logged - loss / (double)count) < 1e-6 * logged, "validation loss %.9g, not %.9g", logged,
+              loss / (double)count);
+        CHECK(fabs(bits - loss * T / bytes / 0.6931471805599453) < 6e-4, "%.4f bits per byte", bits);
+        free_activations(&a);
+        free_model(&m);
+        close_checkpoint(&c);
+    }
+    free_tokenizer(&t);
+}
+
 static void test_log(void) {
     const char *data = make_data(), *path = in_folder("log.csv");
     const double guess = 5.545177444479562; // ln 256
@@ -3424,6 +3479,7 @@ static void test_log(void) {
                                      : 3e-4 + 0.5 * (3e-3 - 3e-4) * (1 + cos(3.141592653589793 * (rows - 10) / 50.0));
         CHECK(step == rows && commas == 6 && norm_ > 0 && ms > 0 && speed > 0, "row %d: %.80s", rows, line);
         CHECK(validated == due_here, "step %d is %svalidated", step, validated ? "" : "not ");
+        CHECK(fabs(speed * ms / 1e3 - 3 * 24) < 4, "step %d: %g tokens/s for %g ms", step, speed, ms);
         CHECK(fabs(lr - expected) < 1e-7 * 3e-3, "step %d: learning rate %g, not %g", step, lr, expected);
         if (step == 1) first = loss;
         if (validated) last_val = val;
@@ -3489,6 +3545,7 @@ static void test_option_values(void) {
                                           "-1",
                                           "-0.5",
                                           "1e400",
+                                          "1e-400",
                                           "0x",
                                           "1 2",
                                           "--",
@@ -3529,6 +3586,12 @@ static void test_option_values(void) {
         snprintf(text, sizeof text, "%s=", o->name);
         CHECK_FAILURE(forked(parse_one, text), 2, o->name, text);
     }
+    static const char* const counts[] = {"--layers", "--heads", "--channels",   "--context",
+                                         "--steps",  "--batch", "--accumulate", "--val-batches"};
+    for (int i = 0; i < 8; i++) { // none of these may be 0
+        snprintf(text, sizeof text, "%s 0", counts[i]);
+        CHECK_FAILURE(forked(parse_one, text), 2, counts[i], text);
+    }
 }
 
 static void test_option_names(void) {
@@ -3561,19 +3624,19 @@ static void test_option_names(void) {
 }
 
 static void set_and_print(const char* argument) {
-    char* arguments[] = {(char*)"test_gpt", (char*)"--steps=7", (char*)"--steps",    (char*)"8",   (char*)"--lr=2e-3",
+    char* arguments[] = {(char*)"test_gpt", (char*)"--steps=7", (char*)"--steps",    (char*)"80",  (char*)"--lr=2e-3",
                          (char*)"--preset", (char*)argument,    (char*)"--generate", (char*)"a=b", NULL};
     parse_command_line(9, arguments);
-    printf("%ld %ld %ld %ld %ld %g %s", opt.steps, opt.layers, opt.heads, opt.channels, opt.context, opt.lr,
-           opt.prompt);
+    printf("%ld %ld %ld %ld %ld %g %g %ld %s", opt.steps, opt.layers, opt.heads, opt.channels, opt.context, opt.lr,
+           opt.min_lr, opt.warmup, opt.prompt);
 }
 
 // Both ways to give a value, the last one counting, and presets, which what is given takes precedence over.
 static void test_option_meaning(void) {
     const Result* r = forked(set_and_print, "gpt2-medium");
-    CHECK(!strcmp(r->out, "8 24 16 1024 1024 0.002 a=b"), "the options are %s", r->out);
+    CHECK(!strcmp(r->out, "80 24 16 1024 1024 0.002 4e-05 8 a=b"), "the options are %s", r->out);
     r = forked(set_and_print, "gpt2-xl");
-    CHECK(!strcmp(r->out, "8 48 25 1600 1024 0.002 a=b"), "the options are %s", r->out);
+    CHECK(!strcmp(r->out, "80 48 25 1600 1024 0.002 4e-05 8 a=b"), "the options are %s", r->out);
 }
 
 // Whatever fails leaves the checkpoint that was there.
@@ -3707,6 +3770,8 @@ static void test_cli_mismatch(void) {
                       "an option missing in the checkpoint");
     }
     free(file);
+    CHECK_SUCCESS(cli("--data %s --resume --steps 5 --checkpoint %s --channels %d", data, checkpoint, 40),
+                  "a shape that is what it was");
 }
 
 static void test_cli_full_disk(void) {
@@ -3875,6 +3940,7 @@ static const struct {
     {"resume_elsewhere", test_resume_elsewhere},
     {"accumulate", test_accumulate},
     {"log", test_log},
+    {"validation", test_validation},
     // Command line
     {"help", test_help},
     {"option_values", test_option_values},

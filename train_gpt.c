@@ -96,16 +96,27 @@ static size_t memory_available(void) {
     return available;
 }
 
+enum { MAX_PATH = 4096 };
+
+// folder/name, until the next call.
+static const char* path_in(const char* folder, const char* name) {
+    static char path[MAX_PATH];
+    if (snprintf(path, sizeof path, "%s/%s", folder, name) >= MAX_PATH) die("the name %.40s... is too long", folder);
+    return path;
+}
+
 // A file's bytes, read-only. The mapping is paged in as it is touched, so a shard may be larger than memory.
 typedef struct {
-    const char* path;
+    char path[MAX_PATH];
     const uint8_t* data;
     size_t size;
 } File;
 
 static File map_file(const char* path, const char* advice) {
-    File file = {path, (const uint8_t*)"", 0}; // an empty file cannot be mapped
+    File file = {"", (const uint8_t*)"", 0}; // an empty file cannot be mapped
     struct stat info;
+    if (strlen(path) >= MAX_PATH) die("the name %.40s... is too long", path);
+    memcpy(file.path, path, strlen(path) + 1);
     int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); // a pipe without a writer would wait for one
     if (fd < 0 || fstat(fd, &info) < 0) die("cannot open %s: %s%s", path, strerror(errno), advice);
     if (!S_ISREG(info.st_mode)) die("%s is not a regular file%s", path, advice);
@@ -127,7 +138,7 @@ static void unmap_file(File* file) {
 // A file being written. Until replace() renames it, whatever stood under its final name stays whole.
 typedef struct {
     FILE* stream;
-    char path[4096], temporary[4096 + 8];
+    char path[MAX_PATH], temporary[MAX_PATH + 8];
 } Output;
 
 __attribute__((noreturn)) static void output_failed(Output* out) {
@@ -166,7 +177,7 @@ static void output_replace(Output* out) {
     }
     // The rename itself reaches the disk with the directory.
     char* slash = strrchr(out->path, '/');
-    char directory[4096] = ".";
+    char directory[MAX_PATH] = ".";
     if (slash) snprintf(directory, sizeof directory, "%.*s", (int)(slash - out->path + 1), out->path);
     int fd = open(directory, O_RDONLY | O_CLOEXEC);
     if (fd >= 0) {
@@ -1443,9 +1454,7 @@ static Data open_data(const char* pattern, size_t T, size_t V) {
     d.shard_count = found.gl_pathc;
     d.shards = (Shard*)allocate(d.shard_count, sizeof(Shard), "the list of shards");
     for (size_t i = 0; i < d.shard_count; i++) {
-        char* path = strdup(found.gl_pathv[i]);
-        if (!path) die("no memory for the list of shards");
-        d.shards[i] = open_shard(path, T);
+        d.shards[i] = open_shard(found.gl_pathv[i], T);
         d.windows += d.shards[i].windows;
         d.token_count += d.shards[i].count;
     }
@@ -1458,10 +1467,7 @@ static Data open_data(const char* pattern, size_t T, size_t V) {
 }
 
 static void free_data(Data* d) {
-    for (size_t i = 0; i < d->shard_count; i++) {
-        unmap_file(&d->shards[i].file);
-        free((char*)d->shards[i].file.path);
-    }
+    for (size_t i = 0; i < d->shard_count; i++) unmap_file(&d->shards[i].file);
     free(d->shards);
 }
 
@@ -1806,12 +1812,12 @@ static void check_foreign(const Checkpoint* c, const Model* model) {
 
 // The head count in the config.json beside a weights file, or 0.
 static size_t heads_from_config(const char* directory) {
-    char path[4096 + 16], key[64];
-    snprintf(path, sizeof path, "%s/config.json", directory);
+    const char* path = path_in(directory, "config.json");
+    char key[64];
     if (access(path, R_OK)) return 0;
     File file = map_file(path, "");
     const char* text = (const char*)file.data;
-    Json j = {text, text, text + file.size, path};
+    Json j = {text, text, text + file.size, file.path};
     size_t heads = 0;
     json_expect(&j, '{');
     if (!json_take(&j, '}')) {
@@ -1842,7 +1848,7 @@ static Config read_config(const Checkpoint* c) {
     for (char name[32]; snprintf(name, sizeof name, "h.%zu.ln_1.weight", config.L), find_entry(c, "", name); config.L++)
         if (config.L == MAX_LAYERS) die("%s has more than %d layers", path, MAX_LAYERS);
     const char* slash = strrchr(path, '/');
-    char directory[4096] = ".";
+    char directory[MAX_PATH] = ".";
     if (slash) snprintf(directory, sizeof directory, "%.*s", (int)(slash - path), path);
     config.H =
         metadata(c, "--heads") ? (size_t)strtoul(metadata(c, "--heads"), NULL, 10) : heads_from_config(directory);
@@ -1906,12 +1912,8 @@ static void save_checkpoint(const char* path, const Model* model, bool training,
 
 // A folder that transformers' AutoModelForCausalLM.from_pretrained opens.
 static void export_model(const char* directory, const Model* model) {
-    char path[4096];
     if (mkdir(directory, 0777) && errno != EEXIST) die("cannot make the folder %s: %s", directory, strerror(errno));
-    if (strlen(directory) > 4000) die("the name %.40s... is too long", directory);
-    snprintf(path, sizeof path, "%.4000s/model.safetensors", directory);
-    save_checkpoint(path, model, false, "");
-    snprintf(path, sizeof path, "%.4000s/config.json", directory);
+    save_checkpoint(path_in(directory, "model.safetensors"), model, false, "");
     Config c = model->config;
     char* text = NULL;
     size_t length = 0;
@@ -1924,7 +1926,7 @@ static void export_model(const char* directory, const Model* model) {
         "  \"torch_dtype\": \"float32\"\n}\n",
         c.V, c.T, c.T, c.C, c.L, c.H, c.V - 1, c.V - 1);
     Output out;
-    output_open(&out, path);
+    output_open(&out, path_in(directory, "config.json"));
     output_write(&out, text, length);
     output_replace(&out);
     free(text);
@@ -2266,19 +2268,12 @@ static void check_output(void) {
     if (fflush(stdout) || ferror(stdout)) die("cannot write to standard output: %s", strerror(errno));
 }
 
-static char* data_path(const char* name) {
-    char* path;
-    if (asprintf(&path, "%s/%s", opt.data, name) < 0) die("no memory for a file's name");
-    return path;
-}
+static const char* data_path(const char* name) { return path_in(opt.data, name); }
 
 // Where --init points: a file, or the model.safetensors in a folder.
 static const char* weights_path(void) {
     struct stat info;
-    char* path;
-    if (stat(opt.init, &info) || !S_ISDIR(info.st_mode)) return opt.init;
-    if (asprintf(&path, "%s/model.safetensors", opt.init) < 0) die("no memory for a file's name");
-    return path;
+    return stat(opt.init, &info) || !S_ISDIR(info.st_mode) ? opt.init : path_in(opt.init, "model.safetensors");
 }
 
 static void check_memory(Config config, size_t B, bool training) {
@@ -2307,12 +2302,12 @@ static void choose_context(Config* config, const char* path) {
 
 // The model of a checkpoint, or of --init, ready to generate or to be exported.
 static void load_for_use(Model* model, const Tokenizer* t) {
-    const char* path = opt.init ? weights_path() : opt.checkpoint;
-    Checkpoint c = open_checkpoint(path, "; `./train_gpt` trains a model, --init takes one from elsewhere");
+    Checkpoint c = open_checkpoint(opt.init ? weights_path() : opt.checkpoint,
+                                   "; `./train_gpt` trains a model, --init takes one from elsewhere");
     memset(model, 0, sizeof *model);
     model->config = read_config(&c);
-    choose_context(&model->config, path);
-    if (t) check_tokenizer(t, model->config, path);
+    choose_context(&model->config, c.file.path);
+    if (t) check_tokenizer(t, model->config, c.file.path);
     check_memory(model->config, 1, false);
     device->create_model(model, false);
     load_block(&c, model, "", model->weights);
@@ -2736,7 +2731,7 @@ static int train_gpt(int argc, char** argv) {
 // one it waits for needs (measured: 40 times slower). So the program restarts itself with a limit of microseconds, which
 // costs an idle machine 2 %.
 static void limit_spinning(char** argv) {
-    char path[4096];
+    char path[MAX_PATH];
     ssize_t n = readlink("/proc/self/exe", path, sizeof path - 1);
     if (n <= 0 || getenv("GOMP_SPINCOUNT") || getenv("OMP_WAIT_POLICY")) return;
     path[n] = 0;
