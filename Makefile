@@ -15,7 +15,7 @@ ifdef DEBUG
 CFLAGS  += -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=undefined
 endif
 
-.PHONY: all help test mutate clean data tools
+.PHONY: all help test mutate fuzz faults coverage clean data tools
 
 all: train_gpt
 
@@ -23,6 +23,9 @@ help:
 	@echo "make train_gpt    the program; prepares data/ if there is none"
 	@echo "make test         all checks; a minute or two"
 	@echo "make mutate       small errors in train_gpt.c, each of which the tests must catch; half an hour"
+	@echo "make fuzz         made-up inputs to everything that reads files; FUZZ_SECONDS=60 for each of seven"
+	@echo "make faults       every call that can fail, fails in turn: memory, files, disk; two minutes"
+	@echo "make coverage     lists the lines of train_gpt.c that the tests do not run; two minutes"
 	@echo "make clean        removes what was built (data/ and checkpoints stay)"
 	@echo
 	@echo "make CC=clang ... with another compiler       make DEBUG=1 ... with sanitizers"
@@ -53,6 +56,20 @@ test: build/test_gpt
 
 mutate: | tools
 	$(PYTHON) dev/mutate.py
+
+FUZZ_SECONDS = 60
+fuzz:
+	$(PYTHON) dev/fuzz/run.py $(FUZZ_SECONDS)
+
+build/shim.so: dev/faults/shim.c | tools
+	@mkdir -p build
+	$(CC) -std=c11 -O1 -Wall -Wextra -shared -fPIC $< -o $@
+
+faults: train_gpt build/shim.so
+	$(PYTHON) dev/faults/run.py
+
+coverage: build/shim.so
+	$(PYTHON) dev/coverage.py
 
 clean:
 	rm -rf build train_gpt train_gpt_cu __pycache__

@@ -419,9 +419,9 @@ static void test_random_known(void) {
         CHECK(shuffled(i, 1000, 42) == places[i], "element %d of 1000 goes to %d", (int)i, (int)shuffled(i, 1000, 42));
     for (uint64_t i = 0; i < 3; i++)
         CHECK(shuffled(i, (uint64_t)1 << 40, 42) == far[i], "element %d of 2^40 goes elsewhere", (int)i);
-    // A uniform number is the middle of one of 2^53 steps.
-    CHECK(random_uniform(0, 2) * 9007199254740992.0 == 238094247788840.5, "uniform %.17g", random_uniform(0, 2));
-    CHECK(random_uniform(0, 1) * 9007199254740992.0 == 3886858653415212.5, "uniform %.17g", random_uniform(0, 1));
+    // A uniform number is the middle of one of 2^52 steps.
+    CHECK(random_uniform(0, 2) * 4503599627370496.0 == 119047123894420.5, "uniform %.17g", random_uniform(0, 2));
+    CHECK(random_uniform(0, 1) * 4503599627370496.0 == 1943429326707606.5, "uniform %.17g", random_uniform(0, 1));
     CHECK(fabs(random_normal(7, 0) - 1.3649922974572282) < 1e-6, "normal %.9g", random_normal(7, 0));
     CHECK(fabs(random_normal(7, 1) + 0.3965239752538177) < 1e-6, "normal %.9g", random_normal(7, 1));
     CHECK(fabs(random_normal(7, 100) + 0.5363079349197423) < 1e-6, "normal %.9g", random_normal(7, 100));
@@ -1136,6 +1136,8 @@ static void test_initialize(void) {
         CHECK((t->rows == 0) == vector, "%s decays, or should", t->name);
         CHECK(fabs(sum / n) <= 5 * std / sqrt(n), "%s: mean %g", t->name, mean + sum / n);
         CHECK(fabs(sqrt(squares / n) - std) <= 4 * std / sqrt(2 * n), "%s: deviation %g", t->name, sqrt(squares / n));
+        float normal = random_normal(random_bits(random_bits(5, 256), i), 0); // what a seed means must not change
+        CHECK(vector || fabs(w[0] / normal - std) < 1e-6 * std, "%s begins with %.9g", t->name, w[0]);
         CHECK(vector || (w[0] != v[0] && (i == 0 || w[0] != *first)), "%s begins as another", t->name);
     }
     free_borrowed();
@@ -1791,6 +1793,33 @@ static void test_tokenizer_order(void) {
     }
     CHECK(t.end_of_text == 261, "end of text is %d", t.end_of_text);
     free_tokenizer(&t);
+}
+
+// Two strings of the same length that belong in the same slot of the hash table.
+static void test_tokenizer_collision(void) {
+    static Vocabulary v;
+    static uint32_t seen[4 * MAX_SIZE];
+    uint8_t one[3], other[3];
+    start_vocabulary(&v);
+    write_tokenizer(in_folder("tokenizer.bin"), &v, 0, -1);
+    Tokenizer t = load_tokenizer(in_folder("tokenizer.bin"));
+    for (uint32_t i = 1;; i++) {
+        if (!CHECK(i < 1 << 24, "no two strings share a slot")) return;
+        for (int k = 0; k < 3; k++) other[k] = (uint8_t)(i >> 8 * k);
+        uint32_t slot = (uint32_t)fingerprint(other, 3) & t.mask, before = seen[slot];
+        for (int k = 0; k < 3; k++) one[k] = (uint8_t)(before >> 8 * k);
+        seen[slot] = i;
+        if (before) break;
+    }
+    free_tokenizer(&t);
+    for (int both = 0; both < 2; both++) {
+        add_token(&v, both ? other : one, 3);
+        write_tokenizer(in_folder("tokenizer.bin"), &v, 0, -1);
+        t = load_tokenizer(in_folder("tokenizer.bin"));
+        CHECK(find_token(&t, one, 3) == 256, "the first string is token %d", find_token(&t, one, 3));
+        CHECK(find_token(&t, other, 3) == (both ? 257 : -1), "the second is token %d", find_token(&t, other, 3));
+        free_tokenizer(&t);
+    }
 }
 
 static void test_tokenizer_pieces(void) {
@@ -2720,8 +2749,16 @@ static void test_checkpoint_json(void) {
     memcpy(pages, &beyond, 8);
     pages[8] = '{';
     refuse(load_weights, pages, sizeof pages, "cut off", "a header longer than the file");
-    // More metadata and more tensors than anybody has.
+    // As much metadata as there may be; more, and more tensors, than anybody has.
     size_t length = 0;
+    append(&text, &length, "{\"__metadata__\":{\"k\":\"v\"");
+    for (int i = 0; i < 255; i++) append(&text, &length, ",\"k%d\":\"v\"", i);
+    append(&text, &length, "}}");
+    write_parts(path, text, length, NULL, 0);
+    Checkpoint full = open_checkpoint(path, "");
+    CHECK(metadata(&full, "k254") && !metadata(&full, "k255"), "256 pairs of metadata");
+    close_checkpoint(&full);
+    length = 0;
     append(&text, &length, "{\"__metadata__\":{\"k\":\"v\"");
     for (int i = 0; i < 300; i++) append(&text, &length, ",\"k%d\":\"v\"", i);
     append(&text, &length, "}}");
@@ -2853,8 +2890,8 @@ static size_t print_plainly(const uint8_t* s, size_t n, char* out) {
 }
 
 static void test_utf8_print(void) {
-    static const char* const parts[] = {"a",        "\n",       "\u00e9",       "\u4e1c", "\U0001F600",   "\x80",
-                                        "\xc3",     "\xe4\xb8", "\xf0\x9f\x98", "\xff",   "\xed\xa0\x80", "\xf8",
+    static const char* const parts[] = {"a",        "\n",       "\u00e9",          "\u4e1c", "\U0001F600",   "\x80",
+                                        "\xc3",     "\xe4\xb8", "\xf0\x9f\x98",    "\xff",   "\xed\xa0\x80", "\xf8",
                                         "\xe0\x80", "\xc0",     "\xf0\x80\x80\x80"};
     for (uint64_t trial = 0; trial < 300; trial++) {
         uint8_t text[200];
@@ -2897,7 +2934,14 @@ static void test_utf8_print(void) {
     CHECK(size == 3, "%zu bytes of a character of 3 are printed", size);
     free(printed);
     // Nor is what can no longer become one.
-    static const char* const broken[] = {"\xc0\x80", "\xc3" "a", "\xe4" "a", "\xe4\xb8" "a", "\xf0\x80\x80\x80"};
+    static const char* const broken[] = {"\xc0\x80",
+                                         "\xc3"
+                                         "a",
+                                         "\xe4"
+                                         "a",
+                                         "\xe4\xb8"
+                                         "a",
+                                         "\xf0\x80\x80\x80"};
     for (size_t i = 0; i < sizeof broken / sizeof *broken; i++) {
         printer.count = 0;
         begin_capture();
@@ -3744,6 +3788,11 @@ static void test_cli_mismatch(void) {
     CHECK_SUCCESS(
         cli("--batch 3 --data %s --init %s --checkpoint %s --steps 2", data, in_folder("exported"), in_folder("tuned")),
         "fine-tuning");
+    CHECK_SUCCESS(cli("--batch 3 --context 9 --data %s --init %s --checkpoint %s --steps 2", data,
+                      in_folder("exported"), in_folder("tuned")),
+                  "fine-tuning with a shorter context");
+    CHECK_FAILURE(cli("--context 25 --data %s --init %s --generate x", data, in_folder("exported")), 1,
+                  "is longer than the 24 positions", "a longer context than the file's");
     // A token that the vocabulary has not, met in training and in validation.
     uint16_t tokens[200] = {0};
     tokens[100] = 256;
@@ -3906,6 +3955,7 @@ static const struct {
     {"tokenizer_bytes", test_tokenizer_bytes},
     {"tokenizer_merges", test_tokenizer_merges},
     {"tokenizer_order", test_tokenizer_order},
+    {"tokenizer_collision", test_tokenizer_collision},
     {"tokenizer_pieces", test_tokenizer_pieces},
     {"utf8_character", test_utf8_character},
     {"tokenizer_room", test_tokenizer_room},

@@ -209,9 +209,9 @@ static uint64_t random_bits(uint64_t key, uint64_t i) {
     return x ^ (x >> 31);
 }
 
-// Uniform in (0,1), 53 bits: never 0, so its logarithm is finite.
+// Uniform in (0,1), 52 bits and a half: never 0, so its logarithm is finite, and never 1.
 static double random_uniform(uint64_t key, uint64_t i) {
-    return ((double)(random_bits(key, i) >> 11) + 0.5) * (1.0 / 9007199254740992.0);
+    return ((double)(random_bits(key, i) >> 12) + 0.5) * (1.0 / 4503599627370496.0);
 }
 
 // Normal with mean 0 and variance 1 (Box and Muller 1958).
@@ -1449,8 +1449,7 @@ static Shard open_shard(const char* path, size_t T) {
 static Data open_data(const char* pattern, size_t T, size_t V) {
     Data d = {NULL, 0, 0, 0, T, V};
     glob_t found;
-    int error = glob(pattern, GLOB_NOCHECK, NULL, &found);
-    if (error) die("cannot look for %s: %s", pattern, error == GLOB_NOSPACE ? "no memory" : "no permission");
+    if (glob(pattern, GLOB_NOCHECK, NULL, &found)) die("no memory to look for %s", pattern);
     d.shard_count = found.gl_pathc;
     d.shards = (Shard*)allocate(d.shard_count, sizeof(Shard), "the list of shards");
     for (size_t i = 0; i < d.shard_count; i++) {
@@ -2002,7 +2001,7 @@ typedef struct {
 } Utf8Printer;
 
 static void utf8_print(Utf8Printer* p, const uint8_t* s, size_t n, bool last) {
-    while (n || (last && p->count)) {
+    while (n || p->count) {
         if (n && p->count < 4) {
             p->bytes[p->count++] = *s++;
             n--;
@@ -2013,7 +2012,8 @@ static void utf8_print(Utf8Printer* p, const uint8_t* s, size_t n, bool last) {
         size_t wanted = lead >= 0xF8 ? 1 : lead >= 0xF0 ? 4 : lead >= 0xE0 ? 3 : lead >= 0xC0 ? 2 : 1;
         bool prefix = p->count < wanted;
         for (size_t i = 1; i < p->count; i++) prefix = prefix && (p->bytes[i] & 0xC0) == 0x80;
-        if (code == UINT32_MAX && prefix && (n || !last)) continue;
+        if (code == UINT32_MAX && prefix && n) continue;
+        if (code == UINT32_MAX && prefix && !last) return;
         if (code == UINT32_MAX)
             fputs("\xEF\xBF\xBD", stdout);
         else
@@ -2561,6 +2561,7 @@ static void validate(Run* run) {
 
 // Sampling draws from a stream of the step's own, so that a resumed run draws the same.
 static void show_sample(Run* run, size_t tokens) {
+    if (!tokens) return;
     Sampling s = {opt.temperature, opt.top_p, (size_t)opt.top_k, tokens,
                   random_bits(random_bits((uint64_t)opt.seed, STREAM_SAMPLE), run->step)};
     int start = run->tokenizer.end_of_text >= 0 ? run->tokenizer.end_of_text
