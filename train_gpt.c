@@ -2715,10 +2715,12 @@ static int train_gpt(int argc, char** argv) {
     close(fd);
     live = isatty(STDOUT_FILENO);
     parse_command_line(argc, argv);
-    if (opt.tokenize) return run_tokenize();
-    if (opt.export_to) return run_export();
-    if (opt.prompt) return run_generate();
-    if (!opt.help && !opt.version) return run_training();
+    if (!opt.help && !opt.version) {
+        if (opt.tokenize) return run_tokenize();
+        if (opt.export_to) return run_export();
+        if (opt.prompt) return run_generate();
+        return run_training();
+    }
     if (opt.help)
         print_help();
     else
@@ -2729,7 +2731,7 @@ static int train_gpt(int argc, char** argv) {
 
 // How long a thread that waits for others spins before it sleeps is read by GCC's OpenMP before main begins. Its default
 // of milliseconds is ruinous when the machine runs anything else besides: the spinning thread holds the core that the
-// one it waits for needs (measured: 40 times slower). So the program restarts itself with a limit of microseconds, which
+// one it waits for needs (measured: 30 times slower). So the program restarts itself with a limit of microseconds, which
 // costs an idle machine 2 %.
 static void limit_spinning(char** argv) {
     char path[MAX_PATH];
