@@ -976,6 +976,11 @@ static void free_model(Model* model) {
     free(model->moment2);
 }
 
+// A pass names its layers, which are the rows of a benchmark's table: a benchmark sets layer_done, to be told when each
+// is done.
+static void (*layer_done)(const char* layer);
+#define LAYER(name, call) (call, layer_done ? layer_done(name) : (void)0)
+
 // The whole network. tokens and targets (B,N): positions start..T-1 of each sequence, N = T - start. With targets,
 // the mean loss is added to the model's. Without, only the last position's logits are computed, which is all that
 // generation needs, and B must be 1. Likewise start > 0, where the rows of qkv before start hold what earlier calls
@@ -985,26 +990,30 @@ static void cpu_forward(Model* model, Activations* a, const int* tokens, const i
     const Parameters* w = &model->w;
     size_t V = model->config.V, C = model->config.C, H = model->config.H, L = model->config.L;
     size_t N = T - start, rows = B * N;
-    embedding_forward(a->embedded, tokens, w->wte, w->wpe, B, N, start, C);
+    LAYER("embedding", embedding_forward(a->embedded, tokens, w->wte, w->wpe, B, N, start, C));
     const float* x = a->embedded;
     for (size_t l = 0; l < L; l++) {
-        layernorm_forward(a->ln1[l], a->ln1_mean[l], a->ln1_rstd[l], x, w->ln1_w[l], w->ln1_b[l], rows, C);
-        linear_forward(a->qkv[l] + start * 3 * C, a->ln1[l], w->qkv_w[l], w->qkv_b[l], NULL, rows, C, 3 * C);
-        attention_forward(a->att[l], a->lse[l], a->qkv[l], B, T, start, C, H);
-        linear_forward(a->mid[l], a->att[l], w->att_w[l], w->att_b[l], x, rows, C, C);
-        layernorm_forward(a->ln2[l], a->ln2_mean[l], a->ln2_rstd[l], a->mid[l], w->ln2_w[l], w->ln2_b[l], rows, C);
-        linear_forward(a->fc[l], a->ln2[l], w->fc_w[l], w->fc_b[l], NULL, rows, C, 4 * C);
-        gelu_forward(a->gelu[l], a->fc[l], rows * 4 * C);
-        linear_forward(a->out[l], a->gelu[l], w->mlp_w[l], w->mlp_b[l], a->mid[l], rows, 4 * C, C);
+        LAYER("ln1",
+              layernorm_forward(a->ln1[l], a->ln1_mean[l], a->ln1_rstd[l], x, w->ln1_w[l], w->ln1_b[l], rows, C));
+        LAYER("qkv",
+              linear_forward(a->qkv[l] + start * 3 * C, a->ln1[l], w->qkv_w[l], w->qkv_b[l], NULL, rows, C, 3 * C));
+        LAYER("attention", attention_forward(a->att[l], a->lse[l], a->qkv[l], B, T, start, C, H));
+        LAYER("att", linear_forward(a->mid[l], a->att[l], w->att_w[l], w->att_b[l], x, rows, C, C));
+        LAYER("ln2", layernorm_forward(a->ln2[l], a->ln2_mean[l], a->ln2_rstd[l], a->mid[l], w->ln2_w[l], w->ln2_b[l],
+                                       rows, C));
+        LAYER("fc", linear_forward(a->fc[l], a->ln2[l], w->fc_w[l], w->fc_b[l], NULL, rows, C, 4 * C));
+        LAYER("gelu", gelu_forward(a->gelu[l], a->fc[l], rows * 4 * C));
+        LAYER("mlp", linear_forward(a->out[l], a->gelu[l], w->mlp_w[l], w->mlp_b[l], a->mid[l], rows, 4 * C, C));
         x = a->out[l];
     }
-    layernorm_forward(a->lnf, a->lnf_mean, a->lnf_rstd, x, w->lnf_w, w->lnf_b, rows, C);
+    LAYER("lnf", layernorm_forward(a->lnf, a->lnf_mean, a->lnf_rstd, x, w->lnf_w, w->lnf_b, rows, C));
     if (!targets) {
-        matmul(a->logits, matrix(a->lnf + (rows - 1) * C, C), transposed(w->wte, C), NULL, NULL, 1, V, C);
+        LAYER("head",
+              matmul(a->logits, matrix(a->lnf + (rows - 1) * C, C), transposed(w->wte, C), NULL, NULL, 1, V, C));
         return;
     }
-    matmul(a->logits, matrix(a->lnf, C), transposed(w->wte, C), NULL, NULL, rows, V, C);
-    cross_entropy_forward(a->losses, a->logits_lse, a->logits, targets, rows, V);
+    LAYER("head", matmul(a->logits, matrix(a->lnf, C), transposed(w->wte, C), NULL, NULL, rows, V, C));
+    LAYER("loss", cross_entropy_forward(a->losses, a->logits_lse, a->logits, targets, rows, V));
     double sum = 0;
     for (size_t i = 0; i < rows; i++) sum += a->losses[i];
     model->loss_sum += sum / (double)rows;
@@ -1016,27 +1025,31 @@ static void cpu_backward(Model* model, Activations* a, const int* tokens, const 
                          float share) {
     const Parameters *w = &model->w, *d = &model->d;
     size_t V = model->config.V, C = model->config.C, H = model->config.H, L = model->config.L, rows = B * T;
-    cross_entropy_backward(a->logits, a->logits_lse, targets, share / (float)rows, rows, V);
+    LAYER("loss", cross_entropy_backward(a->logits, a->logits_lse, targets, share / (float)rows, rows, V));
     // logits = lnf wte', so dlnf = dlogits wte and dwte += dlogits' lnf.
-    matmul(a->dnormed, matrix(a->logits, V), matrix(w->wte, C), NULL, NULL, rows, C, V);
-    matmul(d->wte, transposed(a->logits, V), matrix(a->lnf, C), NULL, d->wte, V, C, rows);
+    LAYER("head", matmul(a->dnormed, matrix(a->logits, V), matrix(w->wte, C), NULL, NULL, rows, C, V));
+    LAYER("head", matmul(d->wte, transposed(a->logits, V), matrix(a->lnf, C), NULL, d->wte, V, C, rows));
     memset(a->dresidual, 0, rows * C * sizeof(float));
     const float* x = a->out[L - 1];
-    layernorm_backward(a->dresidual, d->lnf_w, d->lnf_b, a->dnormed, x, a->lnf_mean, a->lnf_rstd, w->lnf_w, rows, C);
+    LAYER("lnf", layernorm_backward(a->dresidual, d->lnf_w, d->lnf_b, a->dnormed, x, a->lnf_mean, a->lnf_rstd, w->lnf_w,
+                                    rows, C));
     for (size_t l = L; l-- > 0;) {
         x = l > 0 ? a->out[l - 1] : a->embedded;
-        linear_backward(a->dfc, d->mlp_w[l], d->mlp_b[l], a->dresidual, a->gelu[l], w->mlp_w[l], rows, 4 * C, C);
-        gelu_backward(a->dfc, a->dfc, a->fc[l], rows * 4 * C);
-        linear_backward(a->dnormed, d->fc_w[l], d->fc_b[l], a->dfc, a->ln2[l], w->fc_w[l], rows, C, 4 * C);
-        layernorm_backward(a->dresidual, d->ln2_w[l], d->ln2_b[l], a->dnormed, a->mid[l], a->ln2_mean[l],
-                           a->ln2_rstd[l], w->ln2_w[l], rows, C);
-        linear_backward(a->datt, d->att_w[l], d->att_b[l], a->dresidual, a->att[l], w->att_w[l], rows, C, C);
-        attention_backward(a->dqkv, a->datt, a->qkv[l], a->att[l], a->lse[l], B, T, C, H);
-        linear_backward(a->dnormed, d->qkv_w[l], d->qkv_b[l], a->dqkv, a->ln1[l], w->qkv_w[l], rows, C, 3 * C);
-        layernorm_backward(a->dresidual, d->ln1_w[l], d->ln1_b[l], a->dnormed, x, a->ln1_mean[l], a->ln1_rstd[l],
-                           w->ln1_w[l], rows, C);
+        LAYER("mlp",
+              linear_backward(a->dfc, d->mlp_w[l], d->mlp_b[l], a->dresidual, a->gelu[l], w->mlp_w[l], rows, 4 * C, C));
+        LAYER("gelu", gelu_backward(a->dfc, a->dfc, a->fc[l], rows * 4 * C));
+        LAYER("fc", linear_backward(a->dnormed, d->fc_w[l], d->fc_b[l], a->dfc, a->ln2[l], w->fc_w[l], rows, C, 4 * C));
+        LAYER("ln2", layernorm_backward(a->dresidual, d->ln2_w[l], d->ln2_b[l], a->dnormed, a->mid[l], a->ln2_mean[l],
+                                        a->ln2_rstd[l], w->ln2_w[l], rows, C));
+        LAYER("att",
+              linear_backward(a->datt, d->att_w[l], d->att_b[l], a->dresidual, a->att[l], w->att_w[l], rows, C, C));
+        LAYER("attention", attention_backward(a->dqkv, a->datt, a->qkv[l], a->att[l], a->lse[l], B, T, C, H));
+        LAYER("qkv",
+              linear_backward(a->dnormed, d->qkv_w[l], d->qkv_b[l], a->dqkv, a->ln1[l], w->qkv_w[l], rows, C, 3 * C));
+        LAYER("ln1", layernorm_backward(a->dresidual, d->ln1_w[l], d->ln1_b[l], a->dnormed, x, a->ln1_mean[l],
+                                        a->ln1_rstd[l], w->ln1_w[l], rows, C));
     }
-    embedding_backward(d->wte, d->wpe, a->dresidual, tokens, B, T, C);
+    LAYER("embedding", embedding_backward(d->wte, d->wpe, a->dresidual, tokens, B, T, C));
 }
 
 typedef struct {
@@ -1067,7 +1080,7 @@ static double norm(const float* x, size_t n) {
 // Clipping scales all gradients so that their common norm is at most `clip` (Pascanu et al. 2013). Leaves the
 // gradients zero for the next step.
 static void cpu_update(Model* model, AdamW o) {
-    model->gradient_norm = norm(model->gradients, model->block_size);
+    LAYER("norm", model->gradient_norm = norm(model->gradients, model->block_size));
     double scale = o.clip > 0 ? fmin(1, o.clip / (model->gradient_norm + 1e-6)) : 1;
     double correction1 = 1 - pow(o.beta1, (double)o.step), correction2 = 1 - pow(o.beta2, (double)o.step);
     float rate = (float)(o.lr / correction1), root = (float)(1 / sqrt(correction2)), clip = (float)scale;
