@@ -26,7 +26,7 @@
 // The same build, seed, data and options give the same bits for any number of threads: work is cut into pieces by
 // the problem's sizes, each piece is computed by one thread, and every sum is taken in a fixed order.
 
-#define _GNU_SOURCE
+#define _GNU_SOURCE 1 // as C++ compilers predefine it
 #include <errno.h>
 #include <fcntl.h>
 #include <glob.h>
@@ -785,11 +785,11 @@ typedef enum {
     HEAD,     // one, but for a single position in generation
     GRADIENT, // one, shared by all layers, and only in training
 } Kind;
-#define FIELD_ONE(name)      float* name;
-#define FIELD_EACH(name)     float* name[MAX_LAYERS];
-#define FIELD_CACHE(name)    float* name[MAX_LAYERS];
-#define FIELD_HEAD(name)     float* name;
-#define FIELD_GRADIENT(name) float* name;
+#define FIELD_ONE(type, name)      type* name;
+#define FIELD_EACH(type, name)     type* name[MAX_LAYERS];
+#define FIELD_CACHE(type, name)    type* name[MAX_LAYERS];
+#define FIELD_HEAD(type, name)     type* name;
+#define FIELD_GRADIENT(type, name) type* name;
 
 // The parameters, under the names and in the shapes of Hugging Face's GPT-2 files. A tensor starts as
 // mean + std * normal (Radford et al. 2019; projections into the residual stream, of which there are 2L, are
@@ -814,38 +814,39 @@ typedef enum {
     X(ONE,  lnf_w, "ln_f.weight",              0,     C,     1, 0)                                        \
     X(ONE,  lnf_b, "ln_f.bias",                0,     C,     0, 0)
 
-// What a forward pass computes, one row a position, and what the backward pass reads again.
-// kind, field, width
-#define ACTIVATIONS(X)                                                                     \
-    X(ONE,      embedded,   C)     /* token + position */                                  \
-    X(EACH,     ln1,        C)                                                             \
-    X(EACH,     ln1_mean,   1)                                                             \
-    X(EACH,     ln1_rstd,   1)                                                             \
-    X(CACHE,    qkv,        3 * C) /* queries, keys, values of all heads */                \
-    X(EACH,     att,        C)     /* the heads' outputs side by side */                   \
-    X(EACH,     lse,        H)     /* log-sum-exp of each head's scores */                 \
-    X(EACH,     mid,        C)     /* residual stream after attention */                   \
-    X(EACH,     ln2,        C)                                                             \
-    X(EACH,     ln2_mean,   1)                                                             \
-    X(EACH,     ln2_rstd,   1)                                                             \
-    X(EACH,     fc,         4 * C)                                                         \
-    X(EACH,     gelu,       4 * C)                                                         \
-    X(EACH,     out,        C)     /* residual stream after the MLP: the layer's output */ \
-    X(ONE,      lnf,        C)                                                             \
-    X(ONE,      lnf_mean,   1)                                                             \
-    X(ONE,      lnf_rstd,   1)                                                             \
-    X(HEAD,     logits,     V)     /* in the backward pass their gradient */               \
-    X(HEAD,     logits_lse, 1)                                                             \
-    X(HEAD,     losses,     1)                                                             \
-    X(GRADIENT, dresidual,  C)     /* the residual stream's, on its way down */            \
-    X(GRADIENT, dnormed,    C)     /* a layernorm's output's */                            \
-    X(GRADIENT, dqkv,       3 * C)                                                         \
-    X(GRADIENT, datt,       C)                                                             \
-    X(GRADIENT, dfc,        4 * C) /* gelu's output's, then its input's */
+// What a forward pass computes, one row a position, and what the backward pass reads again. Those of type `real` may
+// be of fewer bits on a GPU.
+// kind, type, field, width
+#define ACTIVATIONS(X)                                                                            \
+    X(ONE,      real,  embedded,   C)     /* token + position */                                  \
+    X(EACH,     real,  ln1,        C)                                                             \
+    X(EACH,     float, ln1_mean,   1)                                                             \
+    X(EACH,     float, ln1_rstd,   1)                                                             \
+    X(CACHE,    real,  qkv,        3 * C) /* queries, keys, values of all heads */                \
+    X(EACH,     real,  att,        C)     /* the heads' outputs side by side */                   \
+    X(EACH,     float, lse,        H)     /* log-sum-exp of each head's scores */                 \
+    X(EACH,     real,  mid,        C)     /* residual stream after attention */                   \
+    X(EACH,     real,  ln2,        C)                                                             \
+    X(EACH,     float, ln2_mean,   1)                                                             \
+    X(EACH,     float, ln2_rstd,   1)                                                             \
+    X(EACH,     real,  fc,         4 * C)                                                         \
+    X(EACH,     real,  gelu,       4 * C)                                                         \
+    X(EACH,     real,  out,        C)     /* residual stream after the MLP: the layer's output */ \
+    X(ONE,      real,  lnf,        C)                                                             \
+    X(ONE,      float, lnf_mean,   1)                                                             \
+    X(ONE,      float, lnf_rstd,   1)                                                             \
+    X(HEAD,     real,  logits,     V)     /* in the backward pass their gradient */               \
+    X(HEAD,     float, logits_lse, 1)                                                             \
+    X(HEAD,     float, losses,     1)                                                             \
+    X(GRADIENT, real,  dresidual,  C)     /* the residual stream's, on its way down */            \
+    X(GRADIENT, real,  dnormed,    C)     /* a layernorm's output's */                            \
+    X(GRADIENT, real,  dqkv,       3 * C)                                                         \
+    X(GRADIENT, real,  datt,       C)                                                             \
+    X(GRADIENT, real,  dfc,        4 * C) /* gelu's output's, then its input's */
 // clang-format on
 
-#define PARAMETER_FIELD(kind, field, name, rows, columns, mean, std) FIELD_##kind(field)
-#define ACTIVATION_FIELD(kind, field, width)                         FIELD_##kind(field)
+#define PARAMETER_FIELD(kind, field, name, rows, columns, mean, std) FIELD_##kind(float, field)
+#define ACTIVATION_FIELD(kind, type, field, width)                   FIELD_##kind(float, field)
 typedef struct {
     PARAMETERS(PARAMETER_FIELD)
 } Parameters;
@@ -854,6 +855,7 @@ typedef struct {
     size_t B, T; // the most sequences, and positions in each
     bool training;
     float* block;
+    void* extra; // what a GPU keeps besides
     ACTIVATIONS(ACTIVATION_FIELD)
 } Activations;
 
@@ -873,9 +875,14 @@ typedef struct {
     float *weights, *gradients, *moment1, *moment2; // the last three only in training
     Parameters w, d;                                // pointers into weights and into gradients
     double loss_sum, loss_count, gradient_norm;
+    void* extra; // what a GPU keeps besides
 } Model;
 
-static size_t cache_lines(size_t floats) { return (floats + 15) / 16 * 16; }
+static size_t cache_lines(size_t bytes) { return (bytes + 63) / 64 * 64; }
+
+// The vocabulary with the padding that the GPU's multiply wants. The token embedding has room for so many rows, of
+// which the last stay zero.
+static size_t padded(size_t V) { return (V + 127) / 128 * 128; }
 
 static void describe_parameters(Model* model) {
     size_t V = model->config.V, T = model->config.T, C = model->config.C, L = model->config.L;
@@ -902,7 +909,8 @@ static void describe_parameters(Model* model) {
             t->slot = table[i].slot + l * sizeof(float*);
             t->offset = model->block_size;
             t->size = (t->rows ? t->rows : 1) * t->columns;
-            model->block_size += cache_lines(t->size);
+            size_t room = t->slot == offsetof(Parameters, wte) ? padded(V) * C : t->size;
+            model->block_size += cache_lines(room * sizeof(float)) / sizeof(float);
             model->parameter_count += t->size;
         }
 }
@@ -914,24 +922,26 @@ static void point_parameters(Parameters* p, const Model* model, float* block) {
     }
 }
 
-// Lays out the activations, from `block` if that is not NULL. Returns the number of floats.
-static size_t lay_out_activations(Activations* a, Config config, float* block) {
+// Lays out the activations, from `block` if that is not NULL, with numbers of type `real` in real_size bytes. Returns
+// the number of bytes.
+static size_t lay_out_activations(Activations* a, Config config, size_t real_size, void* block) {
     size_t V = config.V, C = config.C, H = config.H, L = config.L, size = 0;
-#define ACTIVATION_ROW(kind, field, width) {kind, width, offsetof(Activations, field)},
+#define ACTIVATION_ROW(kind, type, field, width) {kind, #type, width, offsetof(Activations, field)},
     const struct {
         Kind kind;
+        const char* type;
         size_t width, slot;
     } table[] = {ACTIVATIONS(ACTIVATION_ROW)};
     for (size_t i = 0; i < sizeof table / sizeof *table; i++) {
         Kind kind = table[i].kind;
         if (kind == GRADIENT && !a->training) continue;
         size_t rows = kind == HEAD && !a->training ? 1 : a->B * a->T, start = size;
-        size_t floats = cache_lines(rows * table[i].width);
+        size_t bytes = cache_lines(rows * table[i].width * (strcmp(table[i].type, "real") ? sizeof(float) : real_size));
         for (size_t l = 0; l < (kind == EACH || kind == CACHE ? L : 1); l++) {
             bool shared = kind == EACH && !a->training && l > 0;
-            float* at = block ? block + (shared ? start : size) : NULL;
+            char* at = block ? (char*)block + (shared ? start : size) : NULL;
             memcpy((char*)a + table[i].slot + l * sizeof at, &at, sizeof at);
-            if (!shared) size += floats;
+            if (!shared) size += bytes;
         }
     }
     return size;
@@ -952,8 +962,8 @@ static void cpu_create_activations(Activations* a, const Model* model, size_t B,
     a->B = B;
     a->T = T;
     a->training = training;
-    a->block = (float*)allocate(lay_out_activations(a, model->config, NULL), sizeof(float), "the activations");
-    lay_out_activations(a, model->config, a->block);
+    a->block = (float*)allocate(lay_out_activations(a, model->config, sizeof(float), NULL), 1, "the activations");
+    lay_out_activations(a, model->config, sizeof(float), a->block);
 }
 
 // Bytes that create_model and create_activations take.
@@ -965,10 +975,13 @@ static size_t cpu_memory(Config config, size_t B, size_t T, bool training) {
     model.config = config;
     describe_parameters(&model);
     free(model.tensors);
-    return sizeof(float) * (model.block_size * (training ? 4 : 1) + lay_out_activations(&a, config, NULL));
+    size_t blocks = training ? 4 : 1;
+    return blocks * model.block_size * sizeof(float) + lay_out_activations(&a, config, sizeof(float), NULL);
 }
 
-static void free_model(Model* model) {
+static void cpu_free_activations(Activations* a) { free(a->block); }
+
+static void cpu_free_model(Model* model) {
     free(model->tensors);
     free(model->weights);
     free(model->gradients);
@@ -1074,6 +1087,25 @@ static double norm(const float* x, size_t n) {
     return sqrt(sum);
 }
 
+// What AdamW computes a step with, as float32.
+typedef struct {
+    float b1, a1, b2, a2, rate, root, keep; // keep: what decay leaves of a weight
+    double clip;
+} Factors;
+
+static Factors adamw_factors(AdamW o) {
+    double correction1 = 1 - pow(o.beta1, (double)o.step), correction2 = 1 - pow(o.beta2, (double)o.step);
+    Factors f = {(float)o.beta1,
+                 (float)(1 - o.beta1),
+                 (float)o.beta2,
+                 (float)(1 - o.beta2),
+                 (float)(o.lr / correction1),
+                 (float)(1 / sqrt(correction2)),
+                 (float)(1 - o.lr * o.weight_decay),
+                 o.clip};
+    return f;
+}
+
 // AdamW (Kingma and Ba 2015; decay decoupled as by Loshchilov and Hutter 2019), in one pass over the memory:
 //     g = clipped gradient,   m = b1 m + (1-b1) g,   v = b2 v + (1-b2) g^2,
 //     w = (1 - lr decay) w - lr (m / (1-b1^t)) / (sqrt(v / (1-b2^t)) + 1e-8).
@@ -1081,14 +1113,12 @@ static double norm(const float* x, size_t n) {
 // gradients zero for the next step.
 static void cpu_update(Model* model, AdamW o) {
     LAYER("norm", model->gradient_norm = norm(model->gradients, model->block_size));
-    double scale = o.clip > 0 ? fmin(1, o.clip / (model->gradient_norm + 1e-6)) : 1;
-    double correction1 = 1 - pow(o.beta1, (double)o.step), correction2 = 1 - pow(o.beta2, (double)o.step);
-    float rate = (float)(o.lr / correction1), root = (float)(1 / sqrt(correction2)), clip = (float)scale;
-    float b1 = (float)o.beta1, b2 = (float)o.beta2, a1 = (float)(1 - o.beta1), a2 = (float)(1 - o.beta2);
+    float clip = o.clip > 0 ? (float)fmin(1, o.clip / (model->gradient_norm + 1e-6)) : 1;
+    Factors f = adamw_factors(o);
 #pragma omp parallel
     for (size_t i = 0; i < model->tensor_count; i++) {
         const Tensor* t = &model->tensors[i];
-        float keep = t->rows ? (float)(1 - o.lr * o.weight_decay) : 1.0f;
+        float keep = t->rows ? f.keep : 1;
         float* __restrict__ w = model->weights + t->offset;
         float* __restrict__ d = model->gradients + t->offset;
         float* __restrict__ m = model->moment1 + t->offset;
@@ -1099,39 +1129,85 @@ static void cpu_update(Model* model, AdamW o) {
 #pragma omp simd
             for (size_t j = start; j < end; j++) {
                 float g = clip * d[j];
-                m[j] = b1 * m[j] + a1 * g;
-                v[j] = b2 * v[j] + a2 * g * g;
-                w[j] = keep * w[j] - rate * m[j] / (sqrtf(v[j]) * root + 1e-8f);
+                m[j] = f.b1 * m[j] + f.a1 * g;
+                v[j] = f.b2 * v[j] + f.a2 * g * g;
+                w[j] = keep * w[j] - f.rate * m[j] / (sqrtf(v[j]) * f.root + 1e-8f);
                 d[j] = 0;
             }
         }
     }
 }
 
+// The machine's rate of multiply-adds with nothing to load or store, all threads, operations a second.
+static double cpu_peak(void) {
+    enum { CHAINS = 12, STEPS = 400000 };
+    double best = 0;
+    for (int trial = 0; trial < 3; trial++) {
+        double start = seconds();
+        float total = 0;
+#pragma omp parallel reduction(+ : total)
+        {
+            vec sum[CHAINS], x;
+            for (int lane = 0; lane < LANES; lane++) x[lane] = 1e-3f * (float)(1 + lane + omp_get_thread_num());
+            for (int i = 0; i < CHAINS; i++) sum[i] = x + (float)i;
+            for (int step = 0; step < STEPS; step++)
+#pragma GCC unroll 12
+                for (int i = 0; i < CHAINS; i++) sum[i] = sum[i] * x + x;
+            for (int i = 0; i < CHAINS; i++) total += sum[i][0];
+        }
+        double operations = 2.0 * CHAINS * STEPS * LANES * omp_get_max_threads();
+        double rate = operations / (seconds() - start);
+        if (total != 0 && rate > best) best = rate;
+    }
+    return best;
+}
+
+static const char* cpu_start(void) {
+    static char name[64];
+    snprintf(name, sizeof name, "CPU, %d threads", omp_get_max_threads());
+    return name;
+}
+
 static void cpu_wait(Model* model) { (void)model; }
 static void cpu_copy(float* to, const float* from, size_t n) { memcpy(to, from, n * sizeof(float)); }
+static void cpu_read_activation(float* to, const Activations* a, const float* tensor, size_t n) {
+    (void)a;
+    cpu_copy(to, tensor, n);
+}
 
 // A device: what the training loop drives. The GPU's twin fills in the same struct. `wait` returns when all that was
 // asked for is done; loss and gradient norm may be read from the model only then.
 typedef struct {
-    const char* name;
+    const char* (*start)(void); // readies the device and describes it
+    size_t (*memory_available)(void);
     size_t (*memory)(Config config, size_t B, size_t T, bool training);
+    double (*peak)(void);
     void (*create_model)(Model* model, bool training);
     void (*create_activations)(Activations* a, const Model* model, size_t B, size_t T, bool training);
+    void (*free_model)(Model* model);
+    void (*free_activations)(Activations* a);
     void (*forward)(Model* model, Activations* a, const int* tokens, const int* targets, size_t B, size_t T,
                     size_t start);
     void (*backward)(Model* model, Activations* a, const int* tokens, const int* targets, size_t B, size_t T,
                      float share);
     void (*update)(Model* model, AdamW o);
     void (*wait)(Model* model);
-    void (*to_host)(float* to, const float* from, size_t n);
+    void (*to_host)(float* to, const float* from, size_t n); // between the model's blocks and the host
     void (*to_device)(float* to, const float* from, size_t n);
+    void (*read_activation)(float* to, const Activations* a, const float* tensor, size_t n); // first n of one of a's
 } Device;
 
-static const Device cpu = {"CPU",       cpu_memory,   cpu_create_model, cpu_create_activations,
-                           cpu_forward, cpu_backward, cpu_update,       cpu_wait,
-                           cpu_copy,    cpu_copy};
+static const Device cpu = {cpu_start,          memory_available,
+                           cpu_memory,         cpu_peak,
+                           cpu_create_model,   cpu_create_activations,
+                           cpu_free_model,     cpu_free_activations,
+                           cpu_forward,        cpu_backward,
+                           cpu_update,         cpu_wait,
+                           cpu_copy,           cpu_copy,
+                           cpu_read_activation};
 static const Device* device = &cpu;
+static const Device* cuda_device;    // in a program built from train_gpt.cu
+static int (*compare_devices)(void); // likewise
 
 // Mean loss of the forward passes since the last call.
 static double take_loss(Model* model) {
@@ -1160,30 +1236,6 @@ static void initialize(Model* model, uint64_t seed) {
 static double step_operations(Config c, size_t B, size_t T) {
     double C = (double)c.C, L = (double)c.L, weights = 12 * C * C * L + (double)c.V * C;
     return 6 * (weights + C * L * (double)T) * (double)(B * T);
-}
-
-// The machine's rate of multiply-adds with nothing to load or store, all threads, operations a second.
-static double machine_peak(void) {
-    enum { CHAINS = 12, STEPS = 400000 };
-    double best = 0;
-    for (int trial = 0; trial < 3; trial++) {
-        double start = seconds();
-        float total = 0;
-#pragma omp parallel reduction(+ : total)
-        {
-            vec sum[CHAINS], x;
-            for (int lane = 0; lane < LANES; lane++) x[lane] = 1e-3f * (float)(1 + lane + omp_get_thread_num());
-            for (int i = 0; i < CHAINS; i++) sum[i] = x + (float)i;
-            for (int step = 0; step < STEPS; step++)
-#pragma GCC unroll 12
-                for (int i = 0; i < CHAINS; i++) sum[i] = sum[i] * x + x;
-            for (int i = 0; i < CHAINS; i++) total += sum[i][0];
-        }
-        double operations = 2.0 * CHAINS * STEPS * LANES * omp_get_max_threads();
-        double rate = operations / (seconds() - start);
-        if (total != 0 && rate > best) best = rate;
-    }
-    return best;
 }
 
 // ====================================================================================================================
@@ -2049,7 +2101,7 @@ static void generate(Model* model, Activations* a, const Tokenizer* t, const int
     for (size_t i = 0; i < s->tokens && !signalled; i++) {
         device->forward(model, a, window + cached, NULL, 1, used, cached);
         device->wait(model);
-        device->to_host(logits, a->logits, V);
+        device->read_activation(logits, a, a->logits, V);
         int token = sample_token(logits, V, s, random_uniform(s->key, i), candidates);
         if (token == t->end_of_text) break;
         size_t length;
@@ -2077,11 +2129,11 @@ static void generate(Model* model, Activations* a, const Tokenizer* t, const int
 // remembers of the run that wrote it.
 
 static struct {
-    const char *data, *train, *val, *preset, *init, *log, *checkpoint, *export_to, *prompt, *tokenize;
+    const char *data, *train, *val, *preset, *init, *log, *checkpoint, *export_to, *prompt, *tokenize, *device;
     long layers, heads, channels, context;
     long steps, batch, accumulate, warmup, seed, val_every, val_batches, sample_every, save_every, tokens, top_k;
     double lr, min_lr, weight_decay, beta1, beta2, clip, temperature, top_p;
-    bool resume, help, version;
+    bool resume, compare, help, version;
 } opt;
 
 typedef enum { WHOLE, REAL, TEXT, FLAG } ValueKind;
@@ -2131,7 +2183,9 @@ static Option options[] = {
     {"", "--temperature", "X", "0.8", "below 1 bolder, above wilder; 0: always the likeliest", REAL, &opt.temperature, 0, 1e3, 0, false},
     {"", "--top-k", "N", "0", "draw from the N likeliest (0: all)", WHOLE, &opt.top_k, 0, MAX_SIZE, 0, false},
     {"", "--top-p", "X", "1", "draw from the likeliest that sum to X", REAL, &opt.top_p, 1e-9, 1, 0, false},
-    {"other", "--tokenize", "FILE", NULL, "print the tokens of a text, one a line, and end", TEXT, &opt.tokenize, 0, 0, 0, false},
+    {"other", "--device", "NAME", NULL, "cpu or cuda [cuda, in a program built for it]", TEXT, &opt.device, 0, 0, 0, false},
+    {"", "--compare", NULL, NULL, "time a few steps on CPU and GPU, layer by layer, and end", FLAG, &opt.compare, 0, 0, 0, false},
+    {"", "--tokenize", "FILE", NULL, "print the tokens of a text, one a line, and end", TEXT, &opt.tokenize, 0, 0, 0, false},
     {"", "--help", NULL, NULL, "this text", FLAG, &opt.help, 0, 0, 0, false},
     {"", "--version", NULL, NULL, "the program's version", FLAG, &opt.version, 0, 0, 0, false},
 };
@@ -2259,6 +2313,11 @@ static void parse_command_line(int argc, char** argv) {
     }
     if (!given("--min-lr")) opt.min_lr = opt.lr / 50;
     if (!given("--warmup")) opt.warmup = opt.steps / 10;
+    bool on_gpu = opt.device && !strcmp(opt.device, "cuda");
+    if (opt.device && !on_gpu && strcmp(opt.device, "cpu")) fail(2, "--device is cpu or cuda, not '%s'", opt.device);
+    if ((on_gpu || opt.compare) && !cuda_device)
+        fail(2, "this program is the CPU's; `make train_gpt_cu` builds the GPU's");
+    if (opt.device) device = on_gpu ? cuda_device : &cpu;
 }
 
 // ====================================================================================================================
@@ -2290,12 +2349,16 @@ static const char* weights_path(void) {
 }
 
 static void check_memory(Config config, size_t B, bool training) {
-    double needed = (double)device->memory(config, B, config.T, training), available = (double)memory_available();
-    if (training) printf("memory     %.1f MB needed, %.0f MB available\n", needed / 1e6, available / 1e6);
+    size_t available = device->memory_available(), needed = device->memory(config, B, config.T, training), fits = B;
+    if (training)
+        printf("memory     %.1f MB needed, %.0f MB available\n", (double)needed / 1e6, (double)available / 1e6);
     check_output();
-    if (needed > available)
-        die("this takes %.0f MB of memory and %.0f MB are available: a smaller --batch, --context or model may fit",
-            needed / 1e6, available / 1e6);
+    while (fits && device->memory(config, fits, config.T, training) > available) fits--;
+    if (fits == B) return;
+    char advice[64] = "a smaller --context or model may fit";
+    if (fits) snprintf(advice, sizeof advice, "--batch %zu would fit", fits);
+    die("this takes %.0f MB of memory and %.0f MB are available: %s", (double)needed / 1e6, (double)available / 1e6,
+        advice);
 }
 
 static void check_tokenizer(const Tokenizer* t, Config config, const char* path) {
@@ -2321,6 +2384,7 @@ static void load_for_use(Model* model, const Tokenizer* t) {
     model->config = read_config(&c);
     choose_context(&model->config, c.file.path);
     if (t) check_tokenizer(t, model->config, c.file.path);
+    device->start();
     check_memory(model->config, 1, false);
     device->create_model(model, false);
     load_block(&c, model, "", model->weights);
@@ -2346,7 +2410,8 @@ static int run_generate(void) {
     generate(&model, &a, &t, prompt, count, &s);
     putchar('\n');
     check_output();
-    free(prompt), free(a.block), free_model(&model), free_tokenizer(&t);
+    device->free_activations(&a), device->free_model(&model);
+    free(prompt), free_tokenizer(&t);
     return signalled ? 128 + signalled : 0;
 }
 
@@ -2367,7 +2432,7 @@ static int run_export(void) {
     export_model(opt.export_to, &model);
     printf("%s opens with transformers' AutoModelForCausalLM.from_pretrained(\"%s\")\n", opt.export_to, opt.export_to);
     check_output();
-    free_model(&model);
+    device->free_model(&model);
     return 0;
 }
 
@@ -2381,8 +2446,9 @@ typedef struct {
     Activations a, sampler; // a batch; one sequence, to sample from
     int *inputs, *targets;  // (B,T)
     size_t B, T;
-    size_t step;    // steps done
-    uint64_t taken; // training windows taken
+    size_t step;       // steps done
+    uint64_t taken;    // training windows taken
+    bool batch_loaded; // inputs and targets hold the next ones
     FILE* log;
     double peak;                                                // operations a second
     size_t first;                                               // the step that the run began or resumed after
@@ -2491,6 +2557,7 @@ static Config choose_config(const Run* run, const Checkpoint* from) {
 // The i-th of the windows that are validated on, spread evenly over the text, into row b of the batch.
 static void load_val_window(Run* run, size_t i, size_t b) {
     size_t T = run->T, window = i * run->val.windows / run->val_count;
+    run->batch_loaded = false;
     load_window(&run->val, window, 0, run->inputs + b * T, run->targets + b * T);
 }
 
@@ -2545,13 +2612,14 @@ static void start_run(Run* run) {
     open_log(run);
     printf("data       %zu tokens to train on, %zu to validate, vocabulary %zu\n", run->train.token_count,
            run->val.token_count, config.V);
+    const char* machine = device->start();
     check_memory(config, run->B, true);
+    run->peak = device->peak();
     create_model(run, from);
     if (from) close_checkpoint(from);
     printf("model      %zu layers, %zu heads, %zu channels, context %zu: %zu parameters\n", config.L, config.H,
            config.C, config.T, run->model.parameter_count);
-    run->peak = machine_peak();
-    printf("machine    %s, %d threads, %.0f GFLOP/s at most\n", device->name, omp_get_max_threads(), run->peak / 1e9);
+    printf("machine    %s, %.0f GFLOP/s at most\n", machine, run->peak / 1e9);
     printf("training   steps %zu to %ld of %ld x %zu x %zu tokens, checkpoint in %s%s\n\n", run->step + 1, opt.steps,
            opt.accumulate, run->B, run->T, opt.checkpoint,
            !opt.resume && !access(opt.checkpoint, F_OK) ? " (replacing the one there)" : "");
@@ -2611,19 +2679,27 @@ static void draw_curve(const Run* run) {
            run->first + 1, "step", run->step);
 }
 
-// One step: `accumulate` batches forward and backward, one update. Returns the mean loss.
+static void load_next_batch(Run* run) {
+    if (!run->batch_loaded) load_batch(&run->train, (uint64_t)opt.seed, run->taken, run->B, run->inputs, run->targets);
+    run->batch_loaded = true;
+}
+
+// One step: `accumulate` batches forward and backward, one update. Returns the mean loss. The step after it is loaded
+// before its end is waited for, while a GPU still computes.
 static double train_step(Run* run) {
     Model* model = &run->model;
     for (long i = 0; i < opt.accumulate; i++) {
-        load_batch(&run->train, (uint64_t)opt.seed, run->taken, run->B, run->inputs, run->targets);
+        load_next_batch(run);
         run->taken += run->B;
+        run->batch_loaded = false;
         device->forward(model, &run->a, run->inputs, run->targets, run->B, run->T, 0);
         device->backward(model, &run->a, run->inputs, run->targets, run->B, run->T, 1 / (float)opt.accumulate);
     }
     AdamW o = {learning_rate(run->step + 1), opt.beta1, opt.beta2, opt.weight_decay, opt.clip, run->step + 1};
     device->update(model, o);
-    double loss = take_loss(model);
     run->step++;
+    if (run->step < (size_t)opt.steps) load_next_batch(run);
+    double loss = take_loss(model);
     if (!isfinite(loss) || !isfinite(model->gradient_norm))
         die("at step %zu the loss is %f and the gradient's norm %f: a smaller --lr or --clip may help; %s holds the "
             "last "
@@ -2706,8 +2782,8 @@ static int run_training(void) {
            *checkpoint ? opt.checkpoint : "", data, *data ? opt.data : "");
     if (run.log && fclose(run.log)) die("cannot write %s: %s", opt.log, strerror(errno));
     free(run.inputs), free(run.targets);
-    free(run.a.block), free(run.sampler.block);
-    free_model(&run.model), free_data(&run.train), free_data(&run.val), free_tokenizer(&run.tokenizer);
+    device->free_activations(&run.a), device->free_activations(&run.sampler), device->free_model(&run.model);
+    free_data(&run.train), free_data(&run.val), free_tokenizer(&run.tokenizer);
     check_output();
     return 0;
 }
@@ -2732,6 +2808,7 @@ static int train_gpt(int argc, char** argv) {
         if (opt.tokenize) return run_tokenize();
         if (opt.export_to) return run_export();
         if (opt.prompt) return run_generate();
+        if (opt.compare) return compare_devices();
         return run_training();
     }
     if (opt.help)

@@ -132,7 +132,7 @@ static void fuzz_checkpoint(const uint8_t* data, size_t size) {
             require(run.step < (size_t)opt.steps && opt.batch >= 1 && opt.batch <= MAX_SIZE && opt.lr <= 1e3);
         }
     }
-    free_model(&model);
+    device->free_model(&model);
     close_checkpoint(&c);
 }
 
