@@ -682,9 +682,11 @@ __device__ inline void load_tile(real* tile, const real* x, size_t width, int va
 // Writes a warp's C's, 16 rows of HEAD, to the first `valid` rows of y: row by `scale[0]`, row + 8 by `scale[1]`.
 template <int HEAD>
 __device__ inline void store_rows(real* y, size_t width, const float (*c)[4], const float scale[2], int valid, int D) {
+#pragma unroll
     for (int half = 0; half < 2; half++) {
         int row = fragment_row() + 8 * half;
         if (row >= valid) continue;
+#pragma unroll
         for (int n = 0; n < HEAD / 8; n++) {
             int column = n * 8 + fragment_column();
             real* to = y + row * width + column;
@@ -744,11 +746,14 @@ __global__ static void __launch_bounds__(ATTENTION_THREADS)
     cp_async_wait<0>();
     __syncthreads();
     pair q[M][HEAD / 16][4];
+#pragma unroll
     for (int m = 0; m < M; m++)
+#pragma unroll
         for (int i = 0; i < HEAD / 16; i++) load_a(q[m][i], tiles + (warp * M + m) * 16 * ROW + i * 16, ROW);
     __syncthreads();
 
     float o[M][HEAD / 8][4] = {}, largest[M][2], sum[M][2] = {};
+#pragma unroll
     for (int m = 0; m < M; m++) largest[m][0] = largest[m][1] = -INFINITY;
     int end = T < first + QUERIES ? T : first + QUERIES;
     load_tile<HEAD, KEYS>(tiles, k, 3 * C, T, D);
@@ -767,31 +772,42 @@ __global__ static void __launch_bounds__(ATTENTION_THREADS)
         const real *keys = tiles + stage * 2 * KEYS * ROW, *values = keys + KEYS * ROW;
         if (j0 < row0 + 16 * M && row0 < T) {
             float s[M][KEYS / 8][4] = {};
+#pragma unroll
             for (int i = 0; i < HEAD / 16; i++)
+#pragma unroll
                 for (int n = 0; n < KEYS / 16; n++) {
                     pair kt[2][2];
                     load_b(kt, keys + n * 16 * ROW + i * 16, ROW);
+#pragma unroll
                     for (int m = 0; m < M; m++) {
                         mma(s[m][2 * n], q[m][i], kt[0]);
                         mma(s[m][2 * n + 1], q[m][i], kt[1]);
                     }
                 }
+#pragma unroll
             for (int m = 0; m < M; m++) {
                 int row = row0 + m * 16 + fragment_row();
                 if (j0 + KEYS > row0 + m * 16) // some keys may come after some queries
+#pragma unroll
                     for (int n = 0; n < KEYS / 8; n++)
+#pragma unroll
                         for (int e = 0; e < 4; e++)
                             if (j0 + n * 8 + fragment_column() + e % 2 > row + e / 2 * 8) s[m][n][e] = -INFINITY;
+#pragma unroll
                 for (int half = 0; half < 2; half++) {
                     float most = largest[m][half], shrink, tile_sum = 0;
+#pragma unroll
                     for (int n = 0; n < KEYS / 8; n++)
                         most = fmaxf(most, fmaxf(s[m][n][2 * half], s[m][n][2 * half + 1]));
                     most = fmaxf(most, __shfl_xor_sync(0xffffffff, most, 1)); // a row lies in four threads
                     most = fmaxf(most, __shfl_xor_sync(0xffffffff, most, 2));
                     shrink = exp2f((largest[m][half] - most) * scale);
+#pragma unroll
                     for (int n = 0; n < KEYS / 8; n++)
+#pragma unroll
                         for (int e = 2 * half; e < 2 * half + 2; e++)
                             tile_sum += s[m][n][e] = exp2f((s[m][n][e] - most) * scale);
+#pragma unroll
                     for (int n = 0; n < HEAD / 8; n++) {
                         o[m][n][2 * half] *= shrink;
                         o[m][n][2 * half + 1] *= shrink;
@@ -800,11 +816,15 @@ __global__ static void __launch_bounds__(ATTENTION_THREADS)
                     largest[m][half] = most;
                 }
             }
+#pragma unroll
             for (int n = 0; n < KEYS / 16; n++) {
                 pair p[M][4], vt[2][2];
+#pragma unroll
                 for (int m = 0; m < M; m++) c_to_a(p[m], &s[m][2 * n]);
+#pragma unroll
                 for (int i = 0; i < HEAD / 16; i++) {
                     load_b_trans(vt, values + n * 16 * ROW + i * 16, ROW);
+#pragma unroll
                     for (int m = 0; m < M; m++) {
                         mma(o[m][2 * i], p[m], vt[0]);
                         mma(o[m][2 * i + 1], p[m], vt[1]);
@@ -814,9 +834,11 @@ __global__ static void __launch_bounds__(ATTENTION_THREADS)
         }
         __syncthreads(); // before the next copy overwrites this tile
     }
+#pragma unroll
     for (int m = 0; m < M; m++) {
         size_t at = (size_t)b * (T - start) + row0 + m * 16 - start;
         float inverse[2];
+#pragma unroll
         for (int half = 0; half < 2; half++) {
             float total = sum[m][half];
             total += __shfl_xor_sync(0xffffffff, total, 1);
@@ -882,6 +904,7 @@ __global__ static void __launch_bounds__(ATTENTION_THREADS)
     cp_async_wait<0>();
     __syncthreads();
     pair k[HEAD / 16][4], v[HEAD / 16][4];
+#pragma unroll
     for (int i = 0; i < HEAD / 16; i++) {
         load_a(k[i], tiles + warp * 16 * ROW + i * 16, ROW);
         load_a(v[i], tiles + (KEYS + warp * 16) * ROW + i * 16, ROW);
@@ -909,6 +932,7 @@ __global__ static void __launch_bounds__(ATTENTION_THREADS)
                 if (i0 + j + 15 < key0) continue; // all before the keys
                 float p[2][4] = {}, ds[2][4] = {};
                 pair b2[2][2], a[4];
+#pragma unroll
                 for (int i = 0; i < HEAD / 16; i++) {
                     load_b(b2, queries + j * ROW + i * 16, ROW);
                     mma(p[0], k[i], b2[0]);
@@ -917,7 +941,9 @@ __global__ static void __launch_bounds__(ATTENTION_THREADS)
                     mma(ds[0], v[i], b2[0]);
                     mma(ds[1], v[i], b2[1]);
                 }
+#pragma unroll
                 for (int n = 0; n < 2; n++)
+#pragma unroll
                     for (int e = 0; e < 4; e++) {
                         int query = j + n * 8 + fragment_column() + e % 2;
                         float2 r = tile_rows[stage * QUERIES + query];
@@ -927,12 +953,14 @@ __global__ static void __launch_bounds__(ATTENTION_THREADS)
                         ds[n][e] = p[n][e] * (ds[n][e] - r.y);
                     }
                 c_to_a(a, p);
+#pragma unroll
                 for (int i = 0; i < HEAD / 16; i++) {
                     load_b_trans(b2, gradients + j * ROW + i * 16, ROW);
                     mma(dv[2 * i], a, b2[0]);
                     mma(dv[2 * i + 1], a, b2[1]);
                 }
                 c_to_a(a, ds);
+#pragma unroll
                 for (int i = 0; i < HEAD / 16; i++) {
                     load_b_trans(b2, queries + j * ROW + i * 16, ROW);
                     mma(dk[2 * i], a, b2[0]);
@@ -969,11 +997,14 @@ __global__ static void __launch_bounds__(ATTENTION_THREADS)
     __syncthreads();
     pair query[M][HEAD / 16][4], d_o[M][HEAD / 16][4];
     float2 row[M][2];
+#pragma unroll
     for (int m = 0; m < M; m++) {
+#pragma unroll
         for (int i = 0; i < HEAD / 16; i++) {
             load_a(query[m][i], tiles + (warp * M + m) * 16 * ROW + i * 16, ROW);
             load_a(d_o[m][i], tiles + (QUERIES + (warp * M + m) * 16) * ROW + i * 16, ROW);
         }
+#pragma unroll
         for (int half = 0; half < 2; half++) {
             int i = row0 + m * 16 + fragment_row() + 8 * half;
             row[m][half] = i < T ? rows[(size_t)head * T + i] : make_float2(INFINITY, 0);
@@ -1000,20 +1031,26 @@ __global__ static void __launch_bounds__(ATTENTION_THREADS)
         for (int j = 0; j < KEYS && j0 + j < row0 + 16 * M; j += 16) { // not beyond the warp's last query
             float ds[M][2][4] = {}, dp[M][2][4] = {};
             pair b2[2][2], a[M][4];
+#pragma unroll
             for (int i = 0; i < HEAD / 16; i++) {
                 load_b(b2, k + j * ROW + i * 16, ROW);
+#pragma unroll
                 for (int m = 0; m < M; m++) {
                     mma(ds[m][0], query[m][i], b2[0]);
                     mma(ds[m][1], query[m][i], b2[1]);
                 }
                 load_b(b2, v + j * ROW + i * 16, ROW);
+#pragma unroll
                 for (int m = 0; m < M; m++) {
                     mma(dp[m][0], d_o[m][i], b2[0]);
                     mma(dp[m][1], d_o[m][i], b2[1]);
                 }
             }
+#pragma unroll
             for (int m = 0; m < M; m++) {
+#pragma unroll
                 for (int n = 0; n < 2; n++)
+#pragma unroll
                     for (int e = 0; e < 4; e++) {
                         float2 r = row[m][e / 2];
                         float log_p = ds[m][n][e] * (scale * LOG2_E) - r.x, p = exp2f(log_p > 0 ? 0 : log_p);
@@ -1023,8 +1060,10 @@ __global__ static void __launch_bounds__(ATTENTION_THREADS)
                     }
                 c_to_a(a[m], ds[m]);
             }
+#pragma unroll
             for (int i = 0; i < HEAD / 16; i++) {
                 load_b_trans(b2, k + j * ROW + i * 16, ROW);
+#pragma unroll
                 for (int m = 0; m < M; m++) {
                     mma(dq[m][2 * i], a[m], b2[0]);
                     mma(dq[m][2 * i + 1], a[m], b2[1]);
@@ -1034,6 +1073,7 @@ __global__ static void __launch_bounds__(ATTENTION_THREADS)
         __syncthreads();
     }
     const float scales[2] = {scale, scale};
+#pragma unroll
     for (int m = 0; m < M; m++)
         store_rows<HEAD>(dqkv + (first_row + row0 + m * 16) * 3 * C + h * D, 3 * C, dq[m], scales, T - row0 - m * 16,
                          D);
