@@ -21,7 +21,16 @@ import statistics
 import time
 import timeit
 
-import torch
+# OpenBLAS is told by these, which some machines set for every program, to take other kernels than the processor's best
+# ones: without AVX-512, half as fast.
+for name in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"):
+    os.environ.pop(name, None)
+# A thread that waits for others spins, and may hold the core that they need. train_gpt limits that for itself; without
+# a limit PyTorch too is many times slower on a machine that does anything else besides.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
+import torch  # reads the environment, so it comes after
 import torch.nn as nn
 import torch.nn.functional as F
 
