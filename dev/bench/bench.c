@@ -345,12 +345,11 @@ static double report_row(const Timing* t, size_t i, int p) {
 }
 
 static void bench_step(Config config, size_t B) {
+    static Timing t;
     struct rusage usage;
     create(config, B, true);
     timed_step(NULL);
     getrusage(RUSAGE_SELF, &usage); // before measure_machine takes memory of its own
-    Timing t;
-    memset(&t, 0, sizeof t);
     measure_steps(&t, &threads, 1);
     print_machine();
     double sum = 0, outside = 0, optimiser = 0, step = median(&t.step);
@@ -409,14 +408,13 @@ static void bench_scaling(Config config, size_t B) {
     size_t n = 1;
     for (; n < MOST && counts[n - 1] < threads; n++)
         counts[n] = (int)min_size(2 * (size_t)counts[n - 1], (size_t)threads);
-    Timing t[MOST];
+    static Timing t[MOST];
     Samples* times[MOST];
-    memset(t, 0, sizeof t);
     create(config, B, true);
     timed_step(NULL);
     measure_steps(t, counts, n);
     print_machine();
-    printf("ms, speed-up, efficiency by threads%*s", -8, "");
+    printf("milliseconds, speed-up and efficiency by number of threads\nlayer      pass    %10d", 1);
     for (size_t k = 1; k < n; k++) printf("%10d%12s", counts[k], "");
     json_open("scaling", '[');
     for (int p = 0; p < PASSES; p++)
@@ -547,7 +545,7 @@ static void bench_generate(Config config) {
     create(config, 1, false);
     size_t T = config.T, prompt = (T * 125 + 127) / 128; // 1,000 of 1,024
     for (size_t i = 0; i < T; i++) inputs[i] = (int)(random_bits(1, i) % config.V);
-    Samples token = {NULL, 0}, batch = {NULL, 0}, single = {NULL, 0};
+    static Samples token, batch, single;
     advance(0, T); // every page of the cache touched
     double begin = seconds();
     for (size_t round = 0; another_round(round, begin); round++) {

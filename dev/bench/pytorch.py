@@ -200,4 +200,7 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except RuntimeError as error:  # no memory, as a rule
+        sys.exit(f"pytorch.py: {str(error).splitlines()[0]}")
