@@ -125,30 +125,19 @@ static double quantile(const Samples* s, double fraction) {
 }
 static double median(const Samples* s) { return quantile(s, 0.5); }
 
-static FILE* json;
-static const char* separator = ""; // what goes before the next value
+static FILE* json_file;
 
-static void json_name(const char* name) { // NULL in a list
-    fputs(separator, json);
-    if (name) fprintf(json, "\"%s\": ", name);
-    separator = ", ";
-}
-static void json_open(const char* name, char bracket) {
-    json_name(name);
-    fputc(bracket, json);
-    separator = "\n";
-}
-static void json_close(char bracket) {
-    fputc(bracket, json);
-    separator = ",\n";
-}
-static void json_text(const char* name, const char* text) {
-    json_name(name);
-    fprintf(json, "\"%s\"", text);
-}
-static void json_number(const char* name, double value) {
-    json_name(name);
-    fprintf(json, "%.12g", value);
+// Writes values of the JSON file. A ' stands for ", which would want escaping here, and commas come by themselves.
+__attribute__((format(printf, 1, 2))) static void json(const char* format, ...) {
+    static const char* separator = "";
+    char text[1024];
+    va_list args;
+    va_start(args, format);
+    vsnprintf(text, sizeof text, format, args);
+    va_end(args);
+    for (char* c = text; *c; c++) *c = *c == '\'' ? '"' : *c;
+    fprintf(json_file, "%s%s", strchr("]}", text[0]) ? "" : separator, text);
+    separator = strchr("[{", text[strlen(text) - 1]) ? "\n" : ",\n";
 }
 
 // ====================================================================================================================
@@ -333,14 +322,8 @@ static double report_row(const Timing* t, size_t i, int p) {
     double of_peak = 1e9 * rate / (work > 0 ? median(&peak) : bandwidth());
     printf("%-10s %-8s %9.3f %*.1f%*s %7.0f%% %7.1f%%\n", layers[i].name, pass_names[p], 1e3 * time, work > 0 ? 9 : 19,
            rate, work > 0 ? 10 : 0, "", 100 * of_peak, 100 * of_step);
-    json_open(NULL, '{');
-    json_text("layer", layers[i].name);
-    json_text("pass", pass_names[p]);
-    json_number("ms", 1e3 * time);
-    json_number(work > 0 ? "gflops" : "gb_per_s", rate);
-    json_number("of_peak", of_peak);
-    json_number("of_step", of_step);
-    json_close('}');
+    json("{'layer': '%s', 'pass': '%s', 'ms': %.9g, '%s': %.9g, 'of_peak': %.9g, 'of_step': %.9g}", layers[i].name,
+         pass_names[p], 1e3 * time, work > 0 ? "gflops" : "gb_per_s", rate, of_peak, of_step);
     return time;
 }
 
@@ -354,8 +337,8 @@ static void bench_step(Config config, size_t B) {
     print_machine();
     double sum = 0, outside = 0, optimiser = 0, step = median(&t.step);
     printf("layer      pass            ms   GFLOP/s      GB/s  of peak  of step\n");
-    json_open("step", '{');
-    json_open("rows", '[');
+    json("'step': {");
+    json("'rows': [");
     for (int p = 0; p < PASSES; p++)
         for (size_t i = 0; i < LAYERS; i++) {
             if (operations(&layers[i], p) + bytes(&layers[i], p) == 0) continue;
@@ -364,7 +347,7 @@ static void bench_step(Config config, size_t B) {
             if (operations(&layers[i], p) == 0) outside += time;
             if (p == UPDATE) optimiser += bytes(&layers[i], p) / bandwidth();
         }
-    json_close(']');
+    json("]");
     double least = step_operations(config, B, config.T) / median(&peak) + optimiser;
     double tokens = (double)(B * config.T) / step, resident = (double)usage.ru_maxrss / 1024;
     printf("\nstep       %.3f ms (half of the steps %.3f to %.3f), %.0f tokens/s; the rows add up to %.3f ms\n"
@@ -373,15 +356,9 @@ static void bench_step(Config config, size_t B) {
            "resident   %.0f MB at most\n",
            1e3 * step, 1e3 * quantile(&t.step, 0.25), 1e3 * quantile(&t.step, 0.75), tokens, 1e3 * sum, 1e3 * least,
            step / least, 100 * outside / step, resident);
-    json_number("ms", 1e3 * step);
-    json_number("steps", (double)t.step.count);
-    json_number("parameters", (double)model.parameter_count);
-    json_number("tokens_per_s", tokens);
-    json_number("floor_ms", 1e3 * least);
-    json_number("over_floor", step / least);
-    json_number("outside_multiplies", outside / step);
-    json_number("resident_mb", resident);
-    json_close('}');
+    json("'ms': %.9g, 'steps': %zu, 'parameters': %zu, 'tokens_per_s': %.9g, 'floor_ms': %.9g, 'over_floor': %.9g, "
+         "'outside_multiplies': %.9g, 'resident_mb': %.9g}",
+         1e3 * step, t.step.count, model.parameter_count, tokens, 1e3 * least, step / least, outside / step, resident);
     destroy();
 }
 
@@ -392,13 +369,8 @@ static void report_scaling(const char* layer, const char* pass, Samples* const* 
         double time = median(times[k]), speed_up = median(times[0]) / time;
         printf("%10.3f", 1e3 * time);
         if (k > 0) printf(" %5.2f %4.0f%%", speed_up, 100 * speed_up / counts[k]);
-        json_open(NULL, '{');
-        json_text("layer", layer);
-        json_text("pass", pass);
-        json_number("threads", counts[k]);
-        json_number("ms", 1e3 * time);
-        json_number("speed_up", speed_up);
-        json_close('}');
+        json("{'layer': '%s', 'pass': '%s', 'threads': %d, 'ms': %.9g, 'speed_up': %.9g}", layer, pass, counts[k],
+             1e3 * time, speed_up);
     }
 }
 
@@ -416,7 +388,7 @@ static void bench_scaling(Config config, size_t B) {
     print_machine();
     printf("milliseconds, speed-up and efficiency by number of threads\nlayer      pass    %10d", 1);
     for (size_t k = 1; k < n; k++) printf("%10d%12s", counts[k], "");
-    json_open("scaling", '[');
+    json("'scaling': [");
     for (int p = 0; p < PASSES; p++)
         for (size_t i = 0; i < LAYERS; i++) {
             for (size_t k = 0; k < n; k++) times[k] = &t[k].rows[i][p];
@@ -426,7 +398,7 @@ static void bench_scaling(Config config, size_t B) {
     for (size_t k = 0; k < n; k++) times[k] = &t[k].step;
     report_scaling("step", "all", times, counts, n);
     putchar('\n');
-    json_close(']');
+    json("]");
     destroy();
 }
 
@@ -508,25 +480,20 @@ static void bench_matmul(Config config, size_t B) {
     printf("GFLOP/s, and share of the peak measured just before: median and best of %zu rounds\n rows     in    out",
            rates[0][0].count);
     for (int which = 0; which < MULTIPLIES; which++) printf("%20s", multiply_names[which]);
-    json_open("matmul", '[');
+    json("'matmul': [");
     for (size_t i = 0; i < n; i++) {
         printf("\n%5zu %6zu %6zu", list[i].rows, list[i].in, list[i].out);
         for (int which = 0; which < MULTIPLIES; which++) {
             double share = median(&shares[i][which]), best = quantile(&shares[i][which], 1);
             printf("%10.1f %3.0f%% %3.0f%%", median(&rates[i][which]) / 1e9, 100 * share, 100 * best);
-            json_open(NULL, '{');
-            json_text("multiply", multiply_names[which]);
-            json_number("rows", (double)list[i].rows);
-            json_number("in", (double)list[i].in);
-            json_number("out", (double)list[i].out);
-            json_number("gflops", median(&rates[i][which]) / 1e9);
-            json_number("of_peak", share);
-            json_number("best_of_peak", best);
-            json_close('}');
+            json("{'multiply': '%s', 'rows': %zu, 'in': %zu, 'out': %zu, 'gflops': %.9g, 'of_peak': %.9g, "
+                 "'best_of_peak': %.9g}",
+                 multiply_names[which], list[i].rows, list[i].in, list[i].out, median(&rates[i][which]) / 1e9, share,
+                 best);
         }
     }
     putchar('\n');
-    json_close(']');
+    json("]");
 }
 
 // ====================================================================================================================
@@ -567,16 +534,9 @@ static void bench_generate(Config config) {
            "prompt     %zu tokens: %.1f ms as one batch, %.1f ms one by one, %.1f times as long\n",
            1e3 * one, T - 1, moved / 1e6, rate / 1e9, 100 * rate / bandwidth(), prompt, 1e3 * median(&batch),
            1e3 * median(&single), median(&single) / median(&batch));
-    json_open("generate", '{');
-    json_number("cached", (double)(T - 1));
-    json_number("ms_per_token", 1e3 * one);
-    json_number("bytes", moved);
-    json_number("gb_per_s", rate / 1e9);
-    json_number("of_bandwidth", rate / bandwidth());
-    json_number("prompt", (double)prompt);
-    json_number("prompt_ms", 1e3 * median(&batch));
-    json_number("one_by_one_ms", 1e3 * median(&single));
-    json_close('}');
+    json("'generate': {'cached': %zu, 'ms_per_token': %.9g, 'bytes': %.0f, 'gb_per_s': %.9g, 'of_bandwidth': %.9g, "
+         "'prompt': %zu, 'prompt_ms': %.9g, 'one_by_one_ms': %.9g}",
+         T - 1, 1e3 * one, moved, rate / 1e9, rate / bandwidth(), prompt, 1e3 * median(&batch), 1e3 * median(&single));
     destroy();
 }
 
@@ -590,30 +550,22 @@ int main(int argc, char** argv) {
     }
     Output out;
     if (want.json) output_open(&out, want.json);
-    json = want.json ? out.stream : fopen("/dev/null", "w");
-    if (!json) die("cannot open /dev/null: %s", strerror(errno));
+    json_file = want.json ? out.stream : fopen("/dev/null", "w");
+    if (!json_file) die("cannot open /dev/null: %s", strerror(errno));
     threads = omp_get_max_threads();
     size_t B = (size_t)want.batch;
-    const char* const names[] = {"layers", "heads", "channels", "vocab", "context", "batch"};
-    const size_t sizes[] = {config.L, config.H, config.C, config.V, config.T, B};
     printf("model      %zu layers, %zu heads, %zu channels, vocabulary %zu, context %zu, batch %zu\n", config.L,
            config.H, config.C, config.V, config.T, B);
-    json_open(NULL, '{');
-    json_open("model", '{');
-    for (int i = 0; i < 6; i++) json_number(names[i], (double)sizes[i]);
-    json_close('}');
+    json("{");
+    json("'model': {'layers': %zu, 'heads': %zu, 'channels': %zu, 'vocab': %zu, 'context': %zu, 'batch': %zu}",
+         config.L, config.H, config.C, config.V, config.T, B);
     if (want.step) bench_step(config, B);
     if (want.scaling) bench_scaling(config, B);
     if (want.matmul) bench_matmul(config, B);
     if (want.generate) bench_generate(config);
-    json_open("machine", '{');
-    json_number("threads", threads);
-    json_number("peak_gflops", median(&peak) / 1e9);
-    json_number("read_gb_per_s", median(&reading) / 1e9);
-    json_number("copy_gb_per_s", median(&copying) / 1e9);
-    json_close('}');
-    json_close('}');
-    fputc('\n', json);
+    json("'machine': {'threads': %d, 'peak_gflops': %.9g, 'read_gb_per_s': %.9g, 'copy_gb_per_s': %.9g}", threads,
+         median(&peak) / 1e9, median(&reading) / 1e9, median(&copying) / 1e9);
+    json("}\n");
     if (want.json) output_replace(&out);
     check_output();
     return 0;
