@@ -15,13 +15,14 @@ ifdef DEBUG
 CFLAGS  += -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=undefined
 endif
 
-.PHONY: all help test mutate fuzz faults coverage clean data tools
+.PHONY: all help test bench mutate fuzz faults coverage clean data tools
 
 all: train_gpt
 
 help:
 	@echo "make train_gpt    the program; prepares data/ if there is none"
 	@echo "make test         all checks; a minute or two"
+	@echo "make bench        times a training step, layer by layer; BENCH=\"--help\" lists what else"
 	@echo "make mutate       small errors in train_gpt.c, each of which the tests must catch; half an hour"
 	@echo "make fuzz         made-up inputs to everything that reads files; FUZZ_SECONDS=60 for each of seven"
 	@echo "make faults       every call that can fail, fails in turn: memory, files, disk; two minutes"
@@ -53,6 +54,13 @@ build/test_gpt: test_gpt.c train_gpt.c Makefile | tools
 test: build/test_gpt
 	./build/test_gpt
 	$(PYTHON) dev/test_prepare_data.py
+
+build/bench: dev/bench/bench.c train_gpt.c Makefile | tools
+	@mkdir -p build
+	$(CC) $(CFLAGS) -Wno-unused-function $< -o $@ $(LDLIBS)
+
+bench: build/bench
+	./build/bench $(BENCH)
 
 mutate: | tools
 	$(PYTHON) dev/mutate.py

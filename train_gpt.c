@@ -252,8 +252,8 @@ static uint64_t shuffled(uint64_t i, uint64_t n, uint64_t key) {
 //    Copying costs K*(M+N) moves against M*N*K multiply-adds. It also makes any layout of A and B equal: a matrix is
 //    a pointer and two strides, and a transpose just swaps them. So y = x W, dx = dy Wt and dW = xt dy are all this
 //    one routine.
-//  - Blocks keep panels in cache: KC steps of k, MC rows of A (per thread, second-level cache), NC columns of B (shared
-//    by all threads).
+//  - Panels stay in cache: KC steps of k, of MC rows of A (a thread's own, second-level cache) and of NC columns of B
+//    (shared by all threads, third-level cache).
 //
 // The scheme is Goto and van de Geijn's (2008). Vectors are GCC's and Clang's vector extension: a `vec` is LANES
 // floats and +, * work on all of them, so one source serves AVX-512, AVX2 and NEON.
@@ -265,7 +265,7 @@ enum { LANES = 4, MR = 8 };
 #else                     // 16 registers of 8 floats: 12 sums, 2 of B, 1 of A
 enum { LANES = 8, MR = 6 };
 #endif
-enum { NR = 2 * LANES, KC = 384, MC = 8 * MR, NC = 3072, TILE = 64 };
+enum { NR = 2 * LANES, KC = 768, MC = 8 * MR, NC = 1536, TILE = 64 };
 typedef float vec __attribute__((vector_size(LANES * sizeof(float))));
 
 // A matrix in memory: element (i,j) is p[i * row + j * column].
@@ -304,31 +304,47 @@ static void kernel(size_t depth, const float* __restrict__ a, const float* __res
     memcpy(tile, sum, sizeof sum);
 }
 
-// panel (depth,width): panel[k][i] = m(i,k) for i < count, and 0 from there to width. The whole panels, by far the
-// most, get loops of their own, in which `width` is a constant once this is inlined.
-__attribute__((always_inline)) static inline void pack(float* __restrict__ panel, Matrix m, size_t count, size_t width,
-                                                       size_t depth) {
-    if (count == width && m.row == 1) {
-        for (size_t k = 0; k < depth; k++)
-            for (size_t i = 0; i < width; i++) panel[k * width + i] = m.p[i + k * m.column];
-    } else if (count == width) {
-        for (size_t k = 0; k < depth; k++)
-            for (size_t i = 0; i < width; i++) panel[k * width + i] = m.p[i * m.row + k * m.column];
-    } else {
-        for (size_t k = 0; k < depth; k++)
-            for (size_t i = 0; i < width; i++) panel[k * width + i] = i < count ? m.p[i * m.row + k * m.column] : 0;
+// out[k][i] = in[i][k] for 8 rows i of `in`, each `row` after the last, and k < depth; out's rows are `width` apart. It
+// goes by way of a dense tile, in which compilers turn rows into columns by shuffling registers. Eight rows at a time
+// also stay in the first-level cache together where they lie a power of two apart.
+static inline void turn(float* __restrict__ out, size_t width, const float* __restrict__ in, size_t row, size_t depth) {
+    float tile[TILE * 8];
+    for (size_t k0 = 0; k0 < depth; k0 += TILE) {
+        size_t n = min_size(TILE, depth - k0);
+        for (size_t k = 0; k < n; k++)
+            for (size_t i = 0; i < 8; i++) tile[k * 8 + i] = in[i * row + k0 + k];
+        for (size_t k = 0; k < n; k++) memcpy(out + (k0 + k) * width, tile + k * 8, 8 * sizeof(float));
     }
 }
 
-static void pack_a(float* out, Matrix a, size_t rows, size_t depth) {
-    for (size_t i = 0; i < rows; i += MR) pack(out + i * depth, block_at(a, i, 0), min_size(MR, rows - i), MR, depth);
+// Packs `count` rows of m, each `depth` long, into panels of `width` rows: out[i / width][k][i % width] = m(i,k), and 0
+// after the last row. Always inlined, so that `width` is a constant in its loops.
+__attribute__((always_inline)) static inline void pack(float* __restrict__ out, Matrix m, size_t count, size_t width,
+                                                       size_t depth) {
+    size_t whole = count / width * width;
+    if (m.row == 1) { // a column of m is dense: copy it to all panels at once, to read whole cache lines
+        for (size_t k = 0; k < depth; k++)
+            for (size_t i = 0; i < whole; i += width)
+                memcpy(out + i * depth + k * width, m.p + i + k * m.column, width * sizeof(float));
+    } else if (m.column == 1 && width % 16 == 0) {
+        for (size_t i = 0; i < whole; i += 8)
+            turn(out + i / width * width * depth + i % width, width, m.p + i * m.row, m.row, depth);
+    } else {
+        for (size_t i = 0; i < whole; i += width)
+            for (size_t k = 0; k < depth; k++)
+                for (size_t x = 0; x < width; x++) out[i * depth + k * width + x] = m.p[(i + x) * m.row + k * m.column];
+    }
+    for (size_t k = 0; k < depth && whole < count; k++)
+        for (size_t x = 0; x < width; x++)
+            out[whole * depth + k * width + x] = whole + x < count ? m.p[(whole + x) * m.row + k * m.column] : 0;
 }
+
+static void pack_a(float* out, Matrix a, size_t rows, size_t depth) { pack(out, a, rows, MR, depth); }
 
 // B's panels run along its columns, so to pack() it is transposed.
 static void pack_b(float* out, Matrix b, size_t columns, size_t depth) {
     Matrix bt = {b.p, b.column, b.row};
-    for (size_t j = 0; j < columns; j += NR)
-        pack(out + j * depth, block_at(bt, j, 0), min_size(NR, columns - j), NR, depth);
+    pack(out, bt, columns, NR, depth);
 }
 
 // The first n sums of a tile's row into c, plus bias, plus add, each of which may be NULL.
@@ -395,32 +411,44 @@ static void multiply_row(float* c, Matrix a, Matrix b, const float* bias, const 
     }
 }
 
+// n is cut into equal parts of at most `most`: the size of a part, a multiple of `unit` and never 0.
+static size_t even_part(size_t n, size_t most, size_t unit) {
+    size_t parts = n > most ? (n + most - 1) / most : 1, units = (n + parts * unit - 1) / (parts * unit);
+    return units ? units * unit : unit;
+}
+
 // c (M,N) = a (M,K) times b (K,N), plus bias (N), plus add (M,N), each of which may be NULL; with add == c the
-// product is accumulated. c's rows are dense. A piece of c belongs to one thread, and its sum over k runs in blocks
-// of KC in order, so the bits do not depend on the number of threads.
+// product is accumulated. c's rows are dense. c is cut into pieces, MC rows by `width` columns, fine enough to keep all
+// threads busy to the end; a thread takes neighbours, so as to pack their common rows of A once. One thread computes all
+// of a piece, and its sums run along k in order, so the bits do not depend on the number of threads.
 static void matmul(float* c, Matrix a, Matrix b, const float* bias, const float* add, size_t M, size_t N, size_t K) {
     if (M == 1) {
         multiply_row(c, a, b, bias, add, N, K);
         return;
     }
     matmul_prepare();
-    for (size_t n0 = 0; n0 < N; n0 += NC)
-        for (size_t k0 = 0; k0 == 0 || k0 < K; k0 += KC) {
-            size_t columns = min_size(NC, N - n0), depth = min_size(KC, K - k0);
+    size_t most_columns = even_part(N, NC, NR), most_depth = even_part(K, KC, 1), blocks = (M + MC - 1) / MC;
+    for (size_t n0 = 0; n0 < N; n0 += most_columns)
+        for (size_t k0 = 0; k0 == 0 || k0 < K; k0 += most_depth) {
+            size_t columns = min_size(most_columns, N - n0), depth = min_size(most_depth, K - k0);
+            size_t width = even_part(columns, blocks < 8 ? 3 * NR : 8 * NR, NR), parts = (columns + width - 1) / width;
             const float* first_bias = k0 == 0 && bias ? bias + n0 : NULL;
             const float* so_far = k0 > 0 ? c : add;
 #pragma omp parallel
             {
 #pragma omp for schedule(static)
-                for (size_t j = 0; j < columns; j += NR)
-                    pack_b(packed_b + j * depth, block_at(b, k0, n0 + j), min_size(NR, columns - j), depth);
+                for (size_t j = 0; j < columns; j += 2 * NR)
+                    pack_b(packed_b + j * depth, block_at(b, k0, n0 + j), min_size(2 * NR, columns - j), depth);
                 float* block = packed_a + (size_t)omp_get_thread_num() * MC * KC;
-#pragma omp for schedule(dynamic)
-                for (size_t m0 = 0; m0 < M; m0 += MC) {
-                    size_t rows = min_size(MC, M - m0), at = m0 * N + n0;
-                    pack_a(block, block_at(a, m0, k0), rows, depth);
-                    multiply_packed(c + at, N, block, packed_b, first_bias, so_far ? so_far + at : NULL, rows, columns,
-                                    depth);
+                size_t packed = blocks; // which block is packed: none
+#pragma omp for schedule(guided)
+                for (size_t piece = 0; piece < blocks * parts; piece++) {
+                    size_t i = piece / parts, j = piece % parts * width, rows = min_size(MC, M - i * MC);
+                    size_t at = i * MC * N + n0 + j;
+                    if (packed != i) pack_a(block, block_at(a, i * MC, k0), rows, depth);
+                    packed = i;
+                    multiply_packed(c + at, N, block, packed_b + j * depth, first_bias ? first_bias + j : NULL,
+                                    so_far ? so_far + at : NULL, rows, min_size(width, columns - j), depth);
                 }
             }
         }
@@ -2827,6 +2855,8 @@ static void limit_spinning(char** argv) {
     char path[MAX_PATH];
     ssize_t n = readlink("/proc/self/exe", path, sizeof path - 1);
     if (n <= 0 || getenv("GOMP_SPINCOUNT") || getenv("OMP_WAIT_POLICY")) return;
+    // Threads that are bound to cores are so already, and the new start would inherit the first one's single core.
+    if (getenv("OMP_PROC_BIND") || getenv("OMP_PLACES") || getenv("GOMP_CPU_AFFINITY")) return;
     path[n] = 0;
     if (setenv("GOMP_SPINCOUNT", "1000", 1)) return;
     execv(path, argv); // returns only if it fails, and then all goes on as it is

@@ -15,13 +15,29 @@ apt-get install libopenblas0-openmp.
 """
 
 import argparse
+import ctypes
 import math
 import os
 import statistics
 import time
 import timeit
 
-import torch
+# OpenBLAS is told by these, which some machines set for every program, to take other kernels than the processor's best
+# ones: without AVX-512, half as fast.
+for name in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"):
+    os.environ.pop(name, None)
+# A thread that waits for others spins, and may hold the core that they need. train_gpt limits that for itself; without
+# a limit PyTorch too is many times slower on a machine that does anything else besides.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+# glibc gives large blocks back to the system when they are freed, and a step that allocates them anew pays for every
+# page again, up to a third of its time. M_MMAP_MAX = 0 and M_TRIM_THRESHOLD = -1 let it keep them.
+libc = ctypes.CDLL(None)
+if hasattr(libc, "mallopt"):
+    libc.mallopt(-4, 0)
+    libc.mallopt(-1, -1)
+
+import torch  # reads the environment, so it comes after
 import torch.nn as nn
 import torch.nn.functional as F
 

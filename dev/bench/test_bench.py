@@ -1,0 +1,144 @@
+#!/usr/bin/env python3
+"""Does build/bench count and add up? A tiny model, a second; how fast it is makes no difference.
+
+    make build/bench && python3 dev/bench/test_bench.py
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import unittest
+
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+BENCH = os.path.join(ROOT, "build", "bench")
+L, H, C, V, T, B = 2, 2, 32, 80, 32, 2  # --preset tiny
+PARAMETERS = V * C + T * C + L * (12 * C * C + 13 * C) + 2 * C
+MULTIPLY = {"qkv", "attention", "att", "fc", "mlp", "head"}
+STREAM = {"embedding", "ln1", "ln2", "gelu", "lnf", "loss"}
+
+
+def bench(*options):
+    return subprocess.run([BENCH, *options], capture_output=True, text=True)
+
+
+def figures(*options):
+    """The JSON file of a run."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "bench.json")
+        done = bench("--json", path, *options)
+        assert done.returncode == 0, done.stderr
+        with open(path) as file:
+            return json.load(file)
+
+
+def total(rows, rate):
+    """What was done, from the rate at which and the time in which: 1e9 a second times milliseconds."""
+    return sum(row[rate] * row["ms"] * 1e6 for row in rows)
+
+
+class Bench(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.all = figures("--preset", "tiny", "--step", "--scaling", "--matmul", "--generate", "--context", str(T),
+                          "--repeats", "2")
+
+    def test_model_and_machine(self):
+        self.assertEqual(self.all["model"], dict(layers=L, heads=H, channels=C, vocab=V, context=T, batch=B))
+        self.assertEqual(self.all["step"]["parameters"], PARAMETERS)
+        self.assertTrue(all(value > 0 for value in self.all["machine"].values()))
+
+    def test_rows_are_complete_and_add_up(self):
+        step = self.all["step"]
+        names = [(row["layer"], row["pass"]) for row in step["rows"]]
+        self.assertEqual(len(names), len(set(names)))
+        self.assertEqual(set(names), {(layer, way) for layer in MULTIPLY | STREAM for way in ("forward", "backward")}
+                         | {("norm", "update"), ("adamw", "update")})
+        self.assertTrue(all(row["ms"] > 0 for row in step["rows"]))
+        # Medians do not add up exactly, and less so on a busy machine; a layer left out would leave more than this.
+        for attempt in range(5):
+            missing = 1 - sum(row["ms"] for row in step["rows"]) / step["ms"]
+            if abs(missing) < 0.05:
+                break
+            step = figures("--preset", "small", "--repeats", str(3 + attempt))["step"]
+        self.assertLess(abs(missing), 0.05)
+        self.assertAlmostEqual(sum(row["of_step"] for row in step["rows"]), 1 - missing)
+
+    def test_operations(self):
+        rows = [row for row in self.all["step"]["rows"] if "gflops" in row]
+        self.assertEqual({row["layer"] for row in rows}, MULTIPLY)
+        for way, each in (("forward", 2), ("backward", 4)):
+            some = [row for row in rows if row["pass"] == way]
+            weights = 12 * C * C * L + V * C
+            self.assertAlmostEqual(total(some, "gflops") / (each * (weights + C * L * T) * B * T), 1, 6)
+        fc = [row for row in rows if row["layer"] == "fc" and row["pass"] == "forward"]
+        self.assertAlmostEqual(total(fc, "gflops") / (L * 2 * B * T * C * 4 * C), 1, 6)
+
+    def test_bytes(self):
+        def moved(layer, way):
+            return total([row for row in self.all["step"]["rows"] if (row["layer"], row["pass"]) == (layer, way)],
+                         "gb_per_s")
+        for layer, way, expected in (("norm", "update", 4 * PARAMETERS), ("adamw", "update", 32 * PARAMETERS),
+                                     ("ln1", "forward", L * 8 * B * T * C), ("lnf", "backward", 16 * B * T * C),
+                                     ("gelu", "backward", L * 48 * B * T * C), ("loss", "forward", 4 * B * T * V)):
+            self.assertAlmostEqual(moved(layer, way) / expected, 1, 6, msg=f"{layer} {way}")
+
+    def test_totals(self):
+        alone = figures("--preset", "tiny", "--repeats", "1")  # the machine's figures are then from the step's rounds
+        step, machine = alone["step"], alone["machine"]
+        outside = sum(row["ms"] for row in step["rows"] if "gflops" not in row)
+        self.assertAlmostEqual(step["outside_multiplies"], outside / step["ms"])
+        self.assertAlmostEqual(step["tokens_per_s"], 1000 * B * T / step["ms"], delta=1)
+        self.assertAlmostEqual(step["over_floor"], step["ms"] / step["floor_ms"])
+        work = 6 * (12 * C * C * L + V * C + C * L * T) * B * T / machine["peak_gflops"] / 1e6
+        memory = 36 * PARAMETERS / max(machine["read_gb_per_s"], machine["copy_gb_per_s"]) / 1e6
+        self.assertAlmostEqual(step["floor_ms"] / (work + memory), 1, 6)
+        self.assertTrue(16e-6 * PARAMETERS < step["resident_mb"] < 200)
+
+    def test_scaling(self):
+        rows = self.all["scaling"]
+        counts = sorted({row["threads"] for row in rows})
+        self.assertEqual(counts[0], 1)
+        self.assertEqual(counts[-1], self.all["machine"]["threads"])
+        self.assertEqual(len(rows), len(counts) * 27)
+        self.assertTrue(all(row["speed_up"] == 1 for row in rows if row["threads"] == 1))
+
+    def test_matmul(self):
+        rows = self.all["matmul"]
+        self.assertEqual([(row["in"], row["out"]) for row in rows[::3]],
+                         [(C, 3 * C), (C, C), (C, 4 * C), (4 * C, C), (C, V)])
+        self.assertEqual({row["multiply"] for row in rows}, {"y = x W", "dx = dy Wt", "dW += xt dy"})
+        for row in rows:
+            self.assertEqual(row["rows"], B * T)
+            self.assertTrue(0 < row["of_peak"] <= row["best_of_peak"])
+        self.assertTrue(any(row["of_peak"] < row["best_of_peak"] for row in rows))
+
+    def test_generate(self):
+        got = self.all["generate"]
+        self.assertEqual(got["bytes"], 4 * (PARAMETERS - (T - 1) * C + 2 * L * T * C))
+        self.assertEqual((got["cached"], got["prompt"]), (T - 1, 32))
+        self.assertTrue(got["ms_per_token"] > 0 and got["prompt_ms"] > 0 and got["one_by_one_ms"] > 0)
+
+    def test_errors(self):
+        for status, options in ((2, ["--fast"]), (2, ["--preset", "gpt5"]), (2, ["--batch"]), (2, ["--layers", "0"]),
+                                (2, ["--channels", "33"]), (1, ["--preset", "tiny", "--json", "/nowhere/b.json"]),
+                                (1, ["--preset", "gpt2-xl", "--context", "65536", "--batch", "65536"])):
+            done = bench(*options)
+            self.assertEqual((done.returncode, done.stderr.count("\n")), (status, 1), msg=str(options))
+        self.assertEqual(bench("--help").returncode, 0)
+
+
+class Result(unittest.TextTestResult):
+    passed = 0
+
+    def addSuccess(self, test):
+        super().addSuccess(test)
+        self.passed += 1
+
+
+if __name__ == "__main__":
+    result = unittest.main(testRunner=unittest.TextTestRunner(resultclass=Result), exit=False).result
+    failed = len(result.failures) + len(result.errors)
+    print(f"{result.passed} passed, {failed} failed")
+    sys.exit(failed > 0)
