@@ -28,7 +28,7 @@ int main(int argc, char** argv) {
     device->forward(&model, &a, tokens, tokens, 1, n, 0);
     device->wait(&model);
     float* logits = (float*)allocate(n * V, sizeof(float), "logits");
-    device->to_host(logits, a.logits, n * V);
+    device->read_activation(logits, &a, a.logits, n * V);
     for (size_t i = 0; i < n * V; i++) printf("%.9g%c", logits[i], (i + 1) % V ? ' ' : '\n');
     check_output();
     return 0;

@@ -149,7 +149,7 @@ static bool another_round(size_t done, double begin) {
 
 // n floats, each first touched by the thread that will use it, so that it lies in the memory nearest to that.
 static float* touched(size_t n) {
-    float* p = (float*)aligned_alloc(64, cache_lines(n) * sizeof(float));
+    float* p = (float*)aligned_alloc(64, cache_lines(n * sizeof(float)));
     if (!p) die("no memory for %.0f MB", (double)n * 4e-6);
 #pragma omp parallel for schedule(static)
     for (size_t i = 0; i < n; i++) p[i] = (float)(i % 1021) / 1021 - 0.5f;
@@ -164,7 +164,7 @@ static void measure_machine(void) {
     enum { WORDS = 1 << 26 }; // 256 MB
     static float *from, *to;
     if (!from) from = touched(WORDS), to = touched(WORDS);
-    add(&peak, machine_peak());
+    add(&peak, device->peak());
     const uint32_t* words = (const uint32_t*)(const void*)from;
     uint32_t sum = 0;
     double start = seconds();
@@ -294,8 +294,9 @@ static void create(Config config, size_t B, bool training) {
 }
 
 static void destroy(void) {
-    free_model(&model);
-    free(activations.block), free(inputs), free(targets);
+    device->free_model(&model);
+    device->free_activations(&activations);
+    free(inputs), free(targets);
 }
 
 // Steps with each of these numbers of threads in turn. Before those that count comes one that brings the caches and the
@@ -467,7 +468,7 @@ static void bench_matmul(Config config, size_t B) {
             for (int which = 0; which < MULTIPLIES; which++) {
                 double work = 2.0 * (double)(list[i].rows * list[i].in * list[i].out), calls = 0, time;
                 multiply(which, list[i], x, dx, y, w, dw); // into the caches
-                double most = machine_peak(), start = seconds();
+                double most = device->peak(), start = seconds();
                 do multiply(which, list[i], x, dx, y, w, dw), calls++;
                 while ((time = seconds() - start) < 1e-3);
                 add(&peak, most);
