@@ -392,26 +392,39 @@ static float* workspace(size_t floats) {
     return block;
 }
 
-// One row times a matrix: every number of B is used once, so this runs at the speed of memory and packing would only
-// add to the traffic. Each thread takes columns; b is read along its rows, or along its columns if those are dense.
+static inline float dot(const float* x, const float* y, size_t n) {
+    float sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (size_t i = 0; i < n; i++) sum += x[i] * y[i];
+    return sum;
+}
+
+// sum (n) += x (rows) times b (rows,n). Always inlined, so that the loop over a known number of rows is unrolled.
+__attribute__((always_inline)) static inline void add_rows(float* sum, const float* x, Matrix b, size_t rows,
+                                                           size_t n) {
+    for (size_t j = 0; j < n; j++) {
+        float s = sum[j];
+        for (size_t k = 0; k < rows; k++) s += x[k] * b.p[k * b.row + j];
+        sum[j] = s;
+    }
+}
+
+// One row times a matrix: every number of B is used once, so this runs at the speed of memory, and packing would only
+// add to the traffic. Each thread takes columns. If they are dense, each is a dot product; else rows are, of which
+// eight are read side by side.
 static void multiply_row(float* c, Matrix a, Matrix b, const float* bias, const float* add, size_t N, size_t K) {
+    enum { COLUMNS = 128, ROWS = 8 };
+    float* x = workspace(K);
+    for (size_t k = 0; k < K; k++) x[k] = a.p[k * a.column];
 #pragma omp parallel for schedule(static)
-    for (size_t j0 = 0; j0 < N; j0 += TILE) {
-        size_t n = min_size(TILE, N - j0);
-        float sum[TILE] = {0};
-        if (b.column == 1) {
-            for (size_t k = 0; k < K; k++) {
-                const float x = a.p[k * a.column], *row = b.p + k * b.row + j0;
-                for (size_t j = 0; j < n; j++) sum[j] += x * row[j];
-            }
-        } else {
-            for (size_t j = 0; j < n; j++) {
-                const float* column = b.p + (j0 + j) * b.column;
-                float s = 0;
-#pragma omp simd reduction(+ : s)
-                for (size_t k = 0; k < K; k++) s += a.p[k * a.column] * column[k * b.row];
-                sum[j] = s;
-            }
+    for (size_t j0 = 0; j0 < N; j0 += COLUMNS) {
+        size_t n = min_size(COLUMNS, N - j0), k = 0;
+        float sum[COLUMNS] = {0};
+        if (b.row == 1)
+            for (size_t j = 0; j < n; j++) sum[j] = dot(x, b.p + (j0 + j) * b.column, K);
+        else {
+            for (; k + ROWS <= K; k += ROWS) add_rows(sum, x + k, block_at(b, k, j0), ROWS, n);
+            for (; k < K; k++) add_rows(sum, x + k, block_at(b, k, j0), 1, n);
         }
         for (size_t j = 0; j < n; j++) c[j0 + j] = sum[j] + (bias ? bias[j0 + j] : 0) + (add ? add[j0 + j] : 0);
     }
@@ -650,6 +663,47 @@ static void linear_backward(float* dx, float* dw, float* db, const float* dy, co
     }
 }
 
+// Causal self-attention with several heads (Vaswani et al. 2017, section 3.2). Per head, for the query at position i:
+//     s_j = q_i . k_j / sqrt(D),    p_j = e^s_j / sum over j' <= i of e^s_j',    out_i = sum over j <= i of p_j v_j.
+// The T x T weights p are never stored: they are made a tile at a time, TILE queries by TILE keys, as in
+// FlashAttention (Dao et al. 2022). A query keeps the largest score so far, m, and the sum of e^(s - m) so far; when a
+// later tile raises m by d, what was summed before is scaled by e^-d (Milakov and Gimelshein 2018). What remains for
+// the backward pass is one number a query, lse = m + log sum = log of the sum over j of e^s_j. Tiles above the diagonal
+// are never visited.
+// qkv (B,T,3C): a row holds q, k and v of all heads. Outputs are for positions start..T-1 only, with N = T - start:
+// out (B,N,C), lse (B,N,H). Training has start = 0; in generation the rows before start are the key/value cache.
+
+// For N = 1, the last position, in generation: it has no other query to share keys with, and reads each once, at the
+// speed of memory.
+static void attention_last(float* out, float* lse, const float* qkv, size_t B, size_t T, size_t C, size_t H) {
+    size_t D = C / H;
+    float scale = 1 / sqrtf((float)D);
+#pragma omp parallel for collapse(2) schedule(static)
+    for (size_t b = 0; b < B; b++)
+        for (size_t h = 0; h < H; h++) {
+            const float *q = qkv + (b * T + T - 1) * 3 * C + h * D, *keys = qkv + b * T * 3 * C + C + h * D;
+            float *o = out + b * C + h * D, largest = -INFINITY, sum = 0, s[TILE];
+            memset(o, 0, D * sizeof(float));
+            for (size_t j0 = 0; j0 < T; j0 += TILE) {
+                const float *k = keys + j0 * 3 * C, *v = k + C;
+                size_t n = min_size(TILE, T - j0);
+                for (size_t j = 0; j < n; j++) s[j] = scale * dot(q, k + j * 3 * C, D);
+                float before = largest;
+                largest = fmaxf(largest, largest_of(s, n));
+                float shrink = exp_(before - largest);
+                for (size_t c = 0; c < D; c++) o[c] *= shrink;
+                sum *= shrink;
+                for (size_t j = 0; j < n; j++) {
+                    float p = exp_(s[j] - largest);
+                    for (size_t c = 0; c < D; c++) o[c] += p * v[j * 3 * C + c];
+                    sum += p;
+                }
+            }
+            for (size_t c = 0; c < D; c++) o[c] /= sum;
+            lse[b * H + h] = largest + logf(sum);
+        }
+}
+
 // Of the keys from j0 on, the next *n to be taken together by the tile of queries from i0 on, and the first of those
 // queries that may see any of them. On the diagonal tiles are cut in parts, since half of them is not seen.
 static size_t visible_tile(size_t* n, size_t i0, size_t j0, size_t queries) {
@@ -657,18 +711,15 @@ static size_t visible_tile(size_t* n, size_t i0, size_t j0, size_t queries) {
     return j0 < i0 ? 0 : (j0 - i0) / NR * NR;
 }
 
-// Causal self-attention with several heads (Vaswani et al. 2017, section 3.2). Per head, for the query at position i:
-//     s_j = q_i . k_j / sqrt(D),    p_j = e^s_j / sum over j' <= i of e^s_j',    out_i = sum over j <= i of p_j v_j.
-// The T x T weights p are never stored: they are made a tile at a time, TILE queries by TILE keys, as in
-// FlashAttention (Dao et al. 2022). A row keeps the largest score so far, m, and the sum of e^(s - m) so far; when a
-// later tile raises m by d, what was summed before is scaled by e^-d (Milakov and Gimelshein 2018). What remains for
-// the backward pass is one number a row, lse = m + log sum = log of the sum over j of e^s_j. Tiles above the diagonal
-// are never visited.
-// qkv (B,T,3C): a row holds q, k and v of all heads. Outputs are for positions start..T-1 only, with N = T - start:
-// out (B,N,C), lse (B,N,H). Training has start = 0; in generation the rows before start are the key/value cache.
+// For many queries. A tile of scores has a row for each key and a column for each query: so vectors run along queries,
+// each with its own maximum and sum, and no matrix that the kernel reads in the loop over keys has to be packed.
 static void attention_forward(float* out, float* lse, const float* qkv, size_t B, size_t T, size_t start, size_t C,
                               size_t H) {
     size_t D = C / H, N = T - start;
+    if (N == 1) {
+        attention_last(out, lse, qkv, B, T, C, H);
+        return;
+    }
     float scale = 1 / sqrtf((float)D), *turned = workspace((size_t)omp_get_max_threads() * D * TILE);
 #pragma omp parallel for collapse(3) schedule(dynamic)
     for (size_t b = 0; b < B; b++)
@@ -729,16 +780,12 @@ static void attention_backward(float* dqkv, const float* dout, const float* qkv,
             float *q_turned = turned + (size_t)omp_get_thread_num() * 2 * D * TILE, *do_turned = q_turned + D * TILE;
             for (size_t i0 = 0; i0 < T; i0 += TILE) {
                 size_t queries = min_size(TILE, T - i0);
-                float p[TILE * TILE], ds[TILE * TILE], dot[TILE] = {0}, row_lse[TILE] = {0};
+                float p[TILE * TILE], ds[TILE * TILE], do_o[TILE] = {0}, row_lse[TILE] = {0};
                 Matrix qi = matrix(q + i0 * 3 * C, 3 * C), doi = matrix(d_o + i0 * C, C);
                 pack(q_turned, qi, queries, TILE, D);
                 pack(do_turned, doi, queries, TILE, D);
                 for (size_t i = 0; i < queries; i++) {
-                    const float *x = d_o + (i0 + i) * C, *y = o + (i0 + i) * C;
-                    float s = 0;
-#pragma omp simd reduction(+ : s)
-                    for (size_t c = 0; c < D; c++) s += x[c] * y[c];
-                    dot[i] = s;
+                    do_o[i] = dot(d_o + (i0 + i) * C, o + (i0 + i) * C, D);
                     row_lse[i] = lse[(b * T + i0 + i) * H + h];
                 }
                 for (size_t j0 = 0, n; j0 < i0 + queries; j0 += n) {
@@ -752,7 +799,7 @@ static void attention_backward(float* dqkv, const float* dout, const float* qkv,
                             float log_p = *pji * scale - row_lse[i]; // rounding must not make p larger than 1
                             log_p = i0 + i < j0 + j ? -INFINITY : log_p > 0 ? 0 : log_p;
                             *pji = exp_(log_p);
-                            *dsji = *pji * (*dsji - dot[i]) * scale;
+                            *dsji = *pji * (*dsji - do_o[i]) * scale;
                         }
                     Matrix pj = matrix(p + first, TILE), dsj = matrix(ds + first, TILE);
                     matmul_tile(dv + at, 3 * C, j0 < i0, pj, block_at(doi, first, 0), n, D, rows);
