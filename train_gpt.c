@@ -72,14 +72,21 @@ __attribute__((noreturn, format(printf, 2, 3))) static void fail(int status, con
 
 #define die(...) fail(1, __VA_ARGS__)
 
-// count * size bytes of zeroed memory, aligned to cache lines.
+// count * size bytes of zeroed memory, aligned to cache lines. Large blocks are aligned to huge pages, which Linux gives
+// if asked and with which address translation costs less. All threads touch their parts first, for them to lie near.
+enum { HUGE_PAGE = 1 << 21 };
 static void* allocate(size_t count, size_t size, const char* what) {
     size_t bytes;
-    if (__builtin_mul_overflow(count, size, &bytes) || bytes > SIZE_MAX - 64) die("%s is too large", what);
-    bytes = (bytes + 63) / 64 * 64;
-    void* p = aligned_alloc(64, bytes ? bytes : 64);
+    if (__builtin_mul_overflow(count, size, &bytes) || bytes > SIZE_MAX - HUGE_PAGE) die("%s is too large", what);
+    size_t unit = bytes < HUGE_PAGE ? 64 : HUGE_PAGE, blocks = bytes ? (bytes + unit - 1) / unit : 1;
+    char* p = (char*)aligned_alloc(unit, blocks * unit);
     if (!p) die("no memory for %s (%.1f MB)", what, (double)bytes / 1e6);
-    return memset(p, 0, bytes);
+#ifdef MADV_HUGEPAGE
+    if (unit == HUGE_PAGE) madvise(p, blocks * unit, MADV_HUGEPAGE);
+#endif
+#pragma omp parallel for schedule(static) if (unit == HUGE_PAGE)
+    for (size_t i = 0; i < blocks; i++) memset(p + i * unit, 0, unit);
+    return p;
 }
 
 // Bytes of memory that a program may take: what the system calls available, or a container's limit.
