@@ -26,8 +26,8 @@ static float* room; // (K,N), for a step's copy of B
 //
 // What limits it is memory. Going down a column of B, each number is N floats (12,288 bytes) behind the last, so each
 // load brings in a cache line of 64 bytes and uses 4. The other 15 floats belong to the next columns, and are gone
-// before their turn: a column touches 768 lines, and 12,288 bytes is a multiple of the 4,096 after which L1 starts to
-// use the same places again, so all 768 compete for one set of 12. Nearly every multiply-add waits for L2 or L3.
+// before their turn: L1 has room for a column's 768 lines, but not at
+// that distance (step 4 says why). Nearly every multiply-add waits for L2 or L3.
 
 static void definition(float* c, const float* a, const float* b, size_t M, size_t N, size_t K) {
     for (size_t i = 0; i < M; i++)
@@ -85,72 +85,65 @@ static void many_sums(float* c, const float* a, const float* b, size_t M, size_t
 }
 
 // ====================================================================================================================
-// Step 4: sums in registers
+// Step 4: sums in registers, a block of B in L1
 //
-// A row of C is cut into strips of 8 vectors, small enough to stay in registers while k runs: C is stored once and never
-// loaded. Why 8: two FMAs start in each of the 4 cycles that one takes, so fewer sums would wait for one another. An
-// FMA now costs one load of B and an eighth of a load of A, which is spread over a vector: 9/8, so 16/9 FMAs a cycle at
-// most, 89% of the peak. All rows of A use a strip of B before the next strip's turn, so the strip, 768 rows of 512
-// bytes, should come from L2 (384 KB).
+// A row of C is cut into strips of 8 vectors, few enough to stay in registers while k runs: C is no longer loaded and
+// stored for each FMA. Why 8: two FMAs start in each of the 4 cycles that one takes, so fewer sums would wait for one
+// another. An FMA now costs one load of B and an eighth of a load of A, a number that is spread over a vector: 9/8. With
+// two loads a cycle, that is 16/9 FMAs, 89% of the peak. And k is cut too: 64 rows of B's strip, 32 KB, should stay in
+// L1 while all rows of A use them. Then a number of B comes from far away once, and from L1 256 times. The price: sums
+// leave the registers every 64 steps of k, so C goes back and forth 12 times, 75 MB in all.
 //
-// It hardly gains, because the strip is not dense: its rows are 12,288 bytes apart. Of L1's 64 sets, of 12 lines each,
-// they reach only 8; there is room for 12 of the 768 rows. L2 has 1,024 sets of 16 lines, of which they reach 128, room
-// for 256. So most of the strip comes from L3 each time. The proof: with rows that are 64 bytes longer (--out 3088) this
-// step is much faster, though it does more.
+// It gains little, because the block is not dense: its rows are 12,288 bytes apart. L1 has 64 places for lines with 12
+// lines each, chosen by the address modulo 4,096, and all rows begin at the same one: the block shares 8 places, with
+// room for 12 of its 64 rows. It comes from L2 each time. The proof: with rows 512 bytes longer (--out 3200), which
+// spread over all places, this step is several times as fast, though it has more to do.
 
-enum { VECTORS = 8, STRIP_WIDTH = VECTORS * LANES };
+enum { VECTORS = 8, STRIP_WIDTH = VECTORS * LANES, STRIP_DEPTH = 64 };
 
-// sum (VECTORS) += a (depth) times b (depth,STRIP_WIDTH), whose rows are `width` apart.
-static inline void strip(vec* sum, const float* a, const float* b, size_t width, size_t depth) {
-    vec s[VECTORS];
-    memcpy(s, sum, sizeof s);
+// c (STRIP_WIDTH) = c or 0, plus a (depth) times b (depth,STRIP_WIDTH), whose rows are `width` apart.
+static inline void strip(float* c, bool accumulate, const float* a, const float* b, size_t width, size_t depth) {
+    vec sum[VECTORS] = {{0}};
+    if (accumulate) memcpy(sum, c, sizeof sum);
     for (size_t k = 0; k < depth; k++)
 #pragma GCC unroll 8
         for (size_t v = 0; v < VECTORS; v++) {
             vec x;
             memcpy(&x, b + k * width + v * LANES, sizeof x);
-            s[v] += a[k] * x;
+            sum[v] += a[k] * x;
         }
-    memcpy(sum, s, sizeof s);
+    memcpy(c, sum, sizeof sum);
 }
 
 static void in_registers(float* c, const float* a, const float* b, size_t M, size_t N, size_t K) {
     size_t whole = N / STRIP_WIDTH * STRIP_WIDTH;
     for (size_t j = 0; j < whole; j += STRIP_WIDTH)
-        for (size_t i = 0; i < M; i++) {
-            vec sum[VECTORS] = {{0}};
-            strip(sum, a + i * K, b + j, N, K);
-            memcpy(c + i * N + j, sum, sizeof sum);
-        }
+        for (size_t k = 0; k == 0 || k < K; k += STRIP_DEPTH)
+            for (size_t i = 0; i < M; i++)
+                strip(c + i * N + j, k > 0, a + i * K + k, b + k * N + j, N, min_size(STRIP_DEPTH, K - k));
     columns_from(whole, c, a, b, M, N, K);
 }
 
 // ====================================================================================================================
-// Step 5: packed blocks
+// Step 5: a packed block
 //
-// So the strip is copied into dense memory first, as it was in step 2, but only what fits L1: 64 of its rows, 32 KB.
-// That block is then used by all rows of A. A number of B is now fetched from far away once, and from L1 256 times.
+// The same, but the block is first copied into dense memory, as B was in step 2. That is 2.4 million moves, 9.4 MB, and
+// then every load of B does come from L1.
 //
-// The price: sums leave the registers every 64 steps of k, so C is read and written 12 times, 75 MB. And of the 89% that
-// the loads allow, some goes to filling and draining 8 short chains of sums. To go on, there must be less to load for
-// an FMA.
+// Of the 89% that the loads allow, C's traffic takes some, and some goes to filling and draining chains of sums that are
+// only 64 long. To go on, there must be less to load for each FMA.
 
-enum { STRIP_DEPTH = 64 };
-
-static void packed_blocks(float* c, const float* a, const float* b, size_t M, size_t N, size_t K) {
-    float block[STRIP_DEPTH * STRIP_WIDTH] __attribute__((aligned(64))) = {0};
-    for (size_t j = 0; j < N; j += STRIP_WIDTH)
+static void packed_block(float* c, const float* a, const float* b, size_t M, size_t N, size_t K) {
+    float block[STRIP_DEPTH * STRIP_WIDTH] __attribute__((aligned(64)));
+    size_t whole = N / STRIP_WIDTH * STRIP_WIDTH;
+    for (size_t j = 0; j < whole; j += STRIP_WIDTH)
         for (size_t k0 = 0; k0 == 0 || k0 < K; k0 += STRIP_DEPTH) {
-            size_t width = min_size(STRIP_WIDTH, N - j), depth = min_size(STRIP_DEPTH, K - k0);
+            size_t depth = min_size(STRIP_DEPTH, K - k0);
             for (size_t k = 0; k < depth; k++)
-                memcpy(block + k * STRIP_WIDTH, b + (k0 + k) * N + j, width * sizeof(float));
-            for (size_t i = 0; i < M; i++) {
-                vec sum[VECTORS] = {{0}};
-                if (k0 > 0) memcpy(sum, c + i * N + j, width * sizeof(float));
-                strip(sum, a + i * K + k0, block, STRIP_WIDTH, depth);
-                memcpy(c + i * N + j, sum, width * sizeof(float));
-            }
+                memcpy(block + k * STRIP_WIDTH, b + (k0 + k) * N + j, STRIP_WIDTH * sizeof(float));
+            for (size_t i = 0; i < M; i++) strip(c + i * N + j, k0 > 0, a + i * K + k0, block, STRIP_WIDTH, depth);
         }
+    columns_from(whole, c, a, b, M, N, K);
 }
 
 // ====================================================================================================================
@@ -210,8 +203,8 @@ static const struct {
     {"1 the definition", definition, false},
     {"2 dense in memory", dense, false},
     {"3 many sums at once", many_sums, false},
-    {"4 sums in registers", in_registers, false},
-    {"5 packed blocks", packed_blocks, false},
+    {"4 sums in registers, blocks", in_registers, false},
+    {"5 a packed block of B", packed_block, false},
     {"6 a tile of C in registers", tiles, false},
     {"7 threads", tiles, true},
     {"8 train_gpt.c's", train_gpt_s, true},
@@ -274,7 +267,7 @@ static void destroy_problem(Problem* p) {
 // The step's largest error, as a share of the magnitude; infinity where a number is missing or written outside C.
 static double largest_error(int step, Problem* p) {
     size_t n = p->M * p->N;
-    for (size_t i = 0; i < n; i++) p->c[i] = NAN;
+    for (size_t i = 0; i < n + 2 * GUARD; i++) (p->c - GUARD)[i] = NAN;
     steps[step].multiply(p->c, p->a, p->b, p->M, p->N, p->K);
     double largest = 0;
     for (size_t i = 0; i < n; i++) {
@@ -316,7 +309,7 @@ static bool check(void) {
 // Timing
 //
 // In rounds, in which all steps and the machine's peak take turns: other programs disturb some rounds, rarely most. The
-// table has medians.
+// table has medians, and holds them against the best peak of all rounds, which nothing can exceed.
 
 enum { MAX_ROUNDS = 100 };
 #define LEAST 0.02 // seconds, of one step in one round
@@ -348,22 +341,21 @@ static double peak_of(int count) {
 }
 
 static bool measure(size_t M, size_t N, size_t K, long rounds) {
-    static double times[STEPS][MAX_ROUNDS], peaks[2][MAX_ROUNDS], errors[STEPS];
+    static double times[STEPS][MAX_ROUNDS], errors[STEPS], peak[2]; // of one thread, of all
     Problem p = create_problem(M, N, K);
     for (int s = 0; s < STEPS; s++) {
         use_threads(s);
         errors[s] = largest_error(s, &p);
     }
     for (long round = 0; round < rounds; round++) {
-        peaks[false][round] = peak_of(1);
-        peaks[true][round] = peak_of(threads);
+        peak[false] = fmax(peak[false], peak_of(1));
+        peak[true] = fmax(peak[true], peak_of(threads));
         for (int s = 0; s < STEPS; s++) {
             use_threads(s);
             times[s][round] = time_of(s, &p);
         }
     }
     destroy_problem(&p);
-    double peak[2] = {median(peaks[false], rounds), median(peaks[true], rounds)};
     printf("C (%zu,%zu) = A (%zu,%zu) B (%zu,%zu), float32, medians of %ld rounds\n", M, N, M, K, K, N, rounds);
     printf("peak: %.0f GFLOP/s on 1 thread, %.0f on %d\n\n", peak[false] / 1e9, peak[true] / 1e9, threads);
     printf("%-28s %7s %10s %8s %8s %10s %10s %8s\n", "step", "threads", "ms", "GFLOP/s", "of peak", "x the last",
