@@ -15,7 +15,7 @@ ifdef DEBUG
 CFLAGS  += -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=undefined
 endif
 
-.PHONY: all help test bench mutate fuzz faults coverage clean data tools
+.PHONY: all help test bench cpu_path mutate fuzz faults coverage clean data tools
 
 all: train_gpt
 
@@ -23,6 +23,7 @@ help:
 	@echo "make train_gpt    the program; prepares data/ if there is none"
 	@echo "make test         all checks; a minute or two"
 	@echo "make bench        times a training step, layer by layer; BENCH=\"--help\" lists what else"
+	@echo "make cpu_path     the matrix multiply in steps, from three loops to train_gpt.c's, each timed; ten seconds"
 	@echo "make mutate       small errors in train_gpt.c, each of which the tests must catch; half an hour"
 	@echo "make fuzz         made-up inputs to everything that reads files; FUZZ_SECONDS=60 for each of seven"
 	@echo "make faults       every call that can fail, fails in turn: memory, files, disk; two minutes"
@@ -61,6 +62,13 @@ build/bench: dev/bench/bench.c train_gpt.c Makefile | tools
 
 bench: build/bench
 	./build/bench $(BENCH)
+
+build/cpu_path: dev/cpu/matmul.c train_gpt.c Makefile | tools
+	@mkdir -p build
+	$(CC) $(CFLAGS) -Wno-unused-function $< -o $@ $(LDLIBS)
+
+cpu_path: build/cpu_path
+	./build/cpu_path $(CPU_PATH)
 
 mutate: | tools
 	$(PYTHON) dev/mutate.py
