@@ -267,10 +267,12 @@ static uint64_t shuffled(uint64_t i, uint64_t n, uint64_t key) {
 
 #if defined(__AVX512F__) // 32 registers of 16 floats: 16 sums, 2 of B, 1 of A
 enum { LANES = 16, MR = 8 };
+#elif defined(__AVX__)    // 16 registers of 8 floats: 12 sums, 2 of B, 1 of A
+enum { LANES = 8, MR = 6 };
 #elif defined(__ARM_NEON) // 32 registers of 4 floats
 enum { LANES = 4, MR = 8 };
-#else                     // 16 registers of 8 floats: 12 sums, 2 of B, 1 of A
-enum { LANES = 8, MR = 6 };
+#else                     // 16 registers of 4 floats: SSE, or whatever there is
+enum { LANES = 4, MR = 6 };
 #endif
 enum { NR = 2 * LANES, KC = 768, MC = 8 * MR, NC = 1536, TILE = 64 };
 typedef float vec __attribute__((vector_size(LANES * sizeof(float))));
