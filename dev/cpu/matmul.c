@@ -168,7 +168,8 @@ static void packed_block(float* c, const float* a, const float* b, size_t M, siz
 // written for every 604 million multiply-adds; and with 256 rows there are 4 blocks, with 64 rows only one.
 
 static void tiles(float* c, const float* a, const float* b, size_t M, size_t N, size_t K) {
-    matmul_prepare();
+    float* packed_b = workspace((NC + (size_t)omp_get_max_threads() * MC) * KC);
+    float* packed_a = packed_b + NC * KC;
     for (size_t j = 0; j < N; j += NC)
         for (size_t k = 0; k == 0 || k < K; k += KC) {
             size_t columns = min_size(NC, N - j), depth = min_size(KC, K - k);
