@@ -32,6 +32,9 @@ help:
 	@echo
 	@echo "make CC=clang ... with another compiler       make DEBUG=1 ... with sanitizers"
 	@echo "make ARCH= ...    for any machine of this kind, not just for this one"
+	@echo
+	@echo "make test CC=aarch64-linux-gnu-gcc ARCH= EMULATOR='qemu-aarch64 -L /usr/aarch64-linux-gnu'"
+	@echo "                  tests it for another kind of machine"
 
 tools:
 	@command -v $(firstword $(CC)) >/dev/null || { echo "make: $(CC) is not installed; it is needed to build" >&2; exit 1; }
@@ -53,7 +56,7 @@ build/test_gpt: test_gpt.c train_gpt.c Makefile | tools
 	$(CC) $(CFLAGS) $< -o $@ $(LDLIBS)
 
 test: build/test_gpt
-	./build/test_gpt
+	$(EMULATOR) ./build/test_gpt
 	$(PYTHON) dev/test_prepare_data.py
 
 build/bench: dev/bench/bench.c train_gpt.c Makefile | tools
