@@ -221,7 +221,7 @@ static std::function<void()> body;                                         // th
 static const Region* shared;                                               // memory of the block
 
 // To the next lane of the warp, or, after the last, back.
-__attribute__((noreturn, noinline)) static void switch_lanes(void) {
+__attribute__((noreturn, noipa)) static void switch_lanes(void) {
     while (lanes_run < lane_count) {
         running = &fibers[first_lane + lane_order[lanes_run++]];
         if (running->state == DONE) continue;
@@ -230,7 +230,7 @@ __attribute__((noreturn, noinline)) static void switch_lanes(void) {
     __builtin_longjmp(scheduler, 1);
 }
 
-__attribute__((noinline)) static void wait_as(State state, int line, Together together, void* operand) {
+__attribute__((noipa)) static void wait_as(State state, int line, Together together, void* operand) {
     running->state = state;
     running->line = line;
     running->together = together;
@@ -266,7 +266,7 @@ static void make_fibers(size_t count) {
     }
 }
 
-__attribute__((noinline)) static void run_lanes(void) {
+__attribute__((noipa)) static void run_lanes(void) {
     lanes_run = 0;
     in_thread = true;
     if (!__builtin_setjmp(scheduler)) switch_lanes();
