@@ -570,7 +570,13 @@ static void test_matmul_not_finite(void) {
 
 #ifdef TWIN
 #define SAME_IN_FLOAT32 1e-6
-enum { BFLOAT16 = sizeof(gpu::real) == 2, LARGEST_HEAD = gpu::MAX_HEAD };
+enum { TWINS = 1, BFLOAT16 = sizeof(gpu::real) == 2, LARGEST_HEAD = gpu::MAX_HEAD };
+#ifdef CUDA_ON_CPU
+enum { SLOW = 1 }; // some checks are then done for a part of the cases
+#else
+enum { SLOW = 0 };
+#endif
+
 
 static void from_float(float* to, float x) { *to = x; }
 static void from_float(__nv_bfloat16* to, float x) { *to = __float2bfloat16(x); }
@@ -655,12 +661,12 @@ static void embedding_forward(float* x_, const int* tokens, const float* wte_, c
 static void embedding_backward(float* dwte_, float* dwpe_, const float* dx_, const int* tokens, size_t B, size_t T,
                                size_t C) {
     size_t rows = B * T, V = vocabulary_of(tokens, rows);
-    int* order = (int*)allocate(rows, sizeof(int), "a test");
+    int* order = (int*)allocate(2 * rows, sizeof(int), "a test");
     gpu::sort_rows(order, tokens, rows, V);
     Both<real> dx(dx_, rows * C);
     Both<float> dwte(dwte_, V * C), dwpe(dwpe_, T * C);
     gpu::embedding_backward(dwte.device, dwpe.device, dx.device, Indices(tokens, rows).device,
-                            Indices(order, rows).device, B, T, C);
+                            Indices(order, 2 * rows).device, B, T, C);
     ::embedding_backward(dwte.host, dwpe.host, dx.host, tokens, B, T, C);
     dwte.finish(dwte_, "dwte");
     dwpe.finish(dwpe_, "dwpe");
@@ -801,7 +807,7 @@ static void cross_entropy_backward(float* logits_, const float* lse_, const int*
 #define cross_entropy_forward  twin::cross_entropy_forward
 #define cross_entropy_backward twin::cross_entropy_backward
 #else
-enum { BFLOAT16 = 0, LARGEST_HEAD = 130 };
+enum { TWINS = 0, BFLOAT16 = 0, SLOW = 0, LARGEST_HEAD = 130 };
 #endif
 
 // ====================================================================================================================
@@ -1245,7 +1251,7 @@ static void test_model_in_parts(void) {
                 const float* right = stored("logits") + (b * T + end - 1) * V;
                 double error = euclidean_distance(logits, right, V) / euclidean_norm(right, V);
                 // A single row, of few numbers, may err more than all together.
-                CHECK(error <= (BFLOAT16 ? 8 * 0x1p-8 : 1e-5), "%s: position %zu, computed from %zu on, has an error of %.1e", fixture.name,
+                CHECK(error <= (BFLOAT16 ? 0x1p-3 : 1e-5), "%s: position %zu, computed from %zu on, has an error of %.1e", fixture.name,
                       end - 1, start, error);
             }
         device->free_activations(&roomy);
@@ -1421,7 +1427,8 @@ static void test_memory(void) {
     for (size_t l = 0; l < (kind == CACHE || (kind == EACH && training) ? L : kind != GRADIENT || training); l++) { \
         at[count].name = #field;                                                                                    \
         at[count].from = (const char*)*((float**)((char*)&a + offsetof(Activations, field)) + l);                   \
-        at[count++].bytes = (kind == HEAD && !training ? 1 : rows) * (width) * sizeof(float);                       \
+        at[count++].bytes = (kind == HEAD && !training ? 1 : rows) * (width) *                                      \
+                            (BFLOAT16 && !strcmp(#type, "real") ? 2 : sizeof(float));                               \
     }
             ACTIVATIONS(PLACE)
 #undef PLACE
@@ -1529,6 +1536,7 @@ static void test_attention_definition(void) {
     static const size_t lengths[] = {1, 2, 63, 64, 65, 127, 128, 129, 200}, sizes[] = {1, 3, 16, 64, 65, LARGEST_HEAD};
     for (size_t n = 0; n < sizeof lengths / sizeof *lengths; n++)
         for (size_t s = 0; s < sizeof sizes / sizeof *sizes; s++) {
+            if (SLOW && (n * 6 + s) % 5) continue;
             size_t T = lengths[n], D = sizes[s], heads = s % 3 + 1, channels = heads * D, stride = 3 * channels;
             float* qkv = borrow_random(2 * T * stride, n * 10 + s);
             float *out = borrow(2 * T * channels), *lse = borrow(2 * T * heads);
@@ -1544,7 +1552,7 @@ static void test_attention_definition(void) {
                             error = fmax(error, fabs(out[(b * T + i) * channels + h * D + c] - right[i * D + c]));
                         lse_error = fmax(lse_error, fabs(lse[(b * T + i) * heads + h] - right_lse[i]));
                     }
-                    CHECK(error < 4e-6 && lse_error < 4e-6, "T = %zu, D = %zu, head %zu: errors %.1e and %.1e", T, D, h,
+                    CHECK(error < COARSER * 4e-6 && lse_error < COARSER * 4e-6, "T = %zu, D = %zu, head %zu: errors %.1e and %.1e", T, D, h,
                           error, lse_error);
                 }
             for (size_t start = 1; start < T; start += start < 3 ? 1 : T / 5 + 1) {
@@ -1559,7 +1567,7 @@ static void test_attention_definition(void) {
                                              euclidean_distance(last_lse + b * N * heads, lse + (b * T + start) * heads,
                                                                 N * heads) /
                                                  euclidean_norm(last_lse, N * heads)));
-                CHECK(error < 1e-6, "T = %zu, D = %zu: from %zu on the result differs by %.1e", T, D, start, error);
+                CHECK(error < COARSER * 1e-6, "T = %zu, D = %zu: from %zu on the result differs by %.1e", T, D, start, error);
             }
             free_borrowed();
         }
@@ -1676,6 +1684,7 @@ static void test_attention_gradient(void) {
     static const size_t lengths[] = {1, 63, 64, 65, 129, 200}, sizes[] = {1, 5, 64, 80};
     for (size_t n = 0; n < sizeof lengths / sizeof *lengths; n++)
         for (size_t s = 0; s < sizeof sizes / sizeof *sizes; s++) {
+            if (SLOW && (n * 4 + s) % 3) continue;
             size_t N = lengths[n], D = sizes[s], heads = s % 2 + 1, channels = heads * D, stride = 3 * channels;
             float *qkv = borrow_random(N * stride, 100 + n * 10 + s), *dout = borrow_random(N * channels, n * 10 + s);
             float *out = borrow(N * channels), *lse = borrow(N * heads), *dqkv = borrow(N * stride);
@@ -1715,7 +1724,7 @@ static void test_attention_gradient(void) {
                     error += (dqkv[at] - right[at]) * (dqkv[at] - right[at]);
                     norm2 += right[like] * right[like];
                 }
-                CHECK(error <= norm2 * 3e-6 * 3e-6, "T = %zu, D = %zu: the gradient of the %s has an error of %.1e", N,
+                CHECK(sqrt(error) <= COARSER * 3e-6 * sqrt(norm2), "T = %zu, D = %zu: the gradient of the %s has an error of %.1e", N,
                       D, parts[part], sqrt(error / norm2));
             }
             free_borrowed();
@@ -2619,7 +2628,7 @@ static void add_model(Builder* b, Config config, const char* prefix, const char*
         add_entry(b, name, type, shape, bytes, data);
         free(data);
     }
-    device->free_model(&m);
+    free(m.tensors);
 }
 
 static const Config tiny = {256, 4, 6, 2, 2}; // V, T, C, H, L
@@ -3302,7 +3311,7 @@ static void compare_logits(const float* a, const float* b, size_t V, size_t posi
         difference += ((double)a[i] - b[i]) * ((double)a[i] - b[i]);
         size += (double)b[i] * b[i];
     }
-    CHECK(size > 0 && difference <= 1e-10 * size, "%s, position %zu: relative difference %g", what, position,
+    CHECK(size > 0 && difference <= (BFLOAT16 ? 0x1p-8 : 1e-10) * size, "%s, position %zu: relative difference %g", what, position,
           sqrt(difference / size));
 }
 
@@ -3325,11 +3334,11 @@ static void test_generation_cache(void) {
     float got[300];
     device->forward(&m, &training, tokens, targets, 1, 70, 0);
     device->wait(&m);
-    device->to_host(expected, training.logits, 70 * 300);
+    device->read_activation(expected, &training, training.logits, 70 * 300);
     for (size_t n = 1; n <= 70; n++) {
         device->forward(&m, &whole, tokens, NULL, 1, n, 0);
         device->wait(&m);
-        device->to_host(got, whole.logits, 300);
+        device->read_activation(got, &whole, whole.logits, 300);
         compare_logits(got, expected + (n - 1) * 300, 300, n - 1, "all at once");
     }
     for (size_t step = 1; step < 70; step = step * 2 + 1)
@@ -3337,10 +3346,11 @@ static void test_generation_cache(void) {
             for (size_t n = prompt, cached = 0; cached < 70; cached = n, n = min_size(n + step, 70)) {
                 device->forward(&m, &part, tokens + cached, NULL, 1, n, cached);
                 device->wait(&m);
-                device->to_host(got, part.logits, 300);
+                device->read_activation(got, &part, part.logits, 300);
                 compare_logits(got, expected + (n - 1) * 300, 300, n - 1, "with a cache");
             }
-    free(expected), free(whole.block), free(part.block), free(training.block);
+    free(expected);
+    device->free_activations(&whole), device->free_activations(&part), device->free_activations(&training);
     device->free_model(&m);
 }
 
@@ -3355,7 +3365,7 @@ static size_t generate_plainly(Model* m, Activations* a, const Tokenizer* t, con
     for (size_t i = 0; i < s.tokens; i++) {
         device->forward(m, a, window, NULL, 1, used, 0);
         device->wait(m);
-        device->to_host(logits, a->logits, V);
+        device->read_activation(logits, a, a->logits, V);
         int token = sample_token(logits, V, &s, random_uniform(s.key, i), candidates);
         if (token == t->end_of_text) break;
         text[size++] = (uint8_t)token;
@@ -3414,7 +3424,7 @@ static void test_generation_window(void) {
                     CHECK(!memcmp(greedy, text, 40), "kind %d differs from always the likeliest", kind);
                 }
             }
-        free(a.block), free(b.block);
+        device->free_activations(&a), device->free_activations(&b);
         device->free_model(&m);
     }
     free_tokenizer(&t);
@@ -3667,7 +3677,7 @@ static void test_accumulate(void) {
     CHECK(fabs(one - two) < 1e-6 * one, "the losses are %.9g and %.9g", one, two);
     CHECK(difference(&twice, twice.gradients, once.gradients) < 1e-5, "the gradients differ by %g",
           difference(&twice, twice.gradients, once.gradients));
-    free(a.block), device->free_model(&once), device->free_model(&twice), free_data(&d);
+    device->free_activations(&a), device->free_model(&once), device->free_model(&twice), free_data(&d);
 
     // The same on the command line, where the windows taken must also be the same.
     const char* logs[2] = {in_folder("4x1.csv"), in_folder("2x2.csv")};
@@ -4156,103 +4166,243 @@ static void test_cli_tokenize(void) {
     free_tokenizer(&t);
 }
 
+#ifdef TWIN
+// ====================================================================================================================
+// The twin beside the CPU
+
+enum { TWIN_STEPS = 24 };
+
+// Trains on two batches of random tokens in turn, from the same weights always; returns the weights.
+static float* train_on(const Device* on, Config config, size_t B, double* losses, size_t* bytes) {
+    const Device* before = device;
+    Model m;
+    Activations a;
+    int tokens[2 * 256], targets[2 * 256];
+    size_t rows = B * config.T;
+    device = on;
+    memset(&a, 0, sizeof a);
+    make_model(&m, config, true, 4);
+    device->create_activations(&a, &m, B, config.T, true);
+    for (size_t i = 0; i < 2 * rows; i++) {
+        tokens[i] = (int)(random_bits(1, i) % config.V);
+        targets[i] = (int)(random_bits(2, i) % config.V);
+    }
+    for (size_t step = 0; step < TWIN_STEPS; step++) {
+        size_t at = step % 2 * rows;
+        device->forward(&m, &a, tokens + at, targets + at, B, config.T, 0);
+        device->backward(&m, &a, tokens + at, targets + at, B, config.T, 1);
+        AdamW o = {0.01, 0.9, 0.95, 0.1, 1, step + 1};
+        device->update(&m, o);
+        losses[step] = take_loss(&m);
+    }
+    float* weights = from_device(m.weights, m.block_size);
+    *bytes = m.block_size * sizeof(float);
+    device->free_activations(&a);
+    device->free_model(&m);
+    device = before;
+    return weights;
+}
+
+// V, T, C, H, L: rows of whole 16 bytes, and odd ones, longer than a tile of attention.
+static const Config twin_configs[] = {{40, 20, 32, 2, 2}, {33, 66, 6, 2, 1}};
+enum { TWIN_CONFIGS = sizeof twin_configs / sizeof *twin_configs };
+
+// A pass has the loss to within its rounding, and the gradient too; so by how much the loss has fallen since the first
+// step, which is the gradient's work, is known to the gradient's precision.
+static void test_twin_trains_alike(void) {
+    for (size_t c = 0; c < TWIN_CONFIGS; c++) {
+        double on_cpu[TWIN_STEPS], on_twin[TWIN_STEPS], again[TWIN_STEPS], worst = 0;
+        size_t bytes;
+        train_on(&cpu, twin_configs[c], 3, on_cpu, &bytes);
+        const float* w = train_on(&gpu::cuda, twin_configs[c], 3, on_twin, &bytes);
+        for (size_t i = 0; i < TWIN_STEPS; i++) {
+            double error = fabs(on_twin[i] - on_cpu[i]), fallen = fabs(on_cpu[i % 2] - on_cpu[i]);
+            double allowed = COARSER * FLOOR * (on_cpu[i] / 8 + 4 * fallen);
+            CHECK(error <= allowed, "step %zu: the loss is %.7f, on the CPU %.7f", i + 1, on_twin[i], on_cpu[i]);
+            worst = fmax(worst, error / allowed);
+        }
+        printf("%s: loss %.4f to %.4f, the twin within %.2f of what rounding allows\n", test_name, on_cpu[0],
+               on_cpu[TWIN_STEPS - 1], worst);
+        CHECK(on_cpu[TWIN_STEPS - 1] < 0.95 * on_cpu[1], "nothing was learned");
+        const float* w2 = train_on(&gpu::cuda, twin_configs[c], 3, again, &bytes);
+        CHECK(!memcmp(on_twin, again, sizeof again) && !memcmp(w, w2, bytes), "the same run has other bits");
+        free_borrowed();
+    }
+}
+
+// Threads and blocks come in any order; no bit may depend on it.
+static void test_twin_orders(void) {
+#ifdef CUDA_ON_CPU
+    static const char* const orders[] = {"forward", "backward", "shuffled"};
+    for (size_t c = 0; c < TWIN_CONFIGS; c++) {
+        double losses[3][TWIN_STEPS];
+        size_t bytes;
+        const float* w[3];
+        for (int i = 0; i < 3; i++) {
+            setenv("CUDA_ON_CPU_ORDER", orders[i], 1);
+            w[i] = train_on(&gpu::cuda, twin_configs[c], 2, losses[i], &bytes);
+            CHECK(!memcmp(losses[0], losses[i], sizeof losses[i]) && !memcmp(w[0], w[i], bytes),
+                  "threads %s have other bits than forward", orders[i]);
+        }
+        free_borrowed();
+    }
+#else
+    skip("a GPU's threads come as they please");
+#endif
+}
+
+// A checkpoint of either is resumed by the other; the losses go on as if nothing had happened.
+static void test_twin_resume(void) {
+    const char *data = make_data(), *path = in_folder("gpt.safetensors"), *log = in_folder("gpt.csv");
+    static const char* const devices[] = {"cpu", "cuda"};
+    double last[2][2];
+    for (int from = 0; from < 2; from++)
+        for (int to = 0; to < 2; to++) {
+            unlink(path), unlink(log);
+            cli(SMALL_MODEL "--data %s --checkpoint %s --log %s --steps 4 --device %s", data, path, log, devices[from]);
+            CHECK_SUCCESS(cli("--resume --steps 8 --data %s --checkpoint %s --log %s --device %s", data, path, log,
+                              devices[to]),
+                          "resuming");
+            char* text = read_file(log, NULL);
+            const char* line = text ? strstr(text, "\n8,") : NULL;
+            last[from][to] = NAN;
+            if (CHECK(line && strstr(text, "\n4,") && strstr(text, "\n5,"), "the log: %s", text))
+                sscanf(line, "\n8,%lf", &last[from][to]);
+            free(text);
+        }
+    for (int i = 0; i < 4; i++)
+        CHECK(fabs(last[i / 2][i % 2] / last[0][0] - 1) <= COARSER * FLOOR, "%s, then %s: the last loss is %.7f, not %.7f",
+              devices[i / 2], devices[i % 2], last[i / 2][i % 2], last[0][0]);
+}
+
+// Too little memory is one line, whoever asks for it.
+static void test_twin_memory(void) {
+#ifdef CUDA_ON_CPU
+    const char* data = make_data();
+    static const char* const sizes[] = {"1000", "34000000", "36000000"};
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
+        setenv("CUDA_ON_CPU_MEMORY", sizes[i], 1);
+        CHECK_FAILURE(cli(SMALL_MODEL "--data %s --steps 1 --checkpoint %s", data, in_folder("none")), 1, "MB", sizes[i]);
+        CHECK(!exists(in_folder("none")), "a checkpoint of nothing");
+    }
+#else
+    skip("a GPU's memory cannot be made smaller");
+#endif
+}
+#endif
+
 // ====================================================================================================================
 // All tests, in the order in which they run
+
+// What a test is of. The twin is only asked for what its device does: the rest is train_gpt.c's.
+typedef enum {
+    HOST,
+    DEVICE,
+    EXACT // of the device, with numbers to float32's precision
+} Part;
 
 static const struct {
     const char* name;
     void (*run)(void);
+    Part part;
 } tests[] = {
     // Errors and files
-    {"replace_file", test_replace_file},
-    {"replace_file_impossible", test_replace_file_impossible},
-    {"map_file", test_map_file},
-    {"allocate", test_allocate},
+    {"replace_file", test_replace_file, HOST},
+    {"replace_file_impossible", test_replace_file_impossible, HOST},
+    {"map_file", test_map_file, HOST},
+    {"allocate", test_allocate, HOST},
     // Random numbers
-    {"random_bits", test_random_bits},
-    {"random_uniform", test_random_uniform},
-    {"random_normal", test_random_normal},
-    {"shuffled", test_shuffled},
-    {"random_known", test_random_known},
+    {"random_bits", test_random_bits, HOST},
+    {"random_uniform", test_random_uniform, HOST},
+    {"random_normal", test_random_normal, HOST},
+    {"shuffled", test_shuffled, HOST},
+    {"random_known", test_random_known, HOST},
     // Matrix multiply
-    {"matmul_small", test_matmul_small},
-    {"matmul_blocks", test_matmul_blocks},
-    {"matmul_tile", test_matmul_tile},
-    {"matmul_not_finite", test_matmul_not_finite},
+    {"matmul_small", test_matmul_small, HOST},
+    {"matmul_blocks", test_matmul_blocks, HOST},
+    {"matmul_tile", test_matmul_tile, HOST},
+    {"matmul_not_finite", test_matmul_not_finite, HOST},
     // Layers and model
-    {"exp", test_exp},
-    {"embedding", test_embedding},
-    {"embedding_properties", test_embedding_properties},
-    {"layernorm", test_layernorm},
-    {"layernorm_properties", test_layernorm_properties},
-    {"linear", test_linear},
-    {"attention", test_attention},
-    {"attention_definition", test_attention_definition},
-    {"attention_weights", test_attention_weights},
-    {"attention_properties", test_attention_properties},
-    {"attention_gradient", test_attention_gradient},
-    {"gelu", test_gelu},
-    {"gelu_properties", test_gelu_properties},
-    {"cross_entropy", test_cross_entropy},
-    {"cross_entropy_properties", test_cross_entropy_properties},
-    {"model", test_model},
-    {"model_in_parts", test_model_in_parts},
-    {"finite_differences", test_finite_differences},
-    {"adamw_formula", test_adamw_formula},
-    {"adamw_run", test_adamw_run},
-    {"initialize", test_initialize},
-    {"memory", test_memory},
-    {"step_operations", test_step_operations},
+    {"exp", test_exp, HOST},
+    {"embedding", test_embedding, DEVICE},
+    {"embedding_properties", test_embedding_properties, EXACT},
+    {"layernorm", test_layernorm, DEVICE},
+    {"layernorm_properties", test_layernorm_properties, EXACT},
+    {"linear", test_linear, DEVICE},
+    {"attention", test_attention, DEVICE},
+    {"attention_definition", test_attention_definition, DEVICE},
+    {"attention_weights", test_attention_weights, EXACT},
+    {"attention_properties", test_attention_properties, EXACT},
+    {"attention_gradient", test_attention_gradient, DEVICE},
+    {"gelu", test_gelu, DEVICE},
+    {"gelu_properties", test_gelu_properties, EXACT},
+    {"cross_entropy", test_cross_entropy, DEVICE},
+    {"cross_entropy_properties", test_cross_entropy_properties, EXACT},
+    {"model", test_model, DEVICE},
+    {"model_in_parts", test_model_in_parts, DEVICE},
+    {"finite_differences", test_finite_differences, EXACT},
+    {"adamw_formula", test_adamw_formula, DEVICE},
+    {"adamw_run", test_adamw_run, DEVICE},
+    {"initialize", test_initialize, DEVICE},
+    {"memory", test_memory, DEVICE},
+    {"step_operations", test_step_operations, HOST},
     // Tokenizer
-    {"tokenizer_bytes", test_tokenizer_bytes},
-    {"tokenizer_merges", test_tokenizer_merges},
-    {"tokenizer_order", test_tokenizer_order},
-    {"tokenizer_collision", test_tokenizer_collision},
-    {"tokenizer_pieces", test_tokenizer_pieces},
-    {"utf8_character", test_utf8_character},
-    {"tokenizer_room", test_tokenizer_room},
-    {"tokenizer_long_pieces", test_tokenizer_long_pieces},
-    {"tokenizer_damaged", test_tokenizer_damaged},
-    {"tokenizer_gpt2", test_tokenizer_gpt2},
+    {"tokenizer_bytes", test_tokenizer_bytes, HOST},
+    {"tokenizer_merges", test_tokenizer_merges, HOST},
+    {"tokenizer_order", test_tokenizer_order, HOST},
+    {"tokenizer_collision", test_tokenizer_collision, HOST},
+    {"tokenizer_pieces", test_tokenizer_pieces, HOST},
+    {"utf8_character", test_utf8_character, HOST},
+    {"tokenizer_room", test_tokenizer_room, HOST},
+    {"tokenizer_long_pieces", test_tokenizer_long_pieces, HOST},
+    {"tokenizer_damaged", test_tokenizer_damaged, HOST},
+    {"tokenizer_gpt2", test_tokenizer_gpt2, HOST},
     // Data loader
-    {"data_epochs", test_data_epochs},
-    {"data_known", test_data_known},
-    {"data_counts", test_data_counts},
-    {"data_damaged", test_data_damaged},
+    {"data_epochs", test_data_epochs, HOST},
+    {"data_known", test_data_known, HOST},
+    {"data_counts", test_data_counts, HOST},
+    {"data_damaged", test_data_damaged, HOST},
     // Checkpoint
-    {"checkpoint_round_trip", test_checkpoint_round_trip},
-    {"half_to_float", test_half_to_float},
-    {"checkpoint_import", test_checkpoint_import},
-    {"checkpoint_heads", test_checkpoint_heads},
-    {"checkpoint_foreign", test_checkpoint_foreign},
-    {"checkpoint_incomplete", test_checkpoint_incomplete},
-    {"checkpoint_json", test_checkpoint_json},
-    {"checkpoint_damaged", test_checkpoint_damaged},
-    {"export", test_export},
+    {"checkpoint_round_trip", test_checkpoint_round_trip, DEVICE},
+    {"half_to_float", test_half_to_float, HOST},
+    {"checkpoint_import", test_checkpoint_import, HOST},
+    {"checkpoint_heads", test_checkpoint_heads, HOST},
+    {"checkpoint_foreign", test_checkpoint_foreign, HOST},
+    {"checkpoint_incomplete", test_checkpoint_incomplete, HOST},
+    {"checkpoint_json", test_checkpoint_json, HOST},
+    {"checkpoint_damaged", test_checkpoint_damaged, HOST},
+    {"export", test_export, HOST},
     // Generation
-    {"utf8_print", test_utf8_print},
-    {"sample_token", test_sample_token},
-    {"sample_not_finite", test_sample_not_finite},
-    {"generation_cache", test_generation_cache},
-    {"generation_window", test_generation_window},
-    {"generation_cli", test_generation_cli},
+    {"utf8_print", test_utf8_print, HOST},
+    {"sample_token", test_sample_token, HOST},
+    {"sample_not_finite", test_sample_not_finite, HOST},
+    {"generation_cache", test_generation_cache, DEVICE},
+    {"generation_window", test_generation_window, HOST},
+    {"generation_cli", test_generation_cli, HOST},
     // Training
-    {"threads", test_threads},
-    {"resume", test_resume},
-    {"resume_elsewhere", test_resume_elsewhere},
-    {"accumulate", test_accumulate},
-    {"log", test_log},
-    {"validation", test_validation},
+    {"threads", test_threads, HOST},
+    {"resume", test_resume, HOST},
+    {"resume_elsewhere", test_resume_elsewhere, HOST},
+    {"accumulate", test_accumulate, DEVICE},
+    {"log", test_log, HOST},
+    {"validation", test_validation, HOST},
+#ifdef TWIN
+    // The twin beside the CPU
+    {"twin_trains_alike", test_twin_trains_alike, DEVICE},
+    {"twin_orders", test_twin_orders, DEVICE},
+    {"twin_resume", test_twin_resume, DEVICE},
+    {"twin_memory", test_twin_memory, DEVICE},
+#endif
     // Command line
-    {"help", test_help},
-    {"option_values", test_option_values},
-    {"option_names", test_option_names},
-    {"option_meaning", test_option_meaning},
-    {"cli_failures", test_cli_failures},
-    {"cli_mismatch", test_cli_mismatch},
-    {"cli_full_disk", test_cli_full_disk},
-    {"cli_nan", test_cli_nan},
-    {"cli_tokenize", test_cli_tokenize},
+    {"help", test_help, HOST},
+    {"option_values", test_option_values, HOST},
+    {"option_names", test_option_names, HOST},
+    {"option_meaning", test_option_meaning, HOST},
+    {"cli_failures", test_cli_failures, HOST},
+    {"cli_mismatch", test_cli_mismatch, HOST},
+    {"cli_full_disk", test_cli_full_disk, HOST},
+    {"cli_nan", test_cli_nan, DEVICE},
+    {"cli_tokenize", test_cli_tokenize, HOST},
 };
 
 enum { TESTS = sizeof tests / sizeof *tests, FAILED = 3, SKIPPED = 77 };
@@ -4328,6 +4478,7 @@ int main(int argc, char** argv) {
     int passed = 0, failed = 0, left_out = 0;
     for (size_t i = 0; i < TESTS && !interrupted_by; i++) {
         if (!strstr(tests[i].name, only)) continue;
+        if (TWINS && (tests[i].part == HOST || (BFLOAT16 && tests[i].part == EXACT))) continue;
         char own[] = "build/test.XXXXXX";
         mkdir("build", 0777);
         if (!mkdtemp(own)) {

