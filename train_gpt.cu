@@ -666,7 +666,7 @@ enum { ATTENTION_WARPS = 4, ATTENTION_THREADS = ATTENTION_WARPS * WARP, MAX_HEAD
 template <int HEAD> struct Tiling {
     static constexpr int ROW = HEAD + WIDTH; // from row to row in shared memory
     static constexpr int TILE_ROWS = sizeof(real) > 2 && HEAD > 64 ? 32 : 64;
-    static constexpr int M = sizeof(real) > 2 || HEAD > 64 ? 1 : 2;
+    static constexpr int M = sizeof(real) > 2 || HEAD > 64 || HEAD < 32 ? 1 : 2; // what the registers hold
     static constexpr size_t BYTES = 4 * TILE_ROWS * ROW * sizeof(real);
 };
 
