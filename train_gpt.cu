@@ -1844,6 +1844,7 @@ static int compare(void) {
     const Device* const devices[DEVICES] = {&cpu, &cuda};
     static Run runs[DEVICES];
     double peaks[DEVICES], copies[DEVICES], losses[DEVICES][2 * COMPARED + 2], step_ms[DEVICES] = {};
+    start(); // without a GPU, nothing need be begun
     for (int d = 0; d < DEVICES; d++) {
         Run* run = &runs[d];
         device = devices[d];
@@ -1854,13 +1855,13 @@ static int compare(void) {
         run->B = (size_t)opt.batch;
         run->T = config.T;
         open_texts(run, config.V, NULL);
-        const char* name = device->start();
+        printf("machine    %s\n", device->start());
         check_memory(config, run->B, true);
         peaks[d] = device->peak();
         copies[d] = copy_rate();
         create_model(run, from);
         if (from) close_checkpoint(from);
-        printf("machine    %s, %.0f GFLOP/s, copies %.0f GB/s\n", name, peaks[d] / 1e9, copies[d] / 1e9);
+        printf("peak       %.0f GFLOP/s, copies %.0f GB/s\n", peaks[d] / 1e9, copies[d] / 1e9);
     }
     Config c = runs[0].model.config;
     double n = (double)opt.accumulate * (double)runs[0].B * (double)c.T, V = (double)c.V, C = (double)c.C,
