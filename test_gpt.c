@@ -577,7 +577,6 @@ enum { SLOW = 1 }; // some checks are then done for a part of the cases
 enum { SLOW = 0 };
 #endif
 
-
 static void from_float(float* to, float x) { *to = x; }
 static void from_float(__nv_bfloat16* to, float x) { *to = __float2bfloat16(x); }
 
@@ -1184,8 +1183,8 @@ static void compare_gradients(const Model* model, double times) {
         // the gradient of the keys' bias is zero but for rounding: of the size of what was summed, the keys' own.
         if (!strstr(t->name, "c_attn.bias")) continue;
         double zero = euclidean_norm(d + C, C), size = euclidean_norm(d, 3 * C);
-        CHECK(zero <= COARSER * 1e-6 * size, "%s: %s of the keys is %.1e, where all of it is %.1e", fixture.name, t->name, zero,
-              size);
+        CHECK(zero <= COARSER * 1e-6 * size, "%s: %s of the keys is %.1e, where all of it is %.1e", fixture.name,
+              t->name, zero, size);
     }
 }
 
@@ -1251,8 +1250,9 @@ static void test_model_in_parts(void) {
                 const float* right = stored("logits") + (b * T + end - 1) * V;
                 double error = euclidean_distance(logits, right, V) / euclidean_norm(right, V);
                 // A single row, of few numbers, may err more than all together.
-                CHECK(error <= (BFLOAT16 ? 0x1p-3 : 1e-5), "%s: position %zu, computed from %zu on, has an error of %.1e", fixture.name,
-                      end - 1, start, error);
+                CHECK(error <= (BFLOAT16 ? 0x1p-3 : 1e-5),
+                      "%s: position %zu, computed from %zu on, has an error of %.1e", fixture.name, end - 1, start,
+                      error);
             }
         device->free_activations(&roomy);
         device->free_activations(&a);
@@ -1552,8 +1552,8 @@ static void test_attention_definition(void) {
                             error = fmax(error, fabs(out[(b * T + i) * channels + h * D + c] - right[i * D + c]));
                         lse_error = fmax(lse_error, fabs(lse[(b * T + i) * heads + h] - right_lse[i]));
                     }
-                    CHECK(error < COARSER * 4e-6 && lse_error < COARSER * 4e-6, "T = %zu, D = %zu, head %zu: errors %.1e and %.1e", T, D, h,
-                          error, lse_error);
+                    CHECK(error < COARSER * 4e-6 && lse_error < COARSER * 4e-6,
+                          "T = %zu, D = %zu, head %zu: errors %.1e and %.1e", T, D, h, error, lse_error);
                 }
             for (size_t start = 1; start < T; start += start < 3 ? 1 : T / 5 + 1) {
                 size_t N = T - start;
@@ -1567,7 +1567,8 @@ static void test_attention_definition(void) {
                                              euclidean_distance(last_lse + b * N * heads, lse + (b * T + start) * heads,
                                                                 N * heads) /
                                                  euclidean_norm(last_lse, N * heads)));
-                CHECK(error < COARSER * 1e-6, "T = %zu, D = %zu: from %zu on the result differs by %.1e", T, D, start, error);
+                CHECK(error < COARSER * 1e-6, "T = %zu, D = %zu: from %zu on the result differs by %.1e", T, D, start,
+                      error);
             }
             free_borrowed();
         }
@@ -1724,8 +1725,9 @@ static void test_attention_gradient(void) {
                     error += (dqkv[at] - right[at]) * (dqkv[at] - right[at]);
                     norm2 += right[like] * right[like];
                 }
-                CHECK(sqrt(error) <= COARSER * 3e-6 * sqrt(norm2), "T = %zu, D = %zu: the gradient of the %s has an error of %.1e", N,
-                      D, parts[part], sqrt(error / norm2));
+                CHECK(sqrt(error) <= COARSER * 3e-6 * sqrt(norm2),
+                      "T = %zu, D = %zu: the gradient of the %s has an error of %.1e", N, D, parts[part],
+                      sqrt(error / norm2));
             }
             free_borrowed();
         }
@@ -3311,8 +3313,8 @@ static void compare_logits(const float* a, const float* b, size_t V, size_t posi
         difference += ((double)a[i] - b[i]) * ((double)a[i] - b[i]);
         size += (double)b[i] * b[i];
     }
-    CHECK(size > 0 && difference <= (BFLOAT16 ? 0x1p-8 : 1e-10) * size, "%s, position %zu: relative difference %g", what, position,
-          sqrt(difference / size));
+    CHECK(size > 0 && difference <= (BFLOAT16 ? 0x1p-8 : 1e-10) * size, "%s, position %zu: relative difference %g",
+          what, position, sqrt(difference / size));
 }
 
 // The key/value cache: however a text is cut into calls, each position has the logits of one call for all.
@@ -4260,9 +4262,9 @@ static void test_twin_resume(void) {
         for (int to = 0; to < 2; to++) {
             unlink(path), unlink(log);
             cli(SMALL_MODEL "--data %s --checkpoint %s --log %s --steps 4 --device %s", data, path, log, devices[from]);
-            CHECK_SUCCESS(cli("--resume --steps 8 --data %s --checkpoint %s --log %s --device %s", data, path, log,
-                              devices[to]),
-                          "resuming");
+            CHECK_SUCCESS(
+                cli("--resume --steps 8 --data %s --checkpoint %s --log %s --device %s", data, path, log, devices[to]),
+                "resuming");
             char* text = read_file(log, NULL);
             const char* line = text ? strstr(text, "\n8,") : NULL;
             last[from][to] = NAN;
@@ -4271,8 +4273,9 @@ static void test_twin_resume(void) {
             free(text);
         }
     for (int i = 0; i < 4; i++)
-        CHECK(fabs(last[i / 2][i % 2] / last[0][0] - 1) <= COARSER * FLOOR, "%s, then %s: the last loss is %.7f, not %.7f",
-              devices[i / 2], devices[i % 2], last[i / 2][i % 2], last[0][0]);
+        CHECK(fabs(last[i / 2][i % 2] / last[0][0] - 1) <= COARSER * FLOOR,
+              "%s, then %s: the last loss is %.7f, not %.7f", devices[i / 2], devices[i % 2], last[i / 2][i % 2],
+              last[0][0]);
 }
 
 // Too little memory is one line, whoever asks for it.
@@ -4282,7 +4285,8 @@ static void test_twin_memory(void) {
     static const char* const sizes[] = {"1000", "34000000", "36000000"};
     for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
         setenv("CUDA_ON_CPU_MEMORY", sizes[i], 1);
-        CHECK_FAILURE(cli(SMALL_MODEL "--data %s --steps 1 --checkpoint %s", data, in_folder("none")), 1, "MB", sizes[i]);
+        CHECK_FAILURE(cli(SMALL_MODEL "--data %s --steps 1 --checkpoint %s", data, in_folder("none")), 1, "MB",
+                      sizes[i]);
         CHECK(!exists(in_folder("none")), "a checkpoint of nothing");
     }
 #else

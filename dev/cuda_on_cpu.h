@@ -140,10 +140,12 @@ static Region make_region(size_t size, bool shared) {
 static void look_after(const Region& r) {
     if (r.freed) return;
     for (const char* p = r.map + GUARD; p < r.begin; p++)
-        if (*p != (char)POISON) wrong("something was written %td bytes before memory of %zu bytes", r.begin - p, r.size);
+        if (*p != (char)POISON)
+            wrong("something was written %td bytes before memory of %zu bytes", r.begin - p, r.size);
     for (const char* p = r.begin + r.size; p < r.map + GUARD + r.room; p++)
         if (*p != (char)POISON)
-            wrong("something was written %td bytes beyond memory of %zu bytes", p - r.begin - (ptrdiff_t)r.size, r.size);
+            wrong("something was written %td bytes beyond memory of %zu bytes", p - r.begin - (ptrdiff_t)r.size,
+                  r.size);
 }
 
 // The device's memory cannot be touched but while the device is at work.
@@ -220,8 +222,8 @@ static Fiber* running;
 static size_t fibers_made;
 static void* scheduler[5];
 static size_t first_lane, lane_count, lanes_run, lane_order[LANES_OF_WARP]; // of the warp whose turn it is
-static std::function<void()> body;                                         // the kernel with its arguments
-static const Region* shared;                                               // memory of the block
+static std::function<void()> body;                                          // the kernel with its arguments
+static const Region* shared;                                                // memory of the block
 
 // To the next lane of the warp, or, after the last, back.
 __attribute__((noreturn, noipa)) static void switch_lanes(void) {
@@ -263,7 +265,8 @@ static void make_fibers(size_t count) {
         running = &fibers[fibers_made];
         getcontext(&made);
         made.uc_stack.ss_sp = stack;
-        made.uc_stack.ss_size = STACK + PAGE - fibers_made % 16 * 256; // else all would want the same places of the cache
+        made.uc_stack.ss_size =
+            STACK + PAGE - fibers_made % 16 * 256; // else all would want the same places of the cache
         makecontext(&made, fiber_main, 0);
         swapcontext(&creator, &made);
     }
@@ -293,8 +296,8 @@ static void run_warp(size_t first, size_t count) {
             if (i < count && f[i].together == waiting->together && f[i].line == waiting->line) continue;
             char there[32] = "is done";
             if (i < count && f[i].state != DONE) snprintf(there, sizeof there, "waits in line %d", f[i].line);
-            wrong("threads from %zu on are to do something together in line %d, but thread %zu %s", first, waiting->line,
-                  first + i, i < count ? there : "does not exist");
+            wrong("threads from %zu on are to do something together in line %d, but thread %zu %s", first,
+                  waiting->line, first + i, i < count ? there : "does not exist");
         }
         waiting->together(operands);
     }
@@ -326,7 +329,8 @@ static void run_block(Order order, uint64_t key) {
     }
     do {
         for (size_t i = 0; i < warps; i++) {
-            size_t first = in_order(order, i, warps, key) * LANES_OF_WARP, count = min_size(LANES_OF_WARP, threads - first);
+            size_t first = in_order(order, i, warps, key) * LANES_OF_WARP,
+                   count = min_size(LANES_OF_WARP, threads - first);
             for (size_t k = 0; k < count; k++) lane_order[k] = in_order(order, k, count, key + i);
             run_warp(first, count);
         }
@@ -344,7 +348,8 @@ static void run_block(Order order, uint64_t key) {
     look_after(*shared);
 }
 
-static void run_kernel(const char* name, dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& work) {
+static void run_kernel(const char* name, dim3 grid, dim3 block, size_t shared_bytes,
+                       const std::function<void()>& work) {
     static uint64_t launches;
     static std::map<size_t, Region> shared_of_size;
     if (!shared_of_size.count(shared_bytes)) shared_of_size[shared_bytes] = make_region(shared_bytes, true);
@@ -523,7 +528,8 @@ static void multiply(void** lanes) {
     float a[16][16], b[16][8];
     for (int i = 0; i < 32; i++) {
         const Multiply* l = (const Multiply*)lanes[i];
-        for (int e = 0; e < 8; e++) a[i / 4 + e / 2 % 2 * 8][i % 4 * 2 + e % 2 + e / 4 * 8] = half_of(l->a[e / 2], e % 2);
+        for (int e = 0; e < 8; e++)
+            a[i / 4 + e / 2 % 2 * 8][i % 4 * 2 + e % 2 + e / 4 * 8] = half_of(l->a[e / 2], e % 2);
         for (int e = 0; e < 4; e++) b[i % 4 * 2 + e % 2 + e / 2 * 8][i / 4] = half_of(l->b[e / 2], e % 2);
     }
     float c[16][8] = {};
@@ -587,7 +593,11 @@ enum cudaError_t {
 };
 enum cudaMemcpyKind { cudaMemcpyHostToDevice = 1, cudaMemcpyDeviceToHost = 2, cudaMemcpyDeviceToDevice = 3 };
 enum { cudaStreamNonBlocking = 1, cudaEventDisableTiming = 2 };
-enum cudaStreamCaptureMode { cudaStreamCaptureModeGlobal, cudaStreamCaptureModeThreadLocal, cudaStreamCaptureModeRelaxed };
+enum cudaStreamCaptureMode {
+    cudaStreamCaptureModeGlobal,
+    cudaStreamCaptureModeThreadLocal,
+    cudaStreamCaptureModeRelaxed
+};
 struct cudaDeviceProp {
     char name[256];
     int major, minor, multiProcessorCount;
@@ -725,7 +735,9 @@ static inline cudaError_t cudaMemsetAsync(void* to, int byte, size_t bytes, cuda
     cuda_on_cpu::enqueue([=] { memset(to, byte, bytes); });
     return cudaSuccess;
 }
-static inline cudaError_t cudaMemset(void* to, int byte, size_t bytes) { return cudaMemsetAsync(to, byte, bytes, NULL); }
+static inline cudaError_t cudaMemset(void* to, int byte, size_t bytes) {
+    return cudaMemsetAsync(to, byte, bytes, NULL);
+}
 
 static inline cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
     *event = new cuda_on_cpu_event();
@@ -849,7 +861,9 @@ static inline cublasStatus_t cublasLtMatmulDescCreate(cublasLtMatmulDesc_t* oper
     (*operation)->epilogue = CUBLASLT_EPILOGUE_DEFAULT;
     return compute == CUBLAS_COMPUTE_32F && scale == CUDA_R_32F ? CUBLAS_STATUS_SUCCESS : CUBLAS_STATUS_NOT_SUPPORTED;
 }
-static inline cublasStatus_t cublasLtMatmulDescDestroy(cublasLtMatmulDesc_t o) { return delete o, CUBLAS_STATUS_SUCCESS; }
+static inline cublasStatus_t cublasLtMatmulDescDestroy(cublasLtMatmulDesc_t o) {
+    return delete o, CUBLAS_STATUS_SUCCESS;
+}
 static inline cublasStatus_t cublasLtMatrixLayoutCreate(cublasLtMatrixLayout_t* layout, cudaDataType_t type,
                                                         uint64_t rows, uint64_t columns, int64_t ld) {
     *layout = new cuda_on_cpu::Layout{type, rows, columns, (size_t)ld};
@@ -877,8 +891,9 @@ static cublasStatus_t set_field(const Field* fields, size_t count, size_t which,
     return CUBLAS_STATUS_SUCCESS;
 }
 } // namespace cuda_on_cpu
-static inline cublasStatus_t cublasLtMatmulDescSetAttribute(cublasLtMatmulDesc_t o, cublasLtMatmulDescAttributes_t which,
-                                                            const void* value, size_t size) {
+static inline cublasStatus_t cublasLtMatmulDescSetAttribute(cublasLtMatmulDesc_t o,
+                                                            cublasLtMatmulDescAttributes_t which, const void* value,
+                                                            size_t size) {
     const cuda_on_cpu::Field fields[] = {{&o->transposed[0], 4}, {&o->transposed[1], 4}, {&o->epilogue, 4},
                                          {&o->bias, 8},          {&o->aux, 8},           {&o->aux_ld, 8}};
     return cuda_on_cpu::set_field(fields, 6, which, value, size);
@@ -973,9 +988,9 @@ static inline cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc
         !(*c == *d) || a->type != b->type)
         return CUBLAS_STATUS_INVALID_VALUE;
     const Algorithm& chosen = *algorithm;
-    if (!(chosen.a == *a && chosen.b == *b && chosen.c == *c) ||
-        chosen.operation.epilogue != o.epilogue || chosen.operation.transposed[0] != o.transposed[0] ||
-        chosen.operation.transposed[1] != o.transposed[1] || bytes < chosen.preference.workspace)
+    if (!(chosen.a == *a && chosen.b == *b && chosen.c == *c) || chosen.operation.epilogue != o.epilogue ||
+        chosen.operation.transposed[0] != o.transposed[0] || chosen.operation.transposed[1] != o.transposed[1] ||
+        bytes < chosen.preference.workspace)
         return CUBLAS_STATUS_NOT_SUPPORTED;
     const uint32_t* alignment = chosen.preference.alignment;
     expect_matrix(A, *a, alignment[0], "cuBLASLt's A");
