@@ -11,17 +11,35 @@ WARNINGS = -Wall -Wextra -Wpedantic -Wshadow
 CFLAGS   = -std=c11 -O3 $(ARCH) -ffp-contract=fast -fno-math-errno -fno-trapping-math -fopenmp $(WARNINGS)
 LDLIBS   = -lm
 
+# train_gpt.cu: in bfloat16 or, with PRECISION=fp32, in float32; for the GPU that is here, else for any of compute
+# capability 8.0 or higher. On the CPU it is C++ like any other.
+CXX       = g++
+CXXFLAGS  = -std=c++17 $(ARCH) -ffp-contract=fast -fno-math-errno -fno-trapping-math -fopenmp
+NVCC      = $(firstword $(shell command -v nvcc) $(wildcard /usr/local/cuda/bin/nvcc) nvcc)
+NVCC_ARCH = $(shell nvidia-smi >/dev/null 2>&1 && echo native || echo sm_80)
+NVCCFLAGS = -std=c++17 -O3 -arch=$(NVCC_ARCH) -Xcompiler "$(filter-out -std=%,$(CXXFLAGS))" -diag-suppress 1675
+PRECISION = bf16
+FP32      = $(if $(filter fp32,$(PRECISION)),-DPRECISION_FP32)
+ON_CPU    = $(CXX) -x c++ -DCUDA_ON_CPU $(CXXFLAGS) -Wno-unknown-pragmas -Wno-unused-function
+
 ifdef DEBUG
 CFLAGS  += -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=undefined
 endif
 
-.PHONY: all help test bench cpu_path mutate fuzz faults coverage clean data tools
+ifeq ($(filter $(PRECISION),bf16 fp32),)
+$(error PRECISION is bf16 or fp32, not '$(PRECISION)')
+endif
+
+.PHONY: all help test test_twin test_gpt_cu bench cpu_path mutate fuzz faults coverage clean data tools nvcc FORCE
 
 all: train_gpt
 
 help:
 	@echo "make train_gpt    the program; prepares data/ if there is none"
-	@echo "make test         all checks; a minute or two"
+	@echo "make train_gpt_cu the same for an NVIDIA GPU; PRECISION=fp32: all in float32; NVCC_ARCH=sm_90: for that GPU"
+	@echo "make test         all checks; a few minutes"
+	@echo "make test_gpt_cu  those of train_gpt_cu, on the GPU"
+	@echo "make train_gpt_cu_on_cpu  train_gpt_cu without a GPU, slow, to look into with a debugger"
 	@echo "make bench        times a training step, layer by layer; BENCH=\"--help\" lists what else"
 	@echo "make cpu_path     the matrix multiply in steps, from three loops to train_gpt.c's, each timed; ten seconds"
 	@echo "make mutate       small errors in train_gpt.c, each of which the tests must catch; half an hour"
@@ -57,7 +75,46 @@ build/test_gpt: test_gpt.c train_gpt.c Makefile | tools
 
 test: build/test_gpt
 	$(EMULATOR) ./build/test_gpt
+	@if [ -n "$(DEBUG)" ]; then echo "skipped: train_gpt.cu's tests; the sanitizers do not know its threads"; \
+	elif ! command -v $(CXX) >/dev/null; then echo "skipped: train_gpt.cu's tests; $(CXX) is not installed"; \
+	else $(MAKE) --no-print-directory test_twin; fi
 	$(PYTHON) dev/test_prepare_data.py
+
+# The twin's checks, with its kernels on the CPU.
+TWIN = train_gpt.cu train_gpt.c dev/cuda_on_cpu.h Makefile
+
+build/test_twin_bf16 build/test_twin_fp32: build/test_twin_%: test_gpt.c $(TWIN) | tools
+	@mkdir -p build
+	$(ON_CPU) -O2 -DTWIN='"train_gpt.cu"' $(if $(filter fp32,$*),-DPRECISION_FP32) $< -o $@ $(LDLIBS)
+
+build/test_cuda_on_cpu: dev/test_cuda_on_cpu.cpp $(TWIN) | tools
+	@mkdir -p build
+	$(ON_CPU) -O2 $< -o $@ $(LDLIBS)
+
+test_twin: build/test_cuda_on_cpu build/test_twin_bf16 build/test_twin_fp32
+	./build/test_cuda_on_cpu
+	./build/test_twin_bf16
+	./build/test_twin_fp32
+
+nvcc:
+	@command -v $(NVCC) >/dev/null || { echo "make: nvcc is not installed; the CUDA Toolkit, 12 or later, has it" >&2; exit 1; }
+
+# Holds what PRECISION was, and is newer than a program of the other.
+build/precision: FORCE
+	@mkdir -p build
+	@echo $(PRECISION) | cmp -s - $@ || echo $(PRECISION) >$@
+
+train_gpt_cu: train_gpt.cu train_gpt.c Makefile build/precision | nvcc data
+	$(NVCC) $(NVCCFLAGS) $(FP32) $< -o $@ -lcublasLt
+
+train_gpt_cu_on_cpu: $(TWIN) build/precision | tools data
+	$(ON_CPU) $(WARNINGS) -O1 -g $(FP32) $< -o $@ $(LDLIBS)
+
+build/test_gpt_cu: test_gpt.c train_gpt.cu train_gpt.c Makefile build/precision | nvcc
+	$(NVCC) $(NVCCFLAGS) $(FP32) -x cu -DTWIN='"train_gpt.cu"' $< -o $@ -lcublasLt
+
+test_gpt_cu: build/test_gpt_cu
+	./build/test_gpt_cu
 
 build/bench: dev/bench/bench.c train_gpt.c Makefile | tools
 	@mkdir -p build
@@ -91,4 +148,4 @@ coverage: build/shim.so
 	$(PYTHON) dev/coverage.py
 
 clean:
-	rm -rf build train_gpt train_gpt_cu __pycache__
+	rm -rf build train_gpt train_gpt_cu train_gpt_cu_on_cpu __pycache__

@@ -1245,6 +1245,7 @@ static void cpu_update(Model* model, AdamW o) {
             }
         }
     }
+    LAYER("adamw", (void)0);
 }
 
 // The machine's rate of multiply-adds with nothing to load or store, all threads, operations a second.

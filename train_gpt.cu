@@ -28,6 +28,9 @@
 
 #include "train_gpt.c"
 
+#include <type_traits>
+#include <vector>
+
 #ifdef CUDA_ON_CPU // the kernels run on the CPU, for tests on machines without a GPU
 #include "dev/cuda_on_cpu.h"
 #else
@@ -68,7 +71,11 @@ static void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t 
     if (shared_bytes > 48 << 10)
         check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared_bytes));
     kernel<<<grid, block, shared_bytes, on>>>(static_cast<Parameters>(arguments)...);
-    check(cudaGetLastError());
+    cudaError_t status = cudaGetLastError();
+    if (status == cudaErrorNoKernelImageForDevice || status == cudaErrorUnsupportedPtxVersion)
+        die("this program was compiled for other GPUs or drivers (%s): build it anew, here",
+            cudaGetErrorString(status));
+    check(status);
 }
 
 // The block's shared memory, of the size given at the launch.
@@ -139,21 +146,21 @@ template <int N> __device__ inline void add_warps(float (&sums)[N], float* share
 // Counts the blocks that come here. True in the last of `count`, which then finds what all others have written.
 __device__ inline bool is_last_block(unsigned* counter, unsigned count) {
     unsigned* arrived = shared_memory<unsigned>();
-    __threadfence();
     __syncthreads();
-    if (threadIdx.x == 0) {
+    if (threadIdx.x == 0) { // for all: what they wrote is seen before the counter, and read after it
+        __threadfence();
         *arrived = atomicAdd(counter, 1u) + 1;
         if (*arrived == count) *counter = 0; // for the next kernel
+        __threadfence();
     }
     __syncthreads();
     bool last = *arrived == count;
     __syncthreads();
-    __threadfence();
     return last;
 }
 
 // What all models share. The workspace belongs to whichever kernel runs.
-enum { WORKSPACE = 32 << 20, COUNTERS = 1 << 14, STAGING = 1 << 20, STAGES = 4 };
+enum { WORKSPACE = 32 << 20, COUNTERS = 1 << 14, STAGING = 1 << 18, STAGES = 16 };
 static char* workspace;
 static unsigned* counters; // zero between kernels
 static cublasLtHandle_t multiplier;
@@ -171,8 +178,8 @@ template <typename S> static S* device_memory(size_t count, const char* what) {
     return (S*)p;
 }
 
-// Copies to the device without waiting for what it is doing: first to page-locked memory, of which there are several
-// pieces used in turn, and from there when the stream gets to it.
+// Copies to the device without waiting for what it is doing: first to page-locked memory, and from there when the stream
+// gets to it. There are STAGES pieces of that, used in turn; only a host so many copies ahead has to wait.
 static void upload(void* to, const void* from, size_t bytes) {
     for (size_t at = 0, n; at < bytes; at += n) {
         auto& stage = staging[stages_used++ % STAGES];
@@ -362,23 +369,24 @@ static void embedding_forward(real* x, const int* tokens, const float* wte, cons
     });
 }
 
-// dwte[token] += dx: the rows of a token must be added up by one block, in order. `order` lists the rows sorted by
-// token; block i belongs to the i-th of them and has something to do only if it is its token's first. Its warps take
-// the token's rows in turn.
+// dwte[token] += dx: the rows of a token must be added up by one block, in order. order (2,rows) lists the rows sorted by
+// token and then, where a token's rows begin, how many they are, and 0 elsewhere. Block i belongs to the i-th in this
+// list and has something to do only if a token begins there. Its warps take the token's rows in turn.
 template <int W>
 __global__ static void token_gradient_kernel(float* dwte, const real* dx, const int* tokens, const int* order,
                                              size_t rows, size_t C) {
-    size_t i = blockIdx.x, lane = threadIdx.x % WARP, group = threadIdx.x / WARP;
-    size_t c = (blockIdx.y * WARP + lane) * W;
-    int token = tokens[order[i]];
-    if (i > 0 && tokens[order[i - 1]] == token) return;
+    int lane = threadIdx.x % WARP, group = threadIdx.x / WARP, count = order[rows + blockIdx.x];
+    size_t c = ((size_t)blockIdx.y * WARP + lane) * W;
+    if (count == 0) return;
+    order += blockIdx.x;
     float sum[W] = {}, x[W];
-    for (size_t j = i + group; j < rows && tokens[order[j]] == token; j += GROUPS) {
-        if (c < C) load(x, dx + (size_t)order[j] * C + c);
-        for (int k = 0; c < C && k < W; k++) sum[k] += x[k];
+    for (int i = group; c < C && i < count; i += GROUPS) {
+        load(x, dx + (size_t)order[i] * C + c);
+        for (int k = 0; k < W; k++) sum[k] += x[k];
     }
     add_warps(sum, shared_memory<float>());
-    for (int k = 0; group == 0 && c < C && k < W; k++) dwte[(size_t)token * C + c + k] += sum[k];
+    size_t token = (size_t)tokens[order[0]];
+    for (int k = 0; group == 0 && c < C && k < W; k++) dwte[token * C + c + k] += sum[k];
 }
 
 // dwpe[position] += dx: a thread adds up W channels of a position over the B sequences.
@@ -395,7 +403,6 @@ __global__ static void position_gradient_kernel(float* dwpe, const real* dx, siz
     store(dwpe + at, sum);
 }
 
-// order (B,T): the rows sorted by token.
 static void embedding_backward(float* dwte, float* dwpe, const real* dx, const int* tokens, const int* order, size_t B,
                                size_t T, size_t C) {
     with_width(C, [&](auto W) {
@@ -504,8 +511,8 @@ __global__ static void sum_rows_kernel(float* dw, float* db, const real* dy, con
 
 static void sum_rows(float* dw, float* db, const real* dy, const real* x, const float* mean, const float* rstd,
                      size_t rows, size_t C) {
-    size_t most = min_size(128, WORKSPACE / (2 * C * sizeof(float)));
-    size_t slice = rows / most > 64 ? (rows + most - 1) / most : 64;
+    size_t most = min_size(128, WORKSPACE / (2 * C * sizeof(float))), slice = (rows + most - 1) / most;
+    if (slice < 64) slice = 64;
     with_width(C, [&](auto W) {
         launch(sum_rows_kernel<W>, dim3(blocks(C, WARP * W), blocks(rows, slice)), THREADS,
                2 * THREADS * W * sizeof(float), stream, dw, db, dy, x, mean, rstd, rows, C, slice, (float*)workspace,
@@ -659,7 +666,7 @@ enum { ATTENTION_WARPS = 4, ATTENTION_THREADS = ATTENTION_WARPS * WARP, MAX_HEAD
 template <int HEAD> struct Tiling {
     static constexpr int ROW = HEAD + WIDTH; // from row to row in shared memory
     static constexpr int TILE_ROWS = sizeof(real) > 2 && HEAD > 64 ? 32 : 64;
-    static constexpr int M = sizeof(real) > 2 || HEAD > 64 ? 1 : 2;
+    static constexpr int M = sizeof(real) > 2 || HEAD > 64 || HEAD < 32 ? 1 : 2; // what the registers hold
     static constexpr size_t BYTES = 4 * TILE_ROWS * ROW * sizeof(real);
 };
 
@@ -701,28 +708,11 @@ __device__ inline void store_rows(real* y, size_t width, const float (*c)[4], co
     }
 }
 
-// Calls work(HEAD) with HEAD as a constant.
-template <typename Work> static void with_head(size_t D, Work work) {
-    switch ((D + 15) / 16) {
-    case 1:
-        return work(std::integral_constant<int, 16>());
-    case 2:
-        return work(std::integral_constant<int, 32>());
-    case 3:
-        return work(std::integral_constant<int, 48>());
-    case 4:
-        return work(std::integral_constant<int, 64>());
-    case 5:
-        return work(std::integral_constant<int, 80>());
-    case 6:
-        return work(std::integral_constant<int, 96>());
-    case 7:
-        return work(std::integral_constant<int, 112>());
-    case 8:
-        return work(std::integral_constant<int, 128>());
-    default:
-        die("the GPU's attention takes heads of at most %d channels, not %zu", MAX_HEAD, D);
-    }
+// Calls work(HEAD) with HEAD as a constant, the first multiple of 16 that holds D channels.
+template <int HEAD = 16, typename Work> static void with_head(size_t D, Work work) {
+    if constexpr (HEAD < MAX_HEAD)
+        if (D > HEAD) return with_head<HEAD + 16>(D, work);
+    work(std::integral_constant<int, HEAD>());
 }
 
 #define LOG2_E 1.44269504f // the exponentials are powers of 2, which the hardware has
@@ -852,8 +842,49 @@ __global__ static void __launch_bounds__(ATTENTION_THREADS)
     }
 }
 
+// Heads of more than MAX_HEAD channels are too much for the registers. They are rare, and done simply: a block takes a
+// query and THREADS of its channels, one a thread, and goes along the keys. Its warps find the next THREADS scores, and
+// with them each thread moves its own channel's sum on. Blocks of a query's other channels find the same scores again.
+__device__ inline float warp_dot(const real* x, const real* y, int D) {
+    float sum = 0;
+    for (int c = threadIdx.x % WARP; c < D; c += WARP) sum += number(x[c]) * number(y[c]);
+    return warp_sum(sum);
+}
+
+__global__ static void wide_attention_forward_kernel(real* out, float* lse, const real* qkv, int T, int start, int C,
+                                                     int H) {
+    int D = C / H, h = blockIdx.x % H, N = T - start, i = start + blockIdx.x / H % N,
+        c = blockIdx.y * THREADS + threadIdx.x;
+    size_t b = blockIdx.x / H / N, row = b * N + i - start;
+    const real *q = qkv + (b * T + i) * 3 * C + h * D, *k = qkv + b * T * 3 * C + C + h * D, *v = k + C;
+    float *s = shared_memory<float>(), scale = 1 / sqrtf((float)D), largest = -INFINITY, sum = 0, o = 0;
+    for (int j0 = 0; j0 <= i; j0 += THREADS) {
+        int keys = i + 1 - j0 < THREADS ? i + 1 - j0 : THREADS;
+        for (int j = threadIdx.x / WARP; j < keys; j += GROUPS) {
+            float score = scale * warp_dot(q, k + (size_t)(j0 + j) * 3 * C, D);
+            if (threadIdx.x % WARP == 0) s[j] = score;
+        }
+        __syncthreads();
+        float most = largest;
+        for (int j = 0; j < keys; j++) most = fmaxf(most, s[j]);
+        float shrink = expf(largest - most);
+        sum *= shrink, o *= shrink, largest = most;
+        for (int j = 0; j < keys; j++) {
+            float p = expf(s[j] - most);
+            sum += p;
+            if (c < D) o += p * number(v[(size_t)(j0 + j) * 3 * C + c]);
+        }
+        __syncthreads();
+    }
+    if (c < D) put(&out[row * C + h * D + c], o / sum);
+    if (c == 0) lse[row * H + h] = largest + logf(sum);
+}
+
 static void attention_forward(real* out, float* lse, const real* qkv, size_t B, size_t T, size_t start, size_t C,
                               size_t H) {
+    if (C / H > MAX_HEAD)
+        return launch(wide_attention_forward_kernel, dim3((unsigned)(B * (T - start) * H), blocks(C / H, THREADS)),
+                      THREADS, THREADS * sizeof(float), stream, out, lse, qkv, (int)T, (int)start, (int)C, (int)H);
     with_head(C / H, [&](auto HEAD) {
         unsigned tiles = blocks(T - start, ATTENTION_WARPS * 16 * Tiling<HEAD>::M);
         launch(attention_forward_kernel<HEAD>, tiles * (unsigned)(B * H), ATTENTION_THREADS, Tiling<HEAD>::BYTES,
@@ -1079,6 +1110,45 @@ __global__ static void __launch_bounds__(ATTENTION_THREADS)
                          D);
 }
 
+// For heads of more than MAX_HEAD channels: a block takes a row, and THREADS channels of its dq, dk and dv. First the row
+// is a query, of the keys up to it, then a key, of the queries from it on.
+__global__ static void wide_attention_backward_kernel(real* dqkv, const real* dout, const real* qkv, const float2* rows,
+                                                      int T, int C, int H) {
+    int D = C / H, h = blockIdx.x % H, t = blockIdx.x / H % T, c = blockIdx.y * THREADS + threadIdx.x;
+    size_t b = blockIdx.x / H / T, first_row = b * T;
+    const real *q = qkv + first_row * 3 * C + h * D, *k = q + C, *v = k + C, *d_o = dout + first_row * C + h * D;
+    float2* weights = shared_memory<float2>(); // p and ds of a query and a key
+    float scale = 1 / sqrtf((float)D), dq = 0, dk = 0, dv = 0;
+    rows += (b * H + h) * T;
+    for (int is_key = 0; is_key < 2; is_key++)
+        for (int first = is_key ? t : 0, end = is_key ? T : t + 1; first < end; first += THREADS) {
+            int count = end - first < THREADS ? end - first : THREADS;
+            for (int n = threadIdx.x / WARP; n < count; n += GROUPS) {
+                size_t i = is_key ? first + n : t, j = is_key ? t : first + n;
+                float log_p = scale * warp_dot(q + i * 3 * C, k + j * 3 * C, D) * LOG2_E - rows[i].x;
+                float p = exp2f(log_p > 0 ? 0 : log_p);
+                float ds = p * (warp_dot(d_o + i * C, v + j * 3 * C, D) - rows[i].y);
+                if (threadIdx.x % WARP == 0) weights[n] = make_float2(p, ds);
+            }
+            __syncthreads();
+            for (int n = 0; c < D && n < count; n++) {
+                size_t other = first + n;
+                if (is_key) {
+                    dk += weights[n].y * number(q[other * 3 * C + c]);
+                    dv += weights[n].x * number(d_o[other * C + c]);
+                } else {
+                    dq += weights[n].y * number(k[other * 3 * C + c]);
+                }
+            }
+            __syncthreads();
+        }
+    if (c >= D) return;
+    real* to = dqkv + (first_row + t) * 3 * C + h * D + c;
+    put(to, scale * dq);
+    put(to + C, scale * dk);
+    put(to + 2 * C, dv);
+}
+
 // rows (B,H,T): room to work in.
 static void attention_backward(real* dqkv, float2* rows, const real* dout, const real* qkv, const real* out,
                                const float* lse, size_t B, size_t T, size_t C, size_t H) {
@@ -1086,6 +1156,9 @@ static void attention_backward(real* dqkv, float2* rows, const real* dout, const
         launch(attention_rows_kernel<W>, blocks(B * T * H, THREADS / 8), THREADS, 0, stream, rows, dout, out, lse, T, C,
                H, B * T * H);
     });
+    if (C / H > MAX_HEAD)
+        return launch(wide_attention_backward_kernel, dim3((unsigned)(B * T * H), blocks(C / H, THREADS)), THREADS,
+                      THREADS * sizeof(float2), stream, dqkv, dout, qkv, rows, (int)T, (int)C, (int)H);
     with_head(C / H, [&](auto HEAD) {
         unsigned heads = (unsigned)(B * H), queries = ATTENTION_WARPS * 16 * Tiling<HEAD>::M;
         size_t bytes = Tiling<HEAD>::BYTES;
@@ -1293,7 +1366,7 @@ static size_t memory(Config config, size_t B, size_t T, bool training) {
     describe_parameters(&model);
     size_t pieces = model.block_size / PIECE + model.tensor_count, rows = B * T;
     size_t bytes = model.block_size * (sizeof(real) + (training ? 4 : 1) * sizeof(float)) + pieces * sizeof(Piece) +
-                   activation_bytes(&a, config, NULL) + rows * (3 * sizeof(int) + config.H * sizeof(float2));
+                   activation_bytes(&a, config, NULL) + rows * (4 * sizeof(int) + config.H * sizeof(float2));
     free(model.tensors);
     return bytes;
 }
@@ -1306,10 +1379,6 @@ static float* zeroed_block(const Model* model, const char* what) {
 
 static void create_model(Model* model, bool training) {
     static size_t models;
-    size_t D = model->config.C / model->config.H;
-    if (D > MAX_HEAD)
-        die("heads of %zu channels are more than the GPU's attention takes, %d: more --heads, or --device cpu", D,
-            MAX_HEAD);
     start();
     describe_parameters(model);
     ModelExtra* e = (ModelExtra*)allocate(1, sizeof *e, "the model");
@@ -1349,7 +1418,7 @@ static void create_activations(Activations* a, const Model* model, size_t B, siz
     e->config = model->config;
     a->block = (float*)device_memory<char>(activation_bytes(a, e->config, NULL), "the activations");
     activation_bytes(a, e->config, a->block);
-    e->tokens = device_memory<int>(3 * B * T, "a batch");
+    e->tokens = device_memory<int>(4 * B * T, "a batch");
     e->targets = e->tokens + B * T;
     e->order = e->targets + B * T;
     e->rows = device_memory<float2>(training ? B * T * e->config.H : 0, "attention");
@@ -1510,11 +1579,15 @@ static void run_backward(Model* model, Activations* activations, size_t B, size_
     LAYER("embedding", embedding_backward(d->wte, d->wpe, a.dresidual, e->tokens, e->order, B, T, C));
 }
 
-// order: the rows sorted by token, those of one token in order (a counting sort).
+// order (2,rows), as token_gradient_kernel wants it, by a counting sort: those of one token stay in order.
 static void sort_rows(int* order, const int* tokens, size_t rows, size_t V) {
     int* place = (int*)allocate(V + 1, sizeof(int), "the order of tokens");
     for (size_t i = 0; i < rows; i++) place[tokens[i] + 1]++;
-    for (size_t v = 0; v < V; v++) place[v + 1] += place[v];
+    memset(order + rows, 0, rows * sizeof(int));
+    for (size_t v = 0; v < V; v++) {
+        if (place[v + 1]) order[rows + (size_t)place[v]] = place[v + 1];
+        place[v + 1] += place[v];
+    }
     for (size_t i = 0; i < rows; i++) order[place[tokens[i]]++] = (int)i;
     free(place);
 }
@@ -1524,9 +1597,9 @@ static void backward(Model* model, Activations* a, const int* tokens, const int*
                      float share) {
     (void)targets;
     size_t rows = B * T;
-    int* order = (int*)allocate(rows, sizeof(int), "the order of tokens");
+    int* order = (int*)allocate(2 * rows, sizeof(int), "the order of tokens");
     sort_rows(order, tokens, rows, model->config.V);
-    upload(extra_of(a)->order, order, rows * sizeof(int));
+    upload(extra_of(a)->order, order, 2 * rows * sizeof(int));
     free(order);
     upload(&extra_of(model)->numbers->share, &share, sizeof share);
     replay(recording(model, a, Recording::BACKWARD, B, T), [&] { run_backward(model, a, B, T); });
@@ -1646,7 +1719,11 @@ __global__ static void random_kernel(real* x) {
 }
 
 static double peak(void) {
+#ifdef CUDA_ON_CPU // where it tells nothing
+    enum { SIZE = 256, TIMES = 1 };
+#else
     enum { SIZE = 4096, TIMES = 10 };
+#endif
     real* x = device_memory<real>(3 * SIZE * SIZE, "a measurement");
     cudaEvent_t begin, end;
     check(cudaEventCreate(&begin));
@@ -1654,7 +1731,7 @@ static double peak(void) {
     launch(random_kernel, 3 * SIZE * SIZE / THREADS, THREADS, 0, stream, x);
     double best = 0;
     for (int i = 0; i < TIMES; i++) {
-        float ms;
+        float ms = 0;
         check(cudaEventRecord(begin, stream));
         matmul(x, matrix(x + SIZE * SIZE, SIZE), matrix(x + 2 * SIZE * SIZE, SIZE), NULL, (real*)NULL, SIZE, SIZE,
                SIZE);
@@ -1679,21 +1756,22 @@ static const Device cuda = {start,      available,        memory,         peak, 
 // --compare trains the same steps on both devices from the same weights. In some of them each layer's end is marked, on
 // the GPU by an event in the stream; these steps are started kernel by kernel. The others run as in training.
 
-enum { COMPARED = 3, MAX_MARKS = 64 * MAX_LAYERS, DEVICES = 2 };
+enum { COMPARED = 3, DEVICES = 2 };
 typedef enum { FORWARD, BACKWARD, UPDATE, PASSES } Phase;
 
-static struct {
+struct Mark {
     const char* layer;
     Phase phase;
     double time; // on the CPU
     cudaEvent_t event;
-} marks[MAX_MARKS];
+};
+static std::vector<Mark> marks; // one is kept from step to step, with its event
 static size_t mark_count;
 static Phase phase;
 
 static void mark(const char* layer) {
-    if (mark_count == MAX_MARKS) return;
-    auto& m = marks[mark_count++];
+    if (mark_count == marks.size()) marks.emplace_back();
+    Mark& m = marks[mark_count++];
     if (!strcmp(layer, "norm")) phase = UPDATE;
     m.layer = layer;
     m.phase = phase;
@@ -1707,7 +1785,7 @@ static void mark(const char* layer) {
 }
 
 static double milliseconds(size_t i) { // from mark i to the next
-    float ms;
+    float ms = 0;
     if (device != &cuda) return 1e3 * (marks[i + 1].time - marks[i].time);
     check(cudaEventElapsedTime(&ms, marks[i].event, marks[i + 1].event));
     return ms;
@@ -1756,7 +1834,7 @@ static void print_layer(const Work* w, Phase p, double ms[DEVICES], const double
         if (ms[d])
             printf(" %10.3f ms %5.1f%%", ms[d], 100 * share / (ms[d] * 1e-3));
         else
-            printf(" %20s", "in the one before");
+            printf(" %20s", "in a multiply");
     }
     if (ms[0] && ms[1]) printf(" %8.1fx", ms[0] / ms[1]);
     putchar('\n');
@@ -1766,6 +1844,7 @@ static int compare(void) {
     const Device* const devices[DEVICES] = {&cpu, &cuda};
     static Run runs[DEVICES];
     double peaks[DEVICES], copies[DEVICES], losses[DEVICES][2 * COMPARED + 2], step_ms[DEVICES] = {};
+    start(); // without a GPU, nothing need be begun
     for (int d = 0; d < DEVICES; d++) {
         Run* run = &runs[d];
         device = devices[d];
@@ -1776,13 +1855,13 @@ static int compare(void) {
         run->B = (size_t)opt.batch;
         run->T = config.T;
         open_texts(run, config.V, NULL);
-        const char* name = device->start();
+        printf("machine    %s\n", device->start());
         check_memory(config, run->B, true);
         peaks[d] = device->peak();
         copies[d] = copy_rate();
         create_model(run, from);
         if (from) close_checkpoint(from);
-        printf("machine    %s, %.0f GFLOP/s, copies %.0f GB/s\n", name, peaks[d] / 1e9, copies[d] / 1e9);
+        printf("peak       %.0f GFLOP/s, copies %.0f GB/s\n", peaks[d] / 1e9, copies[d] / 1e9);
     }
     Config c = runs[0].model.config;
     double n = (double)opt.accumulate * (double)runs[0].B * (double)c.T, V = (double)c.V, C = (double)c.C,
