@@ -30,7 +30,7 @@ ifeq ($(filter $(PRECISION),bf16 fp32),)
 $(error PRECISION is bf16 or fp32, not '$(PRECISION)')
 endif
 
-.PHONY: all help test test_twin test_gpt_cu bench mutate fuzz faults coverage clean data tools nvcc FORCE
+.PHONY: all help test test_twin test_gpt_cu bench cpu_path mutate fuzz faults coverage clean data tools nvcc FORCE
 
 all: train_gpt
 
@@ -41,6 +41,7 @@ help:
 	@echo "make test_gpt_cu  those of train_gpt_cu, on the GPU"
 	@echo "make train_gpt_cu_on_cpu  train_gpt_cu without a GPU, slow, to look into with a debugger"
 	@echo "make bench        times a training step, layer by layer; BENCH=\"--help\" lists what else"
+	@echo "make cpu_path     the matrix multiply in steps, from three loops to train_gpt.c's, each timed; ten seconds"
 	@echo "make mutate       small errors in train_gpt.c, each of which the tests must catch; half an hour"
 	@echo "make fuzz         made-up inputs to everything that reads files; FUZZ_SECONDS=60 for each of seven"
 	@echo "make faults       every call that can fail, fails in turn: memory, files, disk; two minutes"
@@ -49,6 +50,9 @@ help:
 	@echo
 	@echo "make CC=clang ... with another compiler       make DEBUG=1 ... with sanitizers"
 	@echo "make ARCH= ...    for any machine of this kind, not just for this one"
+	@echo
+	@echo "make test CC=aarch64-linux-gnu-gcc ARCH= EMULATOR='qemu-aarch64 -L /usr/aarch64-linux-gnu'"
+	@echo "                  tests it for another kind of machine"
 
 tools:
 	@command -v $(firstword $(CC)) >/dev/null || { echo "make: $(CC) is not installed; it is needed to build" >&2; exit 1; }
@@ -70,7 +74,7 @@ build/test_gpt: test_gpt.c train_gpt.c Makefile | tools
 	$(CC) $(CFLAGS) $< -o $@ $(LDLIBS)
 
 test: build/test_gpt
-	./build/test_gpt
+	$(EMULATOR) ./build/test_gpt
 	@if [ -n "$(DEBUG)" ]; then echo "skipped: train_gpt.cu's tests; the sanitizers do not know its threads"; \
 	elif ! command -v $(CXX) >/dev/null; then echo "skipped: train_gpt.cu's tests; $(CXX) is not installed"; \
 	else $(MAKE) --no-print-directory test_twin; fi
@@ -118,6 +122,13 @@ build/bench: dev/bench/bench.c train_gpt.c Makefile | tools
 
 bench: build/bench
 	./build/bench $(BENCH)
+
+build/cpu_path: dev/cpu/matmul.c train_gpt.c Makefile | tools
+	@mkdir -p build
+	$(CC) $(CFLAGS) -Wno-unused-function $< -o $@ $(LDLIBS)
+
+cpu_path: build/cpu_path
+	./build/cpu_path $(CPU_PATH)
 
 mutate: | tools
 	$(PYTHON) dev/mutate.py

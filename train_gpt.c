@@ -72,14 +72,21 @@ __attribute__((noreturn, format(printf, 2, 3))) static void fail(int status, con
 
 #define die(...) fail(1, __VA_ARGS__)
 
-// count * size bytes of zeroed memory, aligned to cache lines.
+// count * size bytes of zeroed memory, aligned to cache lines. Large blocks are aligned to huge pages, which Linux gives
+// if asked and with which address translation costs less. All threads touch their parts first, for them to lie near.
+enum { HUGE_PAGE = 1 << 21 };
 static void* allocate(size_t count, size_t size, const char* what) {
     size_t bytes;
-    if (__builtin_mul_overflow(count, size, &bytes) || bytes > SIZE_MAX - 64) die("%s is too large", what);
-    bytes = (bytes + 63) / 64 * 64;
-    void* p = aligned_alloc(64, bytes ? bytes : 64);
+    if (__builtin_mul_overflow(count, size, &bytes) || bytes > SIZE_MAX - HUGE_PAGE) die("%s is too large", what);
+    size_t unit = bytes < HUGE_PAGE ? 64 : HUGE_PAGE, blocks = bytes ? (bytes + unit - 1) / unit : 1;
+    char* p = (char*)aligned_alloc(unit, blocks * unit);
     if (!p) die("no memory for %s (%.1f MB)", what, (double)bytes / 1e6);
-    return memset(p, 0, bytes);
+#ifdef MADV_HUGEPAGE
+    if (unit == HUGE_PAGE) madvise(p, blocks * unit, MADV_HUGEPAGE);
+#endif
+#pragma omp parallel for schedule(static) if (unit == HUGE_PAGE)
+    for (size_t i = 0; i < blocks; i++) memset(p + i * unit, 0, unit);
+    return p;
 }
 
 // Bytes of memory that a program may take: what the system calls available, or a container's limit.
@@ -260,10 +267,12 @@ static uint64_t shuffled(uint64_t i, uint64_t n, uint64_t key) {
 
 #if defined(__AVX512F__) // 32 registers of 16 floats: 16 sums, 2 of B, 1 of A
 enum { LANES = 16, MR = 8 };
+#elif defined(__AVX__)    // 16 registers of 8 floats: 12 sums, 2 of B, 1 of A
+enum { LANES = 8, MR = 6 };
 #elif defined(__ARM_NEON) // 32 registers of 4 floats
 enum { LANES = 4, MR = 8 };
-#else                     // 16 registers of 8 floats: 12 sums, 2 of B, 1 of A
-enum { LANES = 8, MR = 6 };
+#else                     // 16 registers of 4 floats: SSE, or whatever there is
+enum { LANES = 4, MR = 6 };
 #endif
 enum { NR = 2 * LANES, KC = 768, MC = 8 * MR, NC = 1536, TILE = 64 };
 typedef float vec __attribute__((vector_size(LANES * sizeof(float))));
@@ -287,18 +296,20 @@ static Matrix block_at(Matrix m, size_t i, size_t j) {
     return m;
 }
 
-// tile (MR,NR) = sum over k of a[k][0..MR) times b[k][0..NR).
-static void kernel(size_t depth, const float* __restrict__ a, const float* __restrict__ b, float* __restrict__ tile) {
+// tile (MR,NR) = a (MR,depth) times b (depth,NR), whose rows are dense and b_row apart. Always inlined, so that strides
+// known to the caller are constants here.
+__attribute__((always_inline)) static inline void kernel(size_t depth, Matrix a, const float* __restrict__ b,
+                                                         size_t b_row, float* __restrict__ tile) {
     vec sum[MR][2];
     memset(sum, 0, sizeof sum);
-    for (size_t k = 0; k < depth; k++, a += MR, b += NR) {
+    for (size_t k = 0; k < depth; k++, a.p += a.column, b += b_row) {
         vec b0, b1;
         memcpy(&b0, b, sizeof b0);
         memcpy(&b1, b + LANES, sizeof b1);
 #pragma GCC unroll 14
-        for (int i = 0; i < MR; i++) {
-            sum[i][0] += a[i] * b0;
-            sum[i][1] += a[i] * b1;
+        for (size_t i = 0; i < MR; i++) {
+            sum[i][0] += a.p[i * a.row] * b0;
+            sum[i][1] += a.p[i * a.row] * b1;
         }
     }
     memcpy(tile, sum, sizeof sum);
@@ -353,6 +364,17 @@ __attribute__((always_inline)) static inline void store_row(float* c, const floa
     for (size_t x = 0; x < n; x++) c[x] = sums[x] + (bias ? bias[x] : 0) + (add ? add[x] : 0);
 }
 
+// The first rows and columns of a tile into c, whose rows are `width` apart, plus bias, plus add, laid out like c.
+__attribute__((always_inline)) static inline void store_tile(float* c, size_t width, const float* tile,
+                                                             const float* bias, const float* add, size_t rows,
+                                                             size_t columns) {
+    for (size_t i = 0; i < rows; i++)
+        if (columns == NR)
+            store_row(c + i * width, tile + i * NR, bias, add ? add + i * width : NULL, NR);
+        else
+            store_row(c + i * width, tile + i * NR, bias, add ? add + i * width : NULL, columns);
+}
+
 // c (rows,columns), rows `width` apart: packed a times packed b, plus bias (columns), plus add (shaped and strided
 // like c, may be c itself).
 static void multiply_packed(float* c, size_t width, const float* a, const float* b, const float* bias, const float* add,
@@ -360,52 +382,58 @@ static void multiply_packed(float* c, size_t width, const float* a, const float*
     float tile[MR * NR] __attribute__((aligned(64)));
     for (size_t j = 0; j < columns; j += NR)
         for (size_t i = 0; i < rows; i += MR) {
-            kernel(depth, a + i * depth, b + j * depth, tile);
-            size_t tile_rows = min_size(MR, rows - i), tile_columns = min_size(NR, columns - j);
-            for (size_t y = 0; y < tile_rows; y++) {
-                size_t at = (i + y) * width + j;
-                const float *more = add ? add + at : NULL, *tile_bias = bias ? bias + j : NULL;
-                if (tile_columns == NR)
-                    store_row(c + at, tile + y * NR, tile_bias, more, NR);
-                else
-                    store_row(c + at, tile + y * NR, tile_bias, more, tile_columns);
-            }
+            size_t at = i * width + j;
+            kernel(depth, transposed(a + i * depth, MR), b + j * depth, NR, tile);
+            store_tile(c + at, width, tile, bias ? bias + j : NULL, add ? add + at : NULL, min_size(MR, rows - i),
+                       min_size(NR, columns - j));
         }
 }
 
-static float* packed_b; // (NC,KC), shared by all threads
-static float* packed_a; // (threads,MC,KC), a block for each thread
-static int max_threads; // the number of threads for which packed_a has room
-
-static void matmul_prepare(void) {
-    if (max_threads >= omp_get_max_threads()) return;
-    max_threads = omp_get_max_threads();
-    free(packed_a);
-    free(packed_b);
-    packed_a = (float*)allocate((size_t)max_threads * MC * KC, sizeof(float), "the multiply's panels");
-    packed_b = (float*)allocate((size_t)NC * KC, sizeof(float), "the multiply's panels");
+// Memory for the duration of one call from outside parallel regions, grown when needed, so that no step allocates.
+static float* workspace(size_t floats) {
+    static float* block;
+    static size_t size;
+    if (floats > size) {
+        free(block);
+        block = (float*)allocate(floats, sizeof(float), "working space");
+        size = floats;
+    }
+    return block;
 }
 
-// One row times a matrix: every number of B is used once, so this runs at the speed of memory and packing would only
-// add to the traffic. Each thread takes columns; b is read along its rows, or along its columns if those are dense.
+static inline float dot(const float* x, const float* y, size_t n) {
+    float sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (size_t i = 0; i < n; i++) sum += x[i] * y[i];
+    return sum;
+}
+
+// sum (n) += x (rows) times b (rows,n). Always inlined, so that the loop over a known number of rows is unrolled.
+__attribute__((always_inline)) static inline void add_rows(float* sum, const float* x, Matrix b, size_t rows,
+                                                           size_t n) {
+    for (size_t j = 0; j < n; j++) {
+        float s = sum[j];
+        for (size_t k = 0; k < rows; k++) s += x[k] * b.p[k * b.row + j];
+        sum[j] = s;
+    }
+}
+
+// One row times a matrix: every number of B is used once, so this runs at the speed of memory, and packing would only
+// add to the traffic. Each thread takes columns. If they are dense, each is a dot product; else rows are, of which
+// eight are read side by side.
 static void multiply_row(float* c, Matrix a, Matrix b, const float* bias, const float* add, size_t N, size_t K) {
+    enum { COLUMNS = 128, ROWS = 8 };
+    float* x = workspace(K);
+    for (size_t k = 0; k < K; k++) x[k] = a.p[k * a.column];
 #pragma omp parallel for schedule(static)
-    for (size_t j0 = 0; j0 < N; j0 += TILE) {
-        size_t n = min_size(TILE, N - j0);
-        float sum[TILE] = {0};
-        if (b.column == 1) {
-            for (size_t k = 0; k < K; k++) {
-                const float x = a.p[k * a.column], *row = b.p + k * b.row + j0;
-                for (size_t j = 0; j < n; j++) sum[j] += x * row[j];
-            }
-        } else {
-            for (size_t j = 0; j < n; j++) {
-                const float* column = b.p + (j0 + j) * b.column;
-                float s = 0;
-#pragma omp simd reduction(+ : s)
-                for (size_t k = 0; k < K; k++) s += a.p[k * a.column] * column[k * b.row];
-                sum[j] = s;
-            }
+    for (size_t j0 = 0; j0 < N; j0 += COLUMNS) {
+        size_t n = min_size(COLUMNS, N - j0), k = 0;
+        float sum[COLUMNS] = {0};
+        if (b.row == 1)
+            for (size_t j = 0; j < n; j++) sum[j] = dot(x, b.p + (j0 + j) * b.column, K);
+        else {
+            for (; k + ROWS <= K; k += ROWS) add_rows(sum, x + k, block_at(b, k, j0), ROWS, n);
+            for (; k < K; k++) add_rows(sum, x + k, block_at(b, k, j0), 1, n);
         }
         for (size_t j = 0; j < n; j++) c[j0 + j] = sum[j] + (bias ? bias[j0 + j] : 0) + (add ? add[j0 + j] : 0);
     }
@@ -426,7 +454,8 @@ static void matmul(float* c, Matrix a, Matrix b, const float* bias, const float*
         multiply_row(c, a, b, bias, add, N, K);
         return;
     }
-    matmul_prepare();
+    float* packed_b = workspace((NC + (size_t)omp_get_max_threads() * MC) * KC); // (NC,KC), shared by all threads,
+    float* packed_a = packed_b + NC * KC;                                        // and (MC,KC) for each of them
     size_t most_columns = even_part(N, NC, NR), most_depth = even_part(K, KC, 1), blocks = (M + MC - 1) / MC;
     for (size_t n0 = 0; n0 < N; n0 += most_columns)
         for (size_t k0 = 0; k0 == 0 || k0 < K; k0 += most_depth) {
@@ -454,20 +483,32 @@ static void matmul(float* c, Matrix a, Matrix b, const float* bias, const float*
         }
 }
 
-// The same for one thread and a small c of at most TILE rows `width` apart, for use inside a parallel loop:
-// c (M,N) = a b, or c += a b.
+// The same for one thread and small matrices, for use inside a parallel loop: c (M,N) = a b, or c += a b, c's rows
+// `width` apart. The kernel reads a and b where they lie; only parts of a tile, and a b whose columns are dense, are
+// packed.
 static void matmul_tile(float* c, size_t width, bool accumulate, Matrix a, Matrix b, size_t M, size_t N, size_t K) {
-    float pa[(TILE + MR) * TILE] __attribute__((aligned(64)));
-    float pb[(TILE + NR) * TILE] __attribute__((aligned(64)));
-    for (size_t k0 = 0; k0 < K; k0 += TILE) {
-        size_t depth = min_size(TILE, K - k0);
-        pack_a(pa, block_at(a, 0, k0), M, depth);
-        for (size_t n0 = 0; n0 < N; n0 += TILE) {
-            size_t columns = min_size(TILE, N - n0);
-            pack_b(pb, block_at(b, k0, n0), columns, depth);
-            multiply_packed(c + n0, width, pa, pb, NULL, accumulate || k0 ? c + n0 : NULL, M, columns, depth);
+    float tile[MR * NR] __attribute__((aligned(64)));
+    float pa[MR * TILE] __attribute__((aligned(64)));
+    float pb[NR * TILE] __attribute__((aligned(64)));
+    for (size_t k = 0; k == 0 || k < K; k += TILE)
+        for (size_t j = 0; j < N; j += NR) {
+            size_t columns = min_size(NR, N - j), depth = min_size(TILE, K - k);
+            Matrix panel = block_at(b, k, j);
+            if (columns < NR || panel.column != 1) {
+                pack_b(pb, panel, columns, depth);
+                panel = matrix(pb, NR);
+            }
+            for (size_t i = 0; i < M; i += MR) {
+                size_t rows = min_size(MR, M - i), at = i * width + j;
+                Matrix strip = block_at(a, i, k);
+                if (rows < MR) {
+                    pack_a(pa, strip, rows, depth);
+                    strip = transposed(pa, MR);
+                }
+                kernel(depth, strip, panel.p, panel.row, tile);
+                store_tile(c + at, width, tile, NULL, accumulate || k ? c + at : NULL, rows, columns);
+            }
         }
-    }
 }
 
 // ====================================================================================================================
@@ -634,50 +675,94 @@ static void linear_backward(float* dx, float* dw, float* db, const float* dy, co
 // Causal self-attention with several heads (Vaswani et al. 2017, section 3.2). Per head, for the query at position i:
 //     s_j = q_i . k_j / sqrt(D),    p_j = e^s_j / sum over j' <= i of e^s_j',    out_i = sum over j <= i of p_j v_j.
 // The T x T weights p are never stored: they are made a tile at a time, TILE queries by TILE keys, as in
-// FlashAttention (Dao et al. 2022). A row keeps the largest score so far, m, and the sum of e^(s - m) so far; when a
+// FlashAttention (Dao et al. 2022). A query keeps the largest score so far, m, and the sum of e^(s - m) so far; when a
 // later tile raises m by d, what was summed before is scaled by e^-d (Milakov and Gimelshein 2018). What remains for
-// the backward pass is one number a row, lse = m + log sum = log of the sum over j of e^s_j. Tiles above the diagonal
+// the backward pass is one number a query, lse = m + log sum = log of the sum over j of e^s_j. Tiles above the diagonal
 // are never visited.
 // qkv (B,T,3C): a row holds q, k and v of all heads. Outputs are for positions start..T-1 only, with N = T - start:
 // out (B,N,C), lse (B,N,H). Training has start = 0; in generation the rows before start are the key/value cache.
+
+// For N = 1, the last position, in generation: it has no other query to share keys with, and reads each once, at the
+// speed of memory.
+static void attention_last(float* out, float* lse, const float* qkv, size_t B, size_t T, size_t C, size_t H) {
+    size_t D = C / H;
+    float scale = 1 / sqrtf((float)D);
+#pragma omp parallel for collapse(2) schedule(static)
+    for (size_t b = 0; b < B; b++)
+        for (size_t h = 0; h < H; h++) {
+            const float *q = qkv + (b * T + T - 1) * 3 * C + h * D, *keys = qkv + b * T * 3 * C + C + h * D;
+            float *o = out + b * C + h * D, largest = -INFINITY, sum = 0, s[TILE];
+            memset(o, 0, D * sizeof(float));
+            for (size_t j0 = 0; j0 < T; j0 += TILE) {
+                const float *k = keys + j0 * 3 * C, *v = k + C;
+                size_t n = min_size(TILE, T - j0);
+                for (size_t j = 0; j < n; j++) s[j] = scale * dot(q, k + j * 3 * C, D);
+                float before = largest;
+                largest = fmaxf(largest, largest_of(s, n));
+                float shrink = exp_(before - largest);
+                for (size_t c = 0; c < D; c++) o[c] *= shrink;
+                sum *= shrink;
+                for (size_t j = 0; j < n; j++) {
+                    float p = exp_(s[j] - largest);
+                    for (size_t c = 0; c < D; c++) o[c] += p * v[j * 3 * C + c];
+                    sum += p;
+                }
+            }
+            for (size_t c = 0; c < D; c++) o[c] /= sum;
+            lse[b * H + h] = largest + logf(sum);
+        }
+}
+
+// Of the keys from j0 on, the next *n to be taken together by the tile of queries from i0 on, and the first of those
+// queries that may see any of them. On the diagonal tiles are cut in parts, since half of them is not seen.
+static size_t visible_tile(size_t* n, size_t i0, size_t j0, size_t queries) {
+    *n = min_size(j0 < i0 ? TILE : NR, i0 + queries - j0);
+    return j0 < i0 ? 0 : (j0 - i0) / NR * NR;
+}
+
+// For many queries. A tile of scores has a row for each key and a column for each query: so vectors run along queries,
+// each with its own maximum and sum, and no matrix that the kernel reads in the loop over keys has to be packed.
 static void attention_forward(float* out, float* lse, const float* qkv, size_t B, size_t T, size_t start, size_t C,
                               size_t H) {
     size_t D = C / H, N = T - start;
-    float scale = 1 / sqrtf((float)D);
+    if (N == 1) {
+        attention_last(out, lse, qkv, B, T, C, H);
+        return;
+    }
+    float scale = 1 / sqrtf((float)D), *turned = workspace((size_t)omp_get_max_threads() * D * TILE);
 #pragma omp parallel for collapse(3) schedule(dynamic)
     for (size_t b = 0; b < B; b++)
         for (size_t h = 0; h < H; h++)
             for (size_t i0 = start; i0 < T; i0 += TILE) {
                 size_t queries = min_size(TILE, T - i0);
-                const float* q = qkv + (b * T + i0) * 3 * C + h * D;
+                const float* keys = qkv + b * T * 3 * C + C + h * D;
                 float* o = out + (b * N + i0 - start) * C + h * D;
-                float p[TILE * TILE], largest[TILE], sum[TILE];
-                for (size_t i = 0; i < queries; i++) {
-                    largest[i] = -INFINITY;
-                    sum[i] = 0;
-                    memset(o + i * C, 0, D * sizeof(float));
-                }
-                for (size_t j0 = 0; j0 < i0 + queries; j0 += TILE) {
-                    size_t keys = min_size(TILE, i0 + queries - j0);
-                    const float *k = qkv + (b * T + j0) * 3 * C + C + h * D, *v = k + C;
-                    matmul_tile(p, TILE, false, matrix(q, 3 * C), transposed(k, 3 * C), queries, keys, D);
-                    for (size_t i = 0; i < queries; i++) {
-                        float *row = p + i * TILE, m = largest[i], tile_sum = 0;
-                        size_t visible = i0 + i < j0 ? 0 : min_size(keys, i0 + i - j0 + 1);
-                        for (size_t j = 0; j < visible; j++) row[j] *= scale;
-                        m = fmaxf(m, largest_of(row, visible));
-#pragma omp simd reduction(+ : tile_sum)
-                        for (size_t j = 0; j < visible; j++) tile_sum += row[j] = exp_(row[j] - m);
-                        for (size_t j = visible; j < keys; j++) row[j] = 0;
-                        if (m > largest[i]) {
-                            float shrink = exp_(largest[i] - m);
-                            for (size_t c = 0; c < D; c++) o[i * C + c] *= shrink;
-                            sum[i] *= shrink;
-                            largest[i] = m;
+                float s[TILE * TILE], largest[TILE], sum[TILE], shrink[TILE];
+                float* q = turned + (size_t)omp_get_thread_num() * D * TILE;
+                pack(q, matrix(qkv + (b * T + i0) * 3 * C + h * D, 3 * C), queries, TILE, D);
+                for (size_t i = 0; i < TILE; i++) largest[i] = -INFINITY, sum[i] = 0;
+                for (size_t j0 = 0, n; j0 < i0 + queries; j0 += n) {
+                    size_t first = visible_tile(&n, i0, j0, queries);
+                    const float *k = keys + j0 * 3 * C, *v = k + C;
+                    matmul_tile(s + first, TILE, false, matrix(k, 3 * C), matrix(q + first, TILE), n, TILE - first, D);
+                    memcpy(shrink, largest, sizeof shrink);
+                    for (size_t j = 0; j < n; j++)
+                        for (size_t i = first; i < TILE; i++) {
+                            float x = i0 + i < j0 + j ? -INFINITY : s[j * TILE + i] * scale;
+                            s[j * TILE + i] = x;
+                            largest[i] = x > largest[i] ? x : largest[i];
                         }
-                        sum[i] += tile_sum;
+                    for (size_t i = first; i < TILE; i++) {
+                        shrink[i] = exp_(shrink[i] - largest[i]);
+                        sum[i] *= shrink[i];
                     }
-                    matmul_tile(o, C, true, matrix(p, TILE), matrix(v, 3 * C), queries, D, keys);
+                    for (size_t j = 0; j < n; j++)
+                        for (size_t i = first; i < TILE; i++)
+                            sum[i] += s[j * TILE + i] = exp_(s[j * TILE + i] - largest[i]);
+                    for (size_t i = first; i < queries && j0 > 0; i++)
+                        for (size_t c = 0; c < D; c++) o[i * C + c] *= shrink[i];
+                    matmul_tile(o + first * C, C, j0 > 0, transposed(s + first, TILE), matrix(v, 3 * C),
+                                queries - first, D, n);
                 }
                 for (size_t i = 0; i < queries; i++) {
                     for (size_t c = 0; c < D; c++) o[i * C + c] /= sum[i];
@@ -694,44 +779,41 @@ static void attention_forward(float* out, float* lse, const float* qkv, size_t B
 static void attention_backward(float* dqkv, const float* dout, const float* qkv, const float* out, const float* lse,
                                size_t B, size_t T, size_t C, size_t H) {
     size_t D = C / H;
-    float scale = 1 / sqrtf((float)D);
+    float scale = 1 / sqrtf((float)D), *turned = workspace((size_t)omp_get_max_threads() * 2 * D * TILE);
 #pragma omp parallel for collapse(2) schedule(dynamic)
     for (size_t b = 0; b < B; b++)
         for (size_t h = 0; h < H; h++) {
             const float *q = qkv + b * T * 3 * C + h * D, *k = q + C, *v = q + 2 * C;
             const float *o = out + b * T * C + h * D, *d_o = dout + b * T * C + h * D;
             float *dq = dqkv + b * T * 3 * C + h * D, *dk = dq + C, *dv = dq + 2 * C;
-            for (size_t i = 0; i < T; i++)
-                for (size_t part = 0; part < 3; part++) memset(dq + i * 3 * C + part * C, 0, D * sizeof(float));
+            float *q_turned = turned + (size_t)omp_get_thread_num() * 2 * D * TILE, *do_turned = q_turned + D * TILE;
             for (size_t i0 = 0; i0 < T; i0 += TILE) {
                 size_t queries = min_size(TILE, T - i0);
-                float p[TILE * TILE], ds[TILE * TILE], dot[TILE];
-                for (size_t i = 0; i < queries; i++) {
-                    const float *x = d_o + (i0 + i) * C, *y = o + (i0 + i) * C;
-                    float s = 0;
-#pragma omp simd reduction(+ : s)
-                    for (size_t c = 0; c < D; c++) s += x[c] * y[c];
-                    dot[i] = s;
-                }
+                float p[TILE * TILE], ds[TILE * TILE], do_o[TILE] = {0}, row_lse[TILE] = {0};
                 Matrix qi = matrix(q + i0 * 3 * C, 3 * C), doi = matrix(d_o + i0 * C, C);
-                for (size_t j0 = 0; j0 < i0 + queries; j0 += TILE) {
-                    size_t keys = min_size(TILE, i0 + queries - j0), at = j0 * 3 * C;
-                    matmul_tile(p, TILE, false, qi, transposed(k + at, 3 * C), queries, keys, D);
-                    matmul_tile(ds, TILE, false, doi, transposed(v + at, 3 * C), queries, keys, D);
-                    for (size_t i = 0; i < queries; i++) {
-                        float *pi = p + i * TILE, *dsi = ds + i * TILE, row_lse = lse[(b * T + i0 + i) * H + h];
-                        size_t visible = min_size(keys, i0 + i - j0 + 1);
-                        for (size_t j = 0; j < visible; j++) {
-                            float log_p = pi[j] * scale - row_lse; // rounding must not make p larger than 1
-                            pi[j] = exp_(log_p > 0 ? 0 : log_p);
-                            dsi[j] = pi[j] * (dsi[j] - dot[i]) * scale;
+                pack(q_turned, qi, queries, TILE, D);
+                pack(do_turned, doi, queries, TILE, D);
+                for (size_t i = 0; i < queries; i++) {
+                    do_o[i] = dot(d_o + (i0 + i) * C, o + (i0 + i) * C, D);
+                    row_lse[i] = lse[(b * T + i0 + i) * H + h];
+                }
+                for (size_t j0 = 0, n; j0 < i0 + queries; j0 += n) {
+                    size_t first = visible_tile(&n, i0, j0, queries), rows = queries - first, at = j0 * 3 * C;
+                    Matrix kj = matrix(k + at, 3 * C), vj = matrix(v + at, 3 * C);
+                    matmul_tile(p + first, TILE, false, kj, matrix(q_turned + first, TILE), n, TILE - first, D);
+                    matmul_tile(ds + first, TILE, false, vj, matrix(do_turned + first, TILE), n, TILE - first, D);
+                    for (size_t j = 0; j < n; j++)
+                        for (size_t i = first; i < TILE; i++) {
+                            float *pji = p + j * TILE + i, *dsji = ds + j * TILE + i;
+                            float log_p = *pji * scale - row_lse[i]; // rounding must not make p larger than 1
+                            log_p = i0 + i < j0 + j ? -INFINITY : log_p > 0 ? 0 : log_p;
+                            *pji = exp_(log_p);
+                            *dsji = *pji * (*dsji - do_o[i]) * scale;
                         }
-                        for (size_t j = visible; j < keys; j++) pi[j] = dsi[j] = 0;
-                    }
-                    matmul_tile(dv + at, 3 * C, true, transposed(p, TILE), doi, keys, D, queries);
-                    matmul_tile(dk + at, 3 * C, true, transposed(ds, TILE), qi, keys, D, queries);
-                    matmul_tile(dq + i0 * 3 * C, 3 * C, true, matrix(ds, TILE), matrix(k + at, 3 * C), queries, D,
-                                keys);
+                    Matrix pj = matrix(p + first, TILE), dsj = matrix(ds + first, TILE);
+                    matmul_tile(dv + at, 3 * C, j0 < i0, pj, block_at(doi, first, 0), n, D, rows);
+                    matmul_tile(dk + at, 3 * C, j0 < i0, dsj, block_at(qi, first, 0), n, D, rows);
+                    matmul_tile(dq + (i0 + first) * 3 * C, 3 * C, j0 > 0, transposed(ds + first, TILE), kj, rows, D, n);
                 }
             }
         }
@@ -1100,7 +1182,7 @@ typedef struct {
 
 static double norm(const float* x, size_t n) {
     size_t chunks = (n + CHUNK - 1) / CHUNK;
-    double* partial = (double*)allocate(chunks, sizeof(double), "the gradient's norm");
+    double* partial = (double*)(void*)workspace(2 * chunks);
 #pragma omp parallel for schedule(static)
     for (size_t i = 0; i < chunks; i++) {
         double s = 0;
@@ -1111,7 +1193,6 @@ static double norm(const float* x, size_t n) {
     }
     double sum = 0;
     for (size_t i = 0; i < chunks; i++) sum += partial[i];
-    free(partial);
     return sqrt(sum);
 }
 
