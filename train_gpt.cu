@@ -261,8 +261,8 @@ struct Matrix {
 static Matrix matrix(const real* p, size_t width) { return {p, width, false}; }
 static Matrix transposed(const real* p, size_t width) { return {p, width, true}; }
 
-static cudaDataType_t type_of(const float*) { return CUDA_R_32F; }
-static cudaDataType_t type_of(const __nv_bfloat16*) { return CUDA_R_16BF; }
+inline cudaDataType_t type_of(const float*) { return CUDA_R_32F; }
+inline cudaDataType_t type_of(const __nv_bfloat16*) { return CUDA_R_16BF; }
 
 struct Plan {
     size_t key[11]; // all that the choice depends on
@@ -318,13 +318,13 @@ static void matmul(S* c, Matrix a, Matrix b, const real* bias, const S* add, siz
     const size_t key[] = {
         M,         N,           K,        a.width, b.width, a.is_transposed, b.is_transposed, (size_t)epilogue,
         sizeof(S), add != NULL, alignment};
-    Plan* plan = plans;
-    while (plan < plans + plan_count && memcmp(plan->key, key, sizeof key)) plan++;
-    bool known = plan < plans + plan_count;
+    size_t i = 0;
+    while (i < plan_count && memcmp(plans[i].key, key, sizeof key)) i++;
+    bool known = i < plan_count;
+    if (!known) plans = (Plan*)realloc(plans, ++plan_count * sizeof(Plan));
+    if (!plans) die("no memory for the multiply's plans");
+    Plan* plan = &plans[i];
     if (!known) {
-        plans = (Plan*)realloc(plans, (plan_count + 1) * sizeof(Plan));
-        if (!plans) die("no memory for the multiply's plans");
-        plan = plans + plan_count++;
         memcpy(plan->key, key, sizeof key);
         check(cublasLtMatmulDescCreate(&plan->operation, CUBLAS_COMPUTE_32F, CUDA_R_32F));
         set(plan->operation, CUBLASLT_MATMUL_DESC_TRANSA, b.is_transposed ? CUBLAS_OP_T : CUBLAS_OP_N);
@@ -529,6 +529,7 @@ static void layernorm_backward(real* dx, float* dw, float* db, const real* dy, c
     sum_rows(dw, db, dy, x, mean, rstd, rows, C);
 }
 
+// Bias and residual are added by the multiply before it stores its sums, so that a layernorm finds them added.
 static void linear_forward(real* y, const real* x, const real* w, const real* b, const real* residual, size_t rows,
                            size_t IC, size_t OC) {
     matmul(y, matrix(x, IC), matrix(w, OC), b, residual, rows, OC, IC);
@@ -634,20 +635,23 @@ __device__ inline void load_b_trans(float2 b[2][2], const float* tile, int width
         b[i / 2][i % 2] = make_float2(p[0], p[width]);
     }
 }
+__device__ inline float2 of_thread(int lane, float2 x) {
+    return make_float2(__shfl_sync(0xffffffff, x.x, lane), __shfl_sync(0xffffffff, x.y, lane));
+}
 __device__ inline void mma(float c[4], const float2 a[4], const float2 b[2]) {
-    int row = fragment_row(), column = fragment_column();
-    for (int k = 0; k < 16; k++) {
-        // Elements k of A's rows and of B's columns are in threads k % 8 / 2 of their rows of four.
-        int from = k % 8 / 2, half = k / 8;
-        float a_low = __shfl_sync(0xffffffff, k % 2 ? a[2 * half].y : a[2 * half].x, row * 4 + from);
-        float a_high = __shfl_sync(0xffffffff, k % 2 ? a[2 * half + 1].y : a[2 * half + 1].x, row * 4 + from);
-        float b_left = __shfl_sync(0xffffffff, k % 2 ? b[half].y : b[half].x, column * 4 + from);
-        float b_right = __shfl_sync(0xffffffff, k % 2 ? b[half].y : b[half].x, (column + 1) * 4 + from);
-        c[0] = fmaf(a_low, b_left, c[0]);
-        c[1] = fmaf(a_low, b_right, c[1]);
-        c[2] = fmaf(a_high, b_left, c[2]);
-        c[3] = fmaf(a_high, b_right, c[3]);
-    }
+    // The first of the four threads with A's rows and with B's columns that belong to this one's elements of C.
+    int row = fragment_row() * 4, column = fragment_column() * 4;
+#pragma unroll
+    for (int half = 0; half < 2; half++)
+#pragma unroll 1 // all in a row, in each place where this is used, would take minutes to compile
+        for (int i = 0; i < 4; i++) {
+            float2 low = of_thread(row + i, a[2 * half]), high = of_thread(row + i, a[2 * half + 1]);
+            float2 left = of_thread(column + i, b[half]), right = of_thread(column + 4 + i, b[half]);
+            c[0] = fmaf(low.y, left.y, fmaf(low.x, left.x, c[0]));
+            c[1] = fmaf(low.y, right.y, fmaf(low.x, right.x, c[1]));
+            c[2] = fmaf(high.y, left.y, fmaf(high.x, left.x, c[2]));
+            c[3] = fmaf(high.y, right.y, fmaf(high.x, right.x, c[3]));
+        }
 }
 __device__ inline void join(float2& to, float x, float y) { to = make_float2(x, y); }
 
@@ -1682,8 +1686,8 @@ static void wait(Model* model) {
     model->gradient_norm = e->host_results->norm;
 }
 
-static float to_float(float x) { return x; }
-static float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }
+inline float to_float(float x) { return x; }
+inline float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }
 
 // The first n numbers of a tensor that lies in rows of `width`, `stride` apart.
 template <typename S> static void read_rows(float* to, const S* from, size_t n, size_t width, size_t stride) {

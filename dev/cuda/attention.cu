@@ -14,7 +14,7 @@ namespace gpu {
 
 // Step 1. As the formula says, one kernel after the other: scores, their softmax, the sum of values; a thread for each
 // number of the result, and weights (B,H,T,T) in memory between them. T = 1024 needs 4 MB of it for each head, T = 8192
-// 256 MB; it is written twice and read three times.
+// 256 MB; it is written twice, and read as often at least.
 __global__ static void scores_kernel(float* p, const real* qkv, size_t T, size_t C, size_t H, size_t count) {
     size_t at = (size_t)blockIdx.x * THREADS + threadIdx.x, D = C / H;
     if (at >= count) return;
@@ -54,7 +54,7 @@ static void weights_in_memory(float* p, float* lse, const real* qkv, size_t B, s
 // Step 2. The online softmax. A block for each query goes along the keys; whenever a larger score turns up, what has
 // been summed is scaled down to it, so that no score is needed again. Nothing of size T x T is written, and keys after
 // the query are not visited. This is the kernel that train_gpt.cu keeps for very large heads
-// (wide_attention_forward_kernel). But each query reads all keys and values before it: T / 2 times each.
+// (wide_attention_forward_kernel). But each query reads all keys and values before it, so that each of these is read T / 2 times.
 //
 // Step 3. Tiles: a block takes 64 queries, and a tile of 64 keys and values, once in shared memory, serves all of them:
 // keys and values are read from afar T / 128 times. Four threads share a query, each with a quarter of the tile's keys
@@ -64,8 +64,8 @@ enum { TILE_EDGE = 64, SHARERS = 4 };
 template <int HEAD>
 __global__ static void __launch_bounds__(THREADS)
     shared_tile_kernel(real* out, float* lse, const real* qkv, int T, int C, int H) {
-    constexpr int ROW = HEAD + 1,
-                  PART = HEAD / SHARERS; // an odd row, so that a column's numbers are in different banks
+    // Rows are odd in length, so that a column's numbers are in different banks.
+    constexpr int ROW = HEAD + 1, PART = HEAD / SHARERS;
     float *q = shared_memory<float>(), *k = q + TILE_EDGE * ROW, *v = k + TILE_EDGE * ROW, *p = v + TILE_EDGE * ROW;
     int D = C / H, h = blockIdx.y % H, i0 = blockIdx.x * TILE_EDGE;
     int row = threadIdx.x / SHARERS, part = threadIdx.x % SHARERS, i = i0 + row;

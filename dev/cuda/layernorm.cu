@@ -173,6 +173,6 @@ int main(void) {
     gpu::lesson(1, 1);
     gpu::lesson(19, 37);
     gpu::lesson(300, 264);
-    if (gpu::time_steps()) gpu::lesson(1 << 15, 768);
+    if (gpu::time_steps()) gpu::lesson(1 << 17, 768);
     return 0;
 }

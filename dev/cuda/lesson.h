@@ -22,8 +22,8 @@ struct Expected {
 };
 static std::vector<Expected> expected;
 
-static void round_to(float* to, float x) { *to = x; }
-static void round_to(__nv_bfloat16* to, float x) { *to = __float2bfloat16(x); }
+inline void round_to(float* to, float x) { *to = x; }
+inline void round_to(__nv_bfloat16* to, float x) { *to = __float2bfloat16(x); }
 
 template <typename S> static S* room(size_t n) {
     memory_taken.push_back(device_memory<S>(n, "a lesson"));
