@@ -662,14 +662,9 @@ static void linear_backward(float* dx, float* dw, float* db, const float* dy, co
                             size_t rows, size_t IC, size_t OC) {
     if (dx) matmul(dx, matrix(dy, OC), transposed(w, OC), NULL, NULL, rows, IC, OC);
     matmul(dw, transposed(x, IC), matrix(dy, OC), NULL, dw, IC, OC, rows);
-#pragma omp parallel for schedule(static)
-    for (size_t c0 = 0; c0 < OC; c0 += STRIP) {
-        float sum[STRIP] = {0};
-        size_t n = min_size(STRIP, OC - c0);
-        for (size_t i = 0; i < rows; i++)
-            for (size_t c = 0; c < n; c++) sum[c] += dy[i * OC + c0 + c];
-        for (size_t c = 0; c < n; c++) db[c0 + c] += sum[c];
-    }
+    const float one = 1;
+    const Matrix ones = {&one, 0, 0}; // (1,rows), all of it in one place
+    matmul(db, ones, matrix(dy, OC), NULL, db, 1, OC, rows);
 }
 
 // Causal self-attention with several heads (Vaswani et al. 2017, section 3.2). Per head, for the query at position i:
@@ -998,12 +993,10 @@ static void describe_parameters(Model* model) {
     size_t V = model->config.V, T = model->config.T, C = model->config.C, L = model->config.L;
     float residual = 0.02f / sqrtf(2 * (float)L);
 #define PARAMETER_ROW(kind, field, name, rows, columns, mean, std) \
-    {name, kind == EACH ? L : 1, rows, columns, mean, std, offsetof(Parameters, field)},
+    {kind == EACH ? L : 1, {name, rows, columns, mean, std, 0, 0, offsetof(Parameters, field)}},
     const struct {
-        const char* name;
-        size_t count, rows, columns;
-        float mean, std;
-        size_t slot;
+        size_t count;
+        Tensor tensor;
     } table[] = {PARAMETERS(PARAMETER_ROW)};
     size_t kinds = sizeof table / sizeof *table;
     model->tensors = (Tensor*)allocate(kinds * L, sizeof(Tensor), "the list of tensors");
@@ -1011,12 +1004,9 @@ static void describe_parameters(Model* model) {
     for (size_t i = 0; i < kinds; i++)
         for (size_t l = 0; l < table[i].count; l++) {
             Tensor* t = &model->tensors[model->tensor_count++];
-            snprintf(t->name, sizeof t->name, table[i].name, l);
-            t->rows = table[i].rows;
-            t->columns = table[i].columns;
-            t->mean = table[i].mean;
-            t->std = table[i].std;
-            t->slot = table[i].slot + l * sizeof(float*);
+            *t = table[i].tensor;
+            snprintf(t->name, sizeof t->name, table[i].tensor.name, l);
+            t->slot += l * sizeof(float*);
             t->offset = model->block_size;
             t->size = (t->rows ? t->rows : 1) * t->columns;
             size_t room = t->slot == offsetof(Parameters, wte) ? padded(V) * C : t->size;
@@ -1181,18 +1171,16 @@ typedef struct {
 } AdamW;
 
 static double norm(const float* x, size_t n) {
-    size_t chunks = (n + CHUNK - 1) / CHUNK;
-    double* partial = (double*)(void*)workspace(2 * chunks);
+    enum { PARTS = 1024 };
+    double partial[PARTS], sum = 0;
 #pragma omp parallel for schedule(static)
-    for (size_t i = 0; i < chunks; i++) {
+    for (size_t i = 0; i < PARTS; i++) {
         double s = 0;
-        size_t end = min_size(n, (i + 1) * CHUNK);
 #pragma omp simd reduction(+ : s)
-        for (size_t j = i * CHUNK; j < end; j++) s += (double)x[j] * x[j];
+        for (size_t j = n * i / PARTS; j < n * (i + 1) / PARTS; j++) s += (double)x[j] * x[j];
         partial[i] = s;
     }
-    double sum = 0;
-    for (size_t i = 0; i < chunks; i++) sum += partial[i];
+    for (size_t i = 0; i < PARTS; i++) sum += partial[i];
     return sqrt(sum);
 }
 
@@ -1716,6 +1704,17 @@ static void json_string(Json* j, char* out, size_t room) {
     out[n] = 0;
 }
 
+// The next key of an object; false after its last. *keys: how many were taken, 0 before the first.
+static bool json_key(Json* j, size_t* keys, char* key, size_t room) {
+    if (!*keys) json_expect(j, '{');
+    bool more = *keys ? json_take(j, ',') : !json_take(j, '}');
+    if (!more && *keys) json_expect(j, '}');
+    if (!more) return false;
+    json_string(j, key, room);
+    json_expect(j, ':');
+    return ++*keys;
+}
+
 static uint64_t json_integer(Json* j) {
     uint64_t value = 0;
     json_take(j, ' ');
@@ -1730,14 +1729,10 @@ static uint64_t json_integer(Json* j) {
 static void json_skip(Json* j, int depth) {
     char ignored[2];
     if (depth > 64) json_fail(j, "too deep a nesting");
-    if (json_take(j, '{')) {
-        if (json_take(j, '}')) return;
-        do {
-            json_string(j, ignored, sizeof ignored);
-            json_expect(j, ':');
-            json_skip(j, depth + 1);
-        } while (json_take(j, ','));
-        json_expect(j, '}');
+    size_t keys = 0;
+    json_take(j, 0); // white space
+    if (j->p < j->end && *j->p == '{') {
+        while (json_key(j, &keys, ignored, sizeof ignored)) json_skip(j, depth + 1);
     } else if (json_take(j, '[')) {
         if (json_take(j, ']')) return;
         do json_skip(j, depth + 1);
@@ -1780,21 +1775,17 @@ static int compare_entries(const void* a, const void* b) {
 }
 
 static int compare_names(const void* a, const void* b) {
-    return strcmp((*(const Entry* const*)a)->name, (*(const Entry* const*)b)->name);
+    return strcmp(((const Entry*)a)->name, ((const Entry*)b)->name);
 }
 
 static void parse_entry(Json* j, Entry* e) {
     char key[32];
-    bool has_type = false, has_shape = false, has_place = false;
-    json_expect(j, '{');
-    do {
-        json_string(j, key, sizeof key);
-        json_expect(j, ':');
+    size_t keys = 0;
+    e->dimensions = e->to = SIZE_MAX; // until they are found
+    while (json_key(j, &keys, key, sizeof key))
         if (!strcmp(key, "dtype")) {
             json_string(j, e->type, sizeof e->type);
-            has_type = true;
         } else if (!strcmp(key, "shape")) {
-            has_shape = true;
             e->dimensions = 0;
             json_expect(j, '[');
             if (json_take(j, ']')) continue;
@@ -1804,7 +1795,6 @@ static void parse_entry(Json* j, Entry* e) {
             } while (json_take(j, ','));
             json_expect(j, ']');
         } else if (!strcmp(key, "data_offsets")) {
-            has_place = true;
             json_expect(j, '[');
             e->from = json_integer(j);
             json_expect(j, ',');
@@ -1812,32 +1802,30 @@ static void parse_entry(Json* j, Entry* e) {
             json_expect(j, ']');
         } else
             json_skip(j, 0);
-    } while (json_take(j, ','));
-    json_expect(j, '}');
-    if (!has_type || !has_shape || !has_place) json_fail(j, "a tensor without dtype, shape or data_offsets");
+    if (!e->type[0] || e->dimensions == SIZE_MAX || e->to == SIZE_MAX)
+        json_fail(j, "a tensor without dtype, shape or data_offsets");
 }
 
 static void parse_metadata(Json* j, Checkpoint* c) {
-    json_expect(j, '{');
-    if (json_take(j, '}')) return;
-    do {
+    char key[64];
+    for (size_t keys = 0; json_key(j, &keys, key, sizeof key);) {
         if (c->pair_count == 256) json_fail(j, "too much metadata");
         Pair* pair = &c->pairs[c->pair_count++];
-        json_string(j, pair->key, sizeof pair->key);
-        json_expect(j, ':');
+        memcpy(pair->key, key, sizeof key);
         json_string(j, pair->value, sizeof pair->value);
-    } while (json_take(j, ','));
-    json_expect(j, '}');
+    }
 }
 
 // That the tensors' bytes follow one another from the first to the last, with no name given twice.
 static void check_entries(Checkpoint* c, size_t data_size) {
     const char* path = c->file.path;
-    const Entry** names = (const Entry**)allocate(c->entry_count, sizeof *names, "the list of tensors");
+    if (c->entry_count) qsort(c->entries, c->entry_count, sizeof(Entry), compare_names);
+    for (size_t i = 1; i < c->entry_count; i++)
+        if (!strcmp(c->entries[i - 1].name, c->entries[i].name)) die("%s has two tensors %s", path, c->entries[i].name);
     if (c->entry_count) qsort(c->entries, c->entry_count, sizeof(Entry), compare_entries);
     size_t at = 0;
     for (size_t i = 0; i < c->entry_count; i++) {
-        const Entry* e = names[i] = &c->entries[i];
+        const Entry* e = &c->entries[i];
         if (e->from != at || e->to < e->from || e->to > data_size)
             die("%s is damaged: the place of tensor %s is wrong", path, e->name);
         size_t bytes = type_size(e->type);
@@ -1847,10 +1835,6 @@ static void check_entries(Checkpoint* c, size_t data_size) {
         at = e->to;
     }
     if (at != data_size) die("%s is damaged: %zu bytes belong to no tensor", path, data_size - at);
-    qsort(names, c->entry_count, sizeof *names, compare_names);
-    for (size_t i = 1; i < c->entry_count; i++)
-        if (!strcmp(names[i - 1]->name, names[i]->name)) die("%s has two tensors %s", path, names[i]->name);
-    free(names);
 }
 
 static Checkpoint open_checkpoint(const char* path, const char* advice) {
@@ -1866,28 +1850,22 @@ static Checkpoint open_checkpoint(const char* path, const char* advice) {
     size_t room = 0;
     const char* text = (const char*)c.file.data + 8;
     Json j = {text, text, text + length, path};
-    json_expect(&j, '{');
-    if (!json_take(&j, '}')) {
-        do {
-            char name[96];
-            json_string(&j, name, sizeof name);
-            json_expect(&j, ':');
-            if (!strcmp(name, "__metadata__")) {
-                parse_metadata(&j, &c);
-                continue;
-            }
-            if (c.entry_count == MAX_ENTRIES) json_fail(&j, "too many tensors");
-            if (c.entry_count == room) {
-                room = room ? 2 * room : 256;
-                c.entries = (Entry*)realloc(c.entries, room * sizeof(Entry));
-                if (!c.entries) die("no memory for the list of tensors");
-            }
-            Entry* e = &c.entries[c.entry_count++];
-            memset(e, 0, sizeof *e);
-            memcpy(e->name, name, sizeof name);
-            parse_entry(&j, e);
-        } while (json_take(&j, ','));
-        json_expect(&j, '}');
+    char name[96];
+    for (size_t keys = 0; json_key(&j, &keys, name, sizeof name);) {
+        if (!strcmp(name, "__metadata__")) {
+            parse_metadata(&j, &c);
+            continue;
+        }
+        if (c.entry_count == MAX_ENTRIES) json_fail(&j, "too many tensors");
+        if (c.entry_count == room) {
+            room = room ? 2 * room : 256;
+            c.entries = (Entry*)realloc(c.entries, room * sizeof(Entry));
+            if (!c.entries) die("no memory for the list of tensors");
+        }
+        Entry* e = &c.entries[c.entry_count++];
+        memset(e, 0, sizeof *e); // a model saved with its head has a prefix before its names
+        snprintf(e->name, sizeof e->name, "%s", name + (strncmp(name, "transformer.", 12) ? 0 : 12));
+        parse_entry(&j, e);
     }
     json_take(&j, ' ');
     if (j.p != j.end) json_fail(&j, "something follows the object");
@@ -1907,13 +1885,10 @@ static const char* metadata(const Checkpoint* c, const char* key) {
     return NULL;
 }
 
-// The tensor of this name, with or without the prefix that a model saved with its head carries; or NULL.
 static const Entry* find_entry(const Checkpoint* c, const char* prefix, const char* name) {
-    char full[96], longer[128];
-    snprintf(full, sizeof full, "%s%s", prefix, name);
-    snprintf(longer, sizeof longer, "transformer.%s", full);
+    size_t n = strlen(prefix);
     for (size_t i = 0; i < c->entry_count; i++)
-        if (!strcmp(c->entries[i].name, full) || !strcmp(c->entries[i].name, longer)) return &c->entries[i];
+        if (!strncmp(c->entries[i].name, prefix, n) && !strcmp(c->entries[i].name + n, name)) return &c->entries[i];
     return NULL;
 }
 
@@ -1969,7 +1944,7 @@ static void check_foreign(const Checkpoint* c, const Model* model) {
     const Entry* wte = find_entry(c, "", "wte.weight");
     for (size_t i = 0; i < c->entry_count; i++) {
         const Entry* e = &c->entries[i];
-        const char* name = strncmp(e->name, "transformer.", 12) ? e->name : e->name + 12;
+        const char* name = e->name;
         size_t n = strlen(name);
         bool known = !strncmp(name, "adam.", 5) || (n > 10 && !strcmp(name + n - 10, ".attn.bias")) ||
                      (n > 17 && !strcmp(name + n - 17, ".attn.masked_bias"));
@@ -1993,18 +1968,11 @@ static size_t heads_from_config(const char* directory) {
     const char* text = (const char*)file.data;
     Json j = {text, text, text + file.size, file.path};
     size_t heads = 0;
-    json_expect(&j, '{');
-    if (!json_take(&j, '}')) {
-        do {
-            json_string(&j, key, sizeof key);
-            json_expect(&j, ':');
-            if (!strcmp(key, "n_head"))
-                heads = json_integer(&j);
-            else
-                json_skip(&j, 0);
-        } while (json_take(&j, ','));
-        json_expect(&j, '}');
-    }
+    for (size_t keys = 0; json_key(&j, &keys, key, sizeof key);)
+        if (!strcmp(key, "n_head"))
+            heads = json_integer(&j);
+        else
+            json_skip(&j, 0);
     unmap_file(&file);
     return heads;
 }
