@@ -154,7 +154,7 @@ __attribute__((noreturn)) static void output_failed(Output* out) {
         fclose(out->stream);
         unlink(out->temporary);
     }
-    die("cannot write %s: %s; what stood there before is untouched", out->path, strerror(error));
+    die("cannot write %s: %s; whatever stood there before is untouched", out->path, strerror(error));
 }
 
 static void output_open(Output* out, const char* path) {
@@ -204,7 +204,7 @@ static double seconds(void) {
 //
 // There is no state to save or to pass around: number i of stream `key` is a hash of the two, the finaliser of
 // SplitMix64 (Steele, Lea and Flood 2014), which passes the usual statistical tests on consecutive i. A stream's key
-// is itself drawn: random_bits(seed, PURPOSE + step), say. So weights can be drawn by many threads in any order, and
+// is itself drawn, from the seed, the purpose and, say, the epoch. So weights can be drawn by many threads in any order, and
 // a run that resumes at step 700 draws what the uninterrupted run draws there.
 
 enum { STREAM_WEIGHTS = 1 << 8, STREAM_SHUFFLE, STREAM_PHASE, STREAM_SAMPLE };
@@ -257,7 +257,7 @@ static uint64_t shuffled(uint64_t i, uint64_t n, uint64_t key) {
 //    MR numbers of A, and does MR*NR multiply-adds with them.
 //  - It reads A and B from panels, copies in exactly the order of use, so that every load is the next one in memory.
 //    Copying costs K*(M+N) moves against M*N*K multiply-adds. It also makes any layout of A and B equal: a matrix is
-//    a pointer and two strides, and a transpose just swaps them. So y = x W, dx = dy Wt and dW = xt dy are all this
+//    a pointer and two strides, and a transpose just swaps them. So y = x W, dx = dy W^T and dW = x^T dy are all this
 //    one routine.
 //  - Panels stay in cache: KC steps of k, of MC rows of A (a thread's own, second-level cache) and of NC columns of B
 //    (shared by all threads, third-level cache).
@@ -306,7 +306,7 @@ __attribute__((always_inline)) static inline void kernel(size_t depth, Matrix a,
         vec b0, b1;
         memcpy(&b0, b, sizeof b0);
         memcpy(&b1, b + LANES, sizeof b1);
-#pragma GCC unroll 14
+#pragma GCC unroll 8
         for (size_t i = 0; i < MR; i++) {
             sum[i][0] += a.p[i * a.row] * b0;
             sum[i][1] += a.p[i * a.row] * b1;
@@ -460,6 +460,7 @@ static void matmul(float* c, Matrix a, Matrix b, const float* bias, const float*
     for (size_t n0 = 0; n0 < N; n0 += most_columns)
         for (size_t k0 = 0; k0 == 0 || k0 < K; k0 += most_depth) {
             size_t columns = min_size(most_columns, N - n0), depth = min_size(most_depth, K - k0);
+            // Few blocks of rows: narrower pieces, for all threads to have some.
             size_t width = even_part(columns, blocks < 8 ? 3 * NR : 8 * NR, NR), parts = (columns + width - 1) / width;
             const float* first_bias = k0 == 0 && bias ? bias + n0 : NULL;
             const float* so_far = k0 > 0 ? c : add;
@@ -515,7 +516,7 @@ static void matmul_tile(float* c, size_t width, bool accumulate, Matrix a, Matri
 // Layers
 //
 // Each layer's forward is directly followed by its backward, which is given the gradient of the loss with respect to
-// the layer's output (dy) and finds it for the inputs (dx) and the parameters (dw, db). Parameters' gradients are
+// the layer's output (dy) and computes that with respect to the inputs (dx) and the parameters (dw, db). Parameters' gradients are
 // added to what is there, so that several batches may be summed; inputs' gradients are too where the comment says so.
 // Rows are positions: (rows,C) stands for (B,T,C) wherever a layer treats every position alike.
 
@@ -656,7 +657,7 @@ static void linear_forward(float* y, const float* x, const float* w, const float
 }
 
 // y_ro = sum over i of x_ri w_io + b_o, hence
-//     dx = dy Wt,    dW += xt dy,    db += sum over rows of dy.
+//     dx = dy W^T,    dW += x^T dy,    db += sum over rows of dy.
 // (The residual's gradient is dy itself.) dx may be NULL.
 static void linear_backward(float* dx, float* dw, float* db, const float* dy, const float* x, const float* w,
                             size_t rows, size_t IC, size_t OC) {
@@ -769,6 +770,7 @@ static void attention_forward(float* out, float* lse, const float* qkv, size_t B
 // With p_ij = e^(s_ij - lse_i) made anew, tile by tile:
 //     dv_j = sum over i of p_ij do_i,    dp_ij = do_i . v_j,
 //     ds_ij = p_ij (dp_ij - sum over j' of p_ij' dp_ij') = p_ij (dp_ij - do_i . out_i),    (the softmax's derivative)
+// where sum over j' of p_ij' (do_i . v_j') = do_i . sum over j' of p_ij' v_j' = do_i . out_i needs no other tile, and
 //     dq_i = scale sum over j of ds_ij k_j,    dk_j = scale sum over i of ds_ij q_i.
 // dqkv (B,T,3C) is overwritten; dout, out (B,T,C). A thread does a whole head of a sequence, so its sums have one order.
 static void attention_backward(float* dqkv, const float* dout, const float* qkv, const float* out, const float* lse,
@@ -829,7 +831,8 @@ static void gelu_forward(float* y, const float* x, size_t n) {
     }
 }
 
-// With s = gelu_gate(x): dy/dx = s + x s (1-s) 2u', and 2u' = 2 sqrt(2/pi) (1 + 3 * 0.044715 x^2).
+// With s = gelu_gate(x), the logistic function of 2u, whose derivative is s (1-s): dy/dx = s + x s (1-s) 2u', and
+// 2u' = 2 sqrt(2/pi) (1 + 3 * 0.044715 x^2).
 // dx may be dy itself.
 static void gelu_backward(float* dx, const float* dy, const float* x, size_t n) {
 #pragma omp parallel for schedule(static)
@@ -859,7 +862,7 @@ static void cross_entropy_forward(float* losses, float* lse, const float* logits
     }
 }
 
-// dlogits = scale (p - [v = target]), written over the logits: no second (rows,V) tensor. `scale` is the weight of a
+// dlogits = scale (p - [v = target]), since dlse/dlogit_v = e^logit_v / sum = p_v. It is written over the logits: no second (rows,V) tensor. `scale` is the weight of a
 // row in the loss that is minimised, one over the number of all rows.
 static void cross_entropy_backward(float* logits, const float* lse, const int* targets, float scale, size_t rows,
                                    size_t V) {
@@ -1139,9 +1142,10 @@ static void cpu_backward(Model* model, Activations* a, const int* tokens, const 
     const Parameters *w = &model->w, *d = &model->d;
     size_t V = model->config.V, C = model->config.C, H = model->config.H, L = model->config.L, rows = B * T;
     LAYER("loss", cross_entropy_backward(a->logits, a->logits_lse, targets, share / (float)rows, rows, V));
-    // logits = lnf wte', so dlnf = dlogits wte and dwte += dlogits' lnf.
+    // logits = lnf wte^T, so dlnf = dlogits wte and dwte += dlogits^T lnf.
     LAYER("head", matmul(a->dnormed, matrix(a->logits, V), matrix(w->wte, C), NULL, NULL, rows, C, V));
     LAYER("head", matmul(d->wte, transposed(a->logits, V), matrix(a->lnf, C), NULL, d->wte, V, C, rows));
+    // The residual stream's gradient: an addition passes it on unchanged, so each branch on the way down adds its own.
     memset(a->dresidual, 0, rows * C * sizeof(float));
     const float* x = a->out[L - 1];
     LAYER("lnf", layernorm_backward(a->dresidual, d->lnf_w, d->lnf_b, a->dnormed, x, a->lnf_mean, a->lnf_rstd, w->lnf_w,
@@ -1184,9 +1188,10 @@ static double norm(const float* x, size_t n) {
     return sqrt(sum);
 }
 
-// What AdamW computes a step with, as float32.
+// What AdamW computes a step with, as float32: betas b, a = 1 - b, rate = lr / (1-b1^t), root = 1 / sqrt(1-b2^t), and
+// what decay leaves of a weight.
 typedef struct {
-    float b1, a1, b2, a2, rate, root, keep; // keep: what decay leaves of a weight
+    float b1, a1, b2, a2, rate, root, keep;
     double clip;
 } Factors;
 
@@ -1238,7 +1243,7 @@ static void cpu_update(Model* model, AdamW o) {
 
 // The machine's rate of multiply-adds with nothing to load or store, all threads, operations a second.
 static double cpu_peak(void) {
-    enum { CHAINS = 12, STEPS = 400000 };
+    enum { CHAINS = 12, STEPS = 400000 }; // more sums than multiply-adds that are under way at a time
     double best = 0;
     for (int trial = 0; trial < 3; trial++) {
         double start = seconds();
@@ -1273,7 +1278,7 @@ static void cpu_read_activation(float* to, const Activations* a, const float* te
     cpu_copy(to, tensor, n);
 }
 
-// A device: what the training loop drives. The GPU's twin fills in the same struct. `wait` returns when all that was
+// A device: what the training loop drives. train_gpt.cu fills in the same struct. `wait` returns when all that was
 // asked for is done; loss and gradient norm may be read from the model only then.
 typedef struct {
     const char* (*start)(void); // readies the device and describes it
@@ -2762,8 +2767,8 @@ static void load_next_batch(Run* run) {
     run->batch_loaded = true;
 }
 
-// One step: `accumulate` batches forward and backward, one update. Returns the mean loss. The step after it is loaded
-// before its end is waited for, while a GPU still computes.
+// One step: `accumulate` batches forward and backward, one update. Returns the mean loss. The next batch is loaded before
+// this step's result is waited for: a GPU computes meanwhile.
 static double train_step(Run* run) {
     Model* model = &run->model;
     for (long i = 0; i < opt.accumulate; i++) {
