@@ -862,8 +862,9 @@ static void cross_entropy_forward(float* losses, float* lse, const float* logits
     }
 }
 
-// dlogits = scale (p - [v = target]), since dlse/dlogit_v = e^logit_v / sum = p_v. It is written over the logits: no second (rows,V) tensor. `scale` is the weight of a
-// row in the loss that is minimised, one over the number of all rows.
+// dlogits = scale (p - [v = target]), since dlse/dlogit_v = e^logit_v / sum = p_v. It is written over the logits: there is
+// no second (rows,V) tensor. `scale` is the weight of a row in the loss that is minimised, one over the number of all
+// rows.
 static void cross_entropy_backward(float* logits, const float* lse, const int* targets, float scale, size_t rows,
                                    size_t V) {
 #pragma omp parallel for schedule(static)
