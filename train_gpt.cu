@@ -1369,18 +1369,23 @@ static size_t activation_bytes(Activations* a, Config config, void* block) {
     return lay_out_activations(a, config, sizeof(real), block);
 }
 
-static size_t memory(Config config, size_t B, size_t T, bool training) {
-    Model model;
+static size_t activations_memory(Config config, size_t B, size_t T, bool training) {
     Activations a;
     memset(&a, 0, sizeof a);
     a.B = B, a.T = T, a.training = training;
+    size_t for_attention = training ? config.H * sizeof(float2) : 0;
+    return activation_bytes(&a, config, NULL) + B * T * (4 * sizeof(int) + for_attention);
+}
+
+// In training there is a second set of activations, for the one sequence of a sample.
+static size_t memory(Config config, size_t B, size_t T, bool training) {
+    Model model;
     model.config = config;
     describe_parameters(&model);
-    size_t pieces = model.block_size / PIECE + model.tensor_count, rows = B * T;
-    size_t bytes = model.block_size * (sizeof(real) + (training ? 4 : 1) * sizeof(float)) + pieces * sizeof(Piece) +
-                   activation_bytes(&a, config, NULL) + rows * (4 * sizeof(int) + config.H * sizeof(float2));
+    size_t pieces = model.block_size / PIECE + model.tensor_count;
     free(model.tensors);
-    return bytes;
+    return model.block_size * (sizeof(real) + (training ? 4 : 1) * sizeof(float)) + pieces * sizeof(Piece) +
+           activations_memory(config, B, T, training) + (training ? activations_memory(config, 1, T, false) : 0);
 }
 
 static float* zeroed_block(const Model* model, const char* what) {
