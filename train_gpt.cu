@@ -380,13 +380,17 @@ __global__ static void token_gradient_kernel(float* dwte, const real* dx, const 
     if (count == 0) return;
     order += blockIdx.x;
     float sum[W] = {}, x[W];
+#pragma unroll 4 // asks for several rows at once
     for (int i = group; c < C && i < count; i += GROUPS) {
         load(x, dx + (size_t)order[i] * C + c);
         for (int k = 0; k < W; k++) sum[k] += x[k];
     }
     add_warps(sum, shared_memory<float>());
-    size_t token = (size_t)tokens[order[0]];
-    for (int k = 0; group == 0 && c < C && k < W; k++) dwte[token * C + c + k] += sum[k];
+    if (group > 0 || c >= C) return;
+    dwte += (size_t)tokens[order[0]] * C + c;
+    load(x, dwte);
+    for (int k = 0; k < W; k++) x[k] += sum[k];
+    store(dwte, x);
 }
 
 // dwpe[position] += dx: a thread adds up W channels of a position over the B sequences.
@@ -480,14 +484,14 @@ __global__ static void layernorm_backward_kernel(real* dx, const real* dy, const
 
 // Sums over all rows, in two stages: db += sum of dy and, if dw is not NULL, dw += sum of dy n with the normalised
 // n = (x - mean) rstd. Block (i,j) takes WARP * W columns of slice j of the rows; its warps take the slice's rows in
-// turn. The last block of a column to finish adds up the slices, always in the same order. partial (slices,2,C).
+// turn. The last block of a column to finish adds up the slices, always in the same order. partial (slices,C/W,2,W).
 template <int W>
 __global__ static void sum_rows_kernel(float* dw, float* db, const real* dy, const real* x, const float* mean,
                                        const float* rstd, size_t rows, size_t C, size_t slice, float* partial,
                                        unsigned* counter) {
     size_t lane = threadIdx.x % WARP, group = threadIdx.x / WARP, c = (blockIdx.x * WARP + lane) * W;
     size_t end = (blockIdx.y + 1) * slice < rows ? (blockIdx.y + 1) * slice : rows;
-    float sum[2 * W] = {}, g[W], n[W]; // of dy, then of dy n
+    float sum[2 * W] = {}, part[2 * W], g[W], n[W]; // of dy, then of dy n
     for (size_t row = blockIdx.y * slice + group; c < C && row < end; row += GROUPS) {
         load(g, dy + row * C + c);
         for (int i = 0; i < W; i++) sum[i] += g[i];
@@ -496,11 +500,13 @@ __global__ static void sum_rows_kernel(float* dw, float* db, const real* dy, con
         for (int i = 0; i < W; i++) sum[W + i] += g[i] * ((n[i] - mean[row]) * rstd[row]);
     }
     add_warps(sum, shared_memory<float>());
-    for (int i = 0; group == 0 && c < C && i < 2 * W; i++) partial[(blockIdx.y * 2 + i / W) * C + c + i % W] = sum[i];
+    if (group == 0 && c < C) store(partial + 2 * (blockIdx.y * C + c), sum);
     if (!is_last_block(&counter[blockIdx.x], gridDim.y)) return;
-    for (int i = 0; i < 2 * W; i++) {
-        sum[i] = 0;
-        for (size_t j = group; c < C && j < gridDim.y; j += GROUPS) sum[i] += partial[(j * 2 + i / W) * C + c + i % W];
+    for (int i = 0; i < 2 * W; i++) sum[i] = 0;
+#pragma unroll 4
+    for (size_t j = group; c < C && j < gridDim.y; j += GROUPS) {
+        load(part, partial + 2 * (j * C + c));
+        for (int i = 0; i < 2 * W; i++) sum[i] += part[i];
     }
     add_warps(sum, shared_memory<float>());
     for (int i = 0; group == 0 && c < C && i < W; i++) {
@@ -609,7 +615,9 @@ __device__ inline void load_b_trans(uint32_t b[2][2], const __nv_bfloat16* tile,
 __device__ inline void mma(float c[4], const uint32_t a[4], const uint32_t b[2]) { mma_bf16(c, a, b); }
 __device__ inline void join(uint32_t& to, float x, float y) {
     __nv_bfloat162 both = __floats2bfloat162_rn(x, y);
-    memcpy(&to, &both, sizeof to);
+    uint32_t bits; // `to` may be in memory, and is written at once, not byte by byte
+    memcpy(&bits, &both, sizeof bits);
+    to = bits;
 }
 
 // The same fragments in float32, for which there is no such instruction: the threads of a warp tell one another their
@@ -1361,18 +1369,23 @@ static size_t activation_bytes(Activations* a, Config config, void* block) {
     return lay_out_activations(a, config, sizeof(real), block);
 }
 
-static size_t memory(Config config, size_t B, size_t T, bool training) {
-    Model model;
+static size_t activations_memory(Config config, size_t B, size_t T, bool training) {
     Activations a;
     memset(&a, 0, sizeof a);
     a.B = B, a.T = T, a.training = training;
+    size_t for_attention = training ? config.H * sizeof(float2) : 0;
+    return activation_bytes(&a, config, NULL) + B * T * (4 * sizeof(int) + for_attention);
+}
+
+// In training there is a second set of activations, for the one sequence of a sample.
+static size_t memory(Config config, size_t B, size_t T, bool training) {
+    Model model;
     model.config = config;
     describe_parameters(&model);
-    size_t pieces = model.block_size / PIECE + model.tensor_count, rows = B * T;
-    size_t bytes = model.block_size * (sizeof(real) + (training ? 4 : 1) * sizeof(float)) + pieces * sizeof(Piece) +
-                   activation_bytes(&a, config, NULL) + rows * (4 * sizeof(int) + config.H * sizeof(float2));
+    size_t pieces = model.block_size / PIECE + model.tensor_count;
     free(model.tensors);
-    return bytes;
+    return model.block_size * (sizeof(real) + (training ? 4 : 1) * sizeof(float)) + pieces * sizeof(Piece) +
+           activations_memory(config, B, T, training) + (training ? activations_memory(config, 1, T, false) : 0);
 }
 
 static float* zeroed_block(const Model* model, const char* what) {
