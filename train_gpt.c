@@ -72,8 +72,9 @@ __attribute__((noreturn, format(printf, 2, 3))) static void fail(int status, con
 
 #define die(...) fail(1, __VA_ARGS__)
 
-// count * size bytes of zeroed memory, aligned to cache lines. Large blocks are aligned to huge pages, which Linux gives
-// if asked and with which address translation costs less. All threads touch their parts first, for them to lie near.
+// count * size bytes of zeroed memory, aligned to cache lines. Large blocks are aligned to huge pages, which Linux
+// gives if asked and with which address translation costs less. All threads touch their parts first, for them to lie
+// near.
 enum { HUGE_PAGE = 1 << 21 };
 static void* allocate(size_t count, size_t size, const char* what) {
     size_t bytes;
@@ -204,8 +205,8 @@ static double seconds(void) {
 //
 // There is no state to save or to pass around: number i of stream `key` is a hash of the two, the finaliser of
 // SplitMix64 (Steele, Lea and Flood 2014), which passes the usual statistical tests on consecutive i. A stream's key
-// is itself drawn, from the seed, the purpose and, say, the epoch. So weights can be drawn by many threads in any order, and
-// a run that resumes at step 700 draws what the uninterrupted run draws there.
+// is itself drawn, from the seed, the purpose and, say, the epoch. So weights can be drawn by many threads in any
+// order, and a run that resumes at step 700 draws what the uninterrupted run draws there.
 
 enum { STREAM_WEIGHTS = 1 << 8, STREAM_SHUFFLE, STREAM_PHASE, STREAM_SAMPLE };
 
@@ -447,8 +448,8 @@ static size_t even_part(size_t n, size_t most, size_t unit) {
 
 // c (M,N) = a (M,K) times b (K,N), plus bias (N), plus add (M,N), each of which may be NULL; with add == c the
 // product is accumulated. c's rows are dense. c is cut into pieces, MC rows by `width` columns, fine enough to keep all
-// threads busy to the end; a thread takes neighbours, so as to pack their common rows of A once. One thread computes all
-// of a piece, and its sums run along k in order, so the bits do not depend on the number of threads.
+// threads busy to the end; a thread takes neighbours, so as to pack their common rows of A once. One thread computes
+// all of a piece, and its sums run along k in order, so the bits do not depend on the number of threads.
 static void matmul(float* c, Matrix a, Matrix b, const float* bias, const float* add, size_t M, size_t N, size_t K) {
     if (M == 1) {
         multiply_row(c, a, b, bias, add, N, K);
@@ -516,9 +517,9 @@ static void matmul_tile(float* c, size_t width, bool accumulate, Matrix a, Matri
 // Layers
 //
 // Each layer's forward is directly followed by its backward, which is given the gradient of the loss with respect to
-// the layer's output (dy) and computes that with respect to the inputs (dx) and the parameters (dw, db). Parameters' gradients are
-// added to what is there, so that several batches may be summed; inputs' gradients are too where the comment says so.
-// Rows are positions: (rows,C) stands for (B,T,C) wherever a layer treats every position alike.
+// the layer's output (dy) and computes that with respect to the inputs (dx) and the parameters (dw, db). Parameters'
+// gradients are added to what is there, so that several batches may be summed; inputs' gradients are too where the
+// comment says so. Rows are positions: (rows,C) stands for (B,T,C) wherever a layer treats every position alike.
 
 // e^x to 2 units in the last place, without libm so that loops vectorise and bits do not depend on the library.
 // x = n ln2 + r with |r| <= ln2/2, so e^x = 2^n e^r. Adding 1.5 * 2^23 rounds x/ln2 to the integer n, which then
@@ -772,7 +773,8 @@ static void attention_forward(float* out, float* lse, const float* qkv, size_t B
 //     ds_ij = p_ij (dp_ij - sum over j' of p_ij' dp_ij') = p_ij (dp_ij - do_i . out_i),    (the softmax's derivative)
 // where sum over j' of p_ij' (do_i . v_j') = do_i . sum over j' of p_ij' v_j' = do_i . out_i needs no other tile, and
 //     dq_i = scale sum over j of ds_ij k_j,    dk_j = scale sum over i of ds_ij q_i.
-// dqkv (B,T,3C) is overwritten; dout, out (B,T,C). A thread does a whole head of a sequence, so its sums have one order.
+// dqkv (B,T,3C) is overwritten; dout, out (B,T,C). A thread does a whole head of a sequence, so its sums have one
+// order.
 static void attention_backward(float* dqkv, const float* dout, const float* qkv, const float* out, const float* lse,
                                size_t B, size_t T, size_t C, size_t H) {
     size_t D = C / H;
@@ -862,9 +864,9 @@ static void cross_entropy_forward(float* losses, float* lse, const float* logits
     }
 }
 
-// dlogits = scale (p - [v = target]), since dlse/dlogit_v = e^logit_v / sum = p_v. It is written over the logits: there is
-// no second (rows,V) tensor. `scale` is the weight of a row in the loss that is minimised, one over the number of all
-// rows.
+// dlogits = scale (p - [v = target]), since dlse/dlogit_v = e^logit_v / sum = p_v. It is written over the logits: there
+// is no second (rows,V) tensor. `scale` is the weight of a row in the loss that is minimised, one over the number of
+// all rows.
 static void cross_entropy_backward(float* logits, const float* lse, const int* targets, float scale, size_t rows,
                                    size_t V) {
 #pragma omp parallel for schedule(static)
@@ -2768,8 +2770,8 @@ static void load_next_batch(Run* run) {
     run->batch_loaded = true;
 }
 
-// One step: `accumulate` batches forward and backward, one update. Returns the mean loss. The next batch is loaded before
-// this step's result is waited for: a GPU computes meanwhile.
+// One step: `accumulate` batches forward and backward, one update. Returns the mean loss. The next batch is loaded
+// before this step's result is waited for: a GPU computes meanwhile.
 static double train_step(Run* run) {
     Model* model = &run->model;
     for (long i = 0; i < opt.accumulate; i++) {
@@ -2903,10 +2905,10 @@ static int train_gpt(int argc, char** argv) {
     return 0;
 }
 
-// How long a thread that waits for others spins before it sleeps is read by GCC's OpenMP before main begins. Its default
-// of milliseconds is ruinous when the machine runs anything else besides: the spinning thread holds the core that the
-// one it waits for needs (measured: 30 times slower). So the program restarts itself with a limit of microseconds, which
-// costs an idle machine 2 %.
+// How long a thread that waits for others spins before it sleeps is read by GCC's OpenMP before main begins. Its
+// default of milliseconds is ruinous when the machine runs anything else besides: the spinning thread holds the core
+// that the one it waits for needs (measured: 30 times slower). So the program restarts itself with a limit of
+// microseconds, which costs an idle machine 2 %.
 static void limit_spinning(char** argv) {
     char path[MAX_PATH];
     ssize_t n = readlink("/proc/self/exe", path, sizeof path - 1);
