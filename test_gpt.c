@@ -162,7 +162,7 @@ static const Result* run_child(void (*function)(const char*), const char* argume
     for (int turn = 0; (ended = waitpid(id, &status, WNOHANG)) == 0; turn++) {
         struct timespec pause = {0, turn < 20 ? 200000 : 2000000};
         nanosleep(&pause, NULL);
-        if (seconds() - start > 60 && !r.late) {
+        if (seconds() - start > 240 && !r.late) {
             r.late = true;
             kill(id, SIGKILL);
         }
@@ -2952,7 +2952,7 @@ static void test_checkpoint_json(void) {
         {"{\"a\":", 0, "'{' missing"},
         {"{\"a\":1}", 0, "'{' missing"},
         {"{\"a\":null}", 0, "'{' missing"},
-        {"{\"a\":{}}", 0, "'\"' missing"},
+        {"{\"a\":{}}", 0, "without dtype, shape or data_offsets"},
         {"{\"a\":{\"dtype\":\"F32\"}}", 0, "without dtype, shape or data_offsets"},
         {"{\"a\":{\"dtype\":32,\"shape\":[],\"data_offsets\":[0,4]}}", 4, "'\"' missing"},
         {"{\"a\":{\"shape\":[1],\"data_offsets\":[0,4]}}", 4, "without dtype"},
@@ -4486,7 +4486,7 @@ int main(int argc, char** argv) {
     if (argc == 4 && !strcmp(argv[1], "--test")) {
         setvbuf(stdout, NULL, _IOLBF, 0);
         folder = argv[3];
-        alarm(300); // a test that hangs is ended by a signal
+        alarm(900); // a test that hangs is ended by a signal
         int status = run_test(argv[2]);
         _exit(status);
     }
