@@ -584,6 +584,13 @@ __device__ inline void mma_bf16(float c[4], const uint32_t a[4], const uint32_t 
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
+// 2^x in one instruction, to two units in the last place. Results below the smallest normal number are 0.
+__device__ inline float exp2_(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
 // Copies 16 bytes from global to shared memory in the background, zeros if not `valid`. Copies are gathered in groups;
 // cp_async_wait<N> returns when all but the last N groups are there.
 __device__ inline void cp_async_16(void* to, const void* from, bool valid) {
@@ -727,7 +734,7 @@ template <int HEAD = 16, typename Work> static void with_head(size_t D, Work wor
     work(std::integral_constant<int, HEAD>());
 }
 
-#define LOG2_E 1.44269504f // the exponentials are powers of 2, which the hardware has
+#define LOG2_E 1.44269504f // exponentials are made powers of 2, which the hardware has
 
 // A block takes 64 M queries of a head, and goes along the keys up to its last query, the next tile on its way while
 // one is worked on. Scores s, the outputs o and the running maximum and sum of each row stay in registers. Blocks with
@@ -803,12 +810,12 @@ __global__ static void __launch_bounds__(ATTENTION_THREADS)
                         most = fmaxf(most, fmaxf(s[m][n][2 * half], s[m][n][2 * half + 1]));
                     most = fmaxf(most, __shfl_xor_sync(0xffffffff, most, 1)); // a row lies in four threads
                     most = fmaxf(most, __shfl_xor_sync(0xffffffff, most, 2));
-                    shrink = exp2f((largest[m][half] - most) * scale);
+                    shrink = exp2_((largest[m][half] - most) * scale);
 #pragma unroll
                     for (int n = 0; n < KEYS / 8; n++)
 #pragma unroll
                         for (int e = 2 * half; e < 2 * half + 2; e++)
-                            tile_sum += s[m][n][e] = exp2f((s[m][n][e] - most) * scale);
+                            tile_sum += s[m][n][e] = exp2_((s[m][n][e] - most) * scale);
 #pragma unroll
                     for (int n = 0; n < HEAD / 8; n++) {
                         o[m][n][2 * half] *= shrink;
@@ -984,15 +991,20 @@ __global__ static void __launch_bounds__(ATTENTION_THREADS)
                     mma(ds[0], v[i], b2[0]);
                     mma(ds[1], v[i], b2[1]);
                 }
+                if (i0 + j < key0 + 15) // some queries may come before some keys
+#pragma unroll
+                    for (int n = 0; n < 2; n++)
+#pragma unroll
+                        for (int e = 0; e < 4; e++)
+                            if (i0 + j + n * 8 + fragment_column() + e % 2 < key0 + fragment_row() + e / 2 * 8)
+                                p[n][e] = -INFINITY;
 #pragma unroll
                 for (int n = 0; n < 2; n++)
 #pragma unroll
                     for (int e = 0; e < 4; e++) {
-                        int query = j + n * 8 + fragment_column() + e % 2;
-                        float2 r = tile_rows[stage * QUERIES + query];
+                        float2 r = tile_rows[stage * QUERIES + j + n * 8 + fragment_column() + e % 2];
                         float log_p = p[n][e] * (scale * LOG2_E) - r.x;
-                        p[n][e] = exp2f(log_p > 0 ? 0 : log_p);
-                        if (i0 + query < key0 + fragment_row() + e / 2 * 8) p[n][e] = 0;
+                        p[n][e] = exp2_(log_p > 0 ? 0 : log_p);
                         ds[n][e] = p[n][e] * (ds[n][e] - r.y);
                     }
                 c_to_a(a, p);
@@ -1091,15 +1103,21 @@ __global__ static void __launch_bounds__(ATTENTION_THREADS)
             }
 #pragma unroll
             for (int m = 0; m < M; m++) {
+                int rows0 = row0 + m * 16;
+                if (j0 + j + 15 > rows0) // some keys may come after some queries
+#pragma unroll
+                    for (int n = 0; n < 2; n++)
+#pragma unroll
+                        for (int e = 0; e < 4; e++)
+                            if (j0 + j + n * 8 + fragment_column() + e % 2 > rows0 + fragment_row() + e / 2 * 8)
+                                ds[m][n][e] = -INFINITY;
 #pragma unroll
                 for (int n = 0; n < 2; n++)
 #pragma unroll
                     for (int e = 0; e < 4; e++) {
                         float2 r = row[m][e / 2];
-                        float log_p = ds[m][n][e] * (scale * LOG2_E) - r.x, p = exp2f(log_p > 0 ? 0 : log_p);
-                        int i = row0 + m * 16 + fragment_row() + e / 2 * 8;
-                        if (j0 + j + n * 8 + fragment_column() + e % 2 > i) p = 0;
-                        ds[m][n][e] = p * (dp[m][n][e] - r.y);
+                        float log_p = ds[m][n][e] * (scale * LOG2_E) - r.x;
+                        ds[m][n][e] = exp2_(log_p > 0 ? 0 : log_p) * (dp[m][n][e] - r.y);
                     }
                 c_to_a(a[m], ds[m]);
             }
