@@ -93,9 +93,9 @@ static unsigned blocks(size_t n, size_t each) { return (unsigned)((n + each - 1)
 // ====================================================================================================================
 // Memory
 //
-// A GPU's memory is fast if the threads of a warp read neighbouring addresses, 16 bytes each. Rows begin at multiples of
-// 16 bytes if their length is a multiple of WIDTH reals. Kernels are templates in W, the reals that a thread takes at a
-// time: WIDTH if that is so, else 1.
+// A GPU's memory is fast if the threads of a warp read neighbouring addresses, 16 bytes each. Rows begin at multiples
+// of 16 bytes if their length is a multiple of WIDTH reals. Kernels are templates in W, the reals that a thread takes
+// at a time: WIDTH if that is so, else 1.
 
 enum { WIDTH = 16 / sizeof(real) };
 
@@ -178,8 +178,8 @@ template <typename S> static S* device_memory(size_t count, const char* what) {
     return (S*)p;
 }
 
-// Copies to the device without waiting for what it is doing: first to page-locked memory, and from there when the stream
-// gets to it. There are STAGES pieces of that, used in turn; only a host so many copies ahead has to wait.
+// Copies to the device without waiting for what it is doing: first to page-locked memory, and from there when the
+// stream gets to it. There are STAGES pieces of that, used in turn; only a host so many copies ahead has to wait.
 static void upload(void* to, const void* from, size_t bytes) {
     for (size_t at = 0, n; at < bytes; at += n) {
         auto& stage = staging[stages_used++ % STAGES];
@@ -369,9 +369,9 @@ static void embedding_forward(real* x, const int* tokens, const float* wte, cons
     });
 }
 
-// dwte[token] += dx: the rows of a token must be added up by one block, in order. order (2,rows) lists the rows sorted by
-// token and then, where a token's rows begin, how many they are, and 0 elsewhere. Block i belongs to the i-th in this
-// list and has something to do only if a token begins there. Its warps take the token's rows in turn.
+// dwte[token] += dx: the rows of a token must be added up by one block, in order. order (2,rows) lists the rows sorted
+// by token and then, where a token's rows begin, how many they are, and 0 elsewhere. Block i belongs to the i-th in
+// this list and has something to do only if a token begins there. Its warps take the token's rows in turn.
 template <int W>
 __global__ static void token_gradient_kernel(float* dwte, const real* dx, const int* tokens, const int* order,
                                              size_t rows, size_t C) {
@@ -549,10 +549,10 @@ static void linear_backward(real* dx, float* dw, float* db, const real* dy, cons
     sum_rows(NULL, db, dy, NULL, NULL, NULL, rows, OC);
 }
 
-// Attention works on tiles as on the CPU, but tiles of a size that fits a block's shared memory, and each warp keeps its
-// sums in registers. What a warp multiplies at a time is 16 x 16 by 16 x 8, the shape of the matrix units' instruction.
-// In that, each of the 32 threads holds certain elements of each operand, its "fragment". With row = thread / 4 and
-// column = 2 (thread % 4), the pairs of neighbours that a thread has are
+// Attention works on tiles as on the CPU, but tiles of a size that fits a block's shared memory, and each warp keeps
+// its sums in registers. What a warp multiplies at a time is 16 x 16 by 16 x 8, the shape of the matrix units'
+// instruction. In that, each of the 32 threads holds certain elements of each operand, its "fragment". With row =
+// thread / 4 and column = 2 (thread % 4), the pairs of neighbours that a thread has are
 //     of A (16,16):  A[row][column..], A[row + 8][column..], A[row][column + 8..], A[row + 8][column + 8..],
 //     of B (16,8):   B[column..][row], B[column + 8..][row],
 //     of C (16,8):   C[row][column..], C[row + 8][column..].
@@ -605,8 +605,8 @@ template <int N> __device__ inline void cp_async_wait() { asm volatile("cp.async
 __device__ inline int fragment_row() { return threadIdx.x % WARP / 4; }
 __device__ inline int fragment_column() { return threadIdx.x % 4 * 2; }
 
-// The fragments of A at `tile`, of two B's side by side whose columns are the tile's rows, and of two B's whose rows are
-// the tile's rows. The tile's rows are `width` apart.
+// The fragments of A at `tile`, of two B's side by side whose columns are the tile's rows, and of two B's whose rows
+// are the tile's rows. The tile's rows are `width` apart.
 __device__ inline void load_a(uint32_t a[4], const __nv_bfloat16* tile, int width) {
     int lane = threadIdx.x % WARP;
     ldmatrix_x4(a, tile + lane % 16 * width + lane / 16 * 8);
@@ -679,8 +679,8 @@ __device__ inline void c_to_a(pair a[4], const float c[2][4]) {
 }
 
 // A block has four warps, and a warp 16 M rows of its own. HEAD is the head size D rounded up to a multiple of 16, the
-// difference filled with zeros. The rows of the others go by in tiles of TILE_ROWS, of which there is room for four, two
-// at work and two under way.
+// difference filled with zeros. The rows of the others go by in tiles of TILE_ROWS, of which there is room for four,
+// two at work and two under way.
 enum { ATTENTION_WARPS = 4, ATTENTION_THREADS = ATTENTION_WARPS * WARP, MAX_HEAD = 128 };
 template <int HEAD> struct Tiling {
     static constexpr int ROW = HEAD + WIDTH; // from row to row in shared memory
@@ -912,8 +912,8 @@ static void attention_forward(real* out, float* lse, const real* qkv, size_t B, 
 }
 
 // The backward pass needs two numbers of a row in every tile: lse, here for powers of 2, and the sum over channels of
-// dout out. They are prepared head by head, so that a tile's stand side by side. rows (B,H,T). A warp takes four rows of
-// (B T,H), eight threads each.
+// dout out. They are prepared head by head, so that a tile's stand side by side. rows (B,H,T). A warp takes four rows
+// of (B T,H), eight threads each.
 template <int W>
 __global__ static void attention_rows_kernel(float2* rows, const real* dout, const real* out, const float* lse,
                                              size_t T, size_t C, size_t H, size_t count) {
@@ -1140,8 +1140,8 @@ __global__ static void __launch_bounds__(ATTENTION_THREADS)
                          D);
 }
 
-// For heads of more than MAX_HEAD channels: a block takes a row, and THREADS channels of its dq, dk and dv. First the row
-// is a query, of the keys up to it, then a key, of the queries from it on.
+// For heads of more than MAX_HEAD channels: a block takes a row, and THREADS channels of its dq, dk and dv. First the
+// row is a query, of the keys up to it, then a key, of the queries from it on.
 __global__ static void wide_attention_backward_kernel(real* dqkv, const real* dout, const real* qkv, const float2* rows,
                                                       int T, int C, int H) {
     int D = C / H, h = blockIdx.x % H, t = blockIdx.x / H % T, c = blockIdx.y * THREADS + threadIdx.x;
@@ -1851,8 +1851,8 @@ static double copy_rate(void) {
     return best;
 }
 
-// What a step asks of a layer, forward and backward: operations or, where there are few of them, the reals that at least
-// must be read and written.
+// What a step asks of a layer, forward and backward: operations or, where there are few of them, the reals that at
+// least must be read and written.
 struct Work {
     const char* layer;
     double operations, moved[PASSES];

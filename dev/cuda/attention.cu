@@ -54,7 +54,8 @@ static void weights_in_memory(float* p, float* lse, const real* qkv, size_t B, s
 // Step 2. The online softmax. A block for each query goes along the keys; whenever a larger score turns up, what has
 // been summed is scaled down to it, so that no score is needed again. Nothing of size T x T is written, and keys after
 // the query are not visited. This is the kernel that train_gpt.cu keeps for very large heads
-// (wide_attention_forward_kernel). But each query reads all keys and values before it, so that each of these is read T / 2 times.
+// (wide_attention_forward_kernel). But each query reads all keys and values before it, so that each of these is read
+// T / 2 times.
 //
 // Step 3. Tiles: a block takes 64 queries, and a tile of 64 keys and values, once in shared memory, serves all of them:
 // keys and values are read from afar T / 128 times. Four threads share a query, each with a quarter of the tile's keys
@@ -119,9 +120,9 @@ __global__ static void __launch_bounds__(THREADS)
 }
 
 // Step 4. The matrix units do both products. A warp takes 16 queries, whose fragments stay in its registers, as do the
-// scores: the pairs that a thread holds of two neighbouring results are those it must hold of an operand, so the weights
-// go into the second product without visiting shared memory (train_gpt.cu explains the fragments). Keys and values are
-// copied 16 bytes at a time.
+// scores: the pairs that a thread holds of two neighbouring results are those it must hold of an operand, so the
+// weights go into the second product without visiting shared memory (train_gpt.cu explains the fragments). Keys and
+// values are copied 16 bytes at a time.
 template <int HEAD>
 __global__ static void __launch_bounds__(ATTENTION_THREADS)
     matrix_unit_kernel(real* out, float* lse, const real* qkv, int T, int C, int H) {
@@ -208,9 +209,10 @@ __global__ static void __launch_bounds__(ATTENTION_THREADS)
 
 // Step 5. train_gpt.cu's. The next tile is on its way while one is worked on. A warp takes 32 queries if there are
 // registers for that, so that each fragment of keys and values it loads is used twice. Warps skip tiles that are masked
-// for all of their queries, and compare positions only in tiles that may be masked in part. The matrix units need little
-// time for a weight's 4 D operations, so every instruction beside them counts: 2^x is a single one, without exp2f's care
-// for the smallest numbers. Blocks with the most keys start first, so that the short ones fill the gaps at the end.
+// for all of their queries, and compare positions only in tiles that may be masked in part. The matrix units need
+// little time for a weight's 4 D operations, so every instruction beside them counts: 2^x is a single one, without
+// exp2f's care for the smallest numbers. Blocks with the most keys start first, so that the short ones fill the gaps at
+// the end.
 static void forward_steps(size_t B, size_t T, size_t C, size_t H) {
     const float* host_qkv;
     real *qkv = numbers<real>(B * T * 3 * C, &host_qkv), *out = room<real>(B * T * C);

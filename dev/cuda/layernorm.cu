@@ -87,7 +87,8 @@ static void forward_steps(size_t rows, size_t C) {
     finish();
 }
 
-// The backward pass finds dx for each row, from two sums over the row, and dw and db for each column, sums over all rows.
+// The backward pass finds dx for each row, from two sums over the row, and dw and db for each column, sums over all
+// rows.
 //
 // Step 1. A thread for each row, and another kernel with a thread for each column. The latter's threads do read
 // neighbours; but with 768 columns there are three blocks, and more than a hundred multiprocessors have nothing to do.

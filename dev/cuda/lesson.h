@@ -1,8 +1,8 @@
 // lesson.h: what the lessons share: numbers to work on, a check of each step's results, and a stopwatch.
 //
-// A lesson runs its steps one after the other; each computes the same as the one before, a little better. First they are
-// checked on small shapes with awkward edges against train_gpt.c's function on the same numbers, then timed on a large
-// one. On a CPU there is nothing to time: that is for finding errors in kernels, and says nothing about a GPU.
+// A lesson runs its steps one after the other; each computes the same as the one before, a little better. First they
+// are checked on small shapes with awkward edges against train_gpt.c's function on the same numbers, then timed on a
+// large one. On a CPU there is nothing to time: that is for finding errors in kernels, and says nothing about a GPU.
 
 #define NO_MAIN
 #include "../../train_gpt.cu"
@@ -51,8 +51,8 @@ template <typename S> static S* numbers(size_t n, const float** host) {
     return to;
 }
 
-// The steps that follow must leave in `result` (n) what is in `right`, or add it to what is there if `adds`. Numbers may
-// be wrong by some part of themselves and of the average number, which is the rounding's where they are bfloat16.
+// The steps that follow must leave in `result` (n) what is in `right`, or add it to what is there if `adds`. Numbers
+// may be wrong by some part of themselves and of the average number, which is the rounding's where they are bfloat16.
 template <typename S> static void expect(const char* what, S* result, const float* right, size_t n, bool adds = false) {
     Expected e;
     e.clear = [=] { check(cudaMemsetAsync(result, adds ? 0 : 0xFF, n * sizeof(S), stream)); }; // of 0xFF bytes: NaN

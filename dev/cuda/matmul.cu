@@ -2,11 +2,11 @@
 //
 //     make -C dev/cuda matmul && build/matmul       (see README.md; on a CPU: make -C dev/cuda check)
 //
-// A multiply of large matrices does 2 M N K operations on M K + K N numbers: with M = N = K = 4096, 4096 for each number
-// read. A GPU can do some hundred operations in the time in which it reads a number from its memory, so a multiply
-// should have to wait for nothing. But each number is used by 4096 sums, which are in different threads, warps and
-// blocks. All steps are about reading it once for as many of them as possible: in the cache, in a block's shared memory,
-// in a thread's registers, in the matrix units.
+// A multiply of large matrices does 2 M N K operations on M K + K N numbers: with M = N = K = 4096, 4096 for each
+// number read. A GPU can do some hundred operations in the time in which it reads a number from its memory, so a
+// multiply should have to wait for nothing. But each number is used by 4096 sums, which are in different threads, warps
+// and blocks. All steps are about reading it once for as many of them as possible: in the cache, in a block's shared
+// memory, in a thread's registers, in the matrix units.
 
 #include "lesson.h"
 
@@ -30,8 +30,8 @@ __global__ static void thread_kernel(real* c, const real* a, const real* b, size
 
 // Step 3. A block finds 32 x 32 sums, in tiles of 32 of the K: it brings 32 x 32 numbers of a and of b to shared memory
 // and uses each of them 32 times: from the GPU's memory comes a 32nd of the numbers. But for 4 multiply-adds a thread
-// reads 5 numbers from shared memory. That serves the 32 threads of one warp in a cycle, in which the multiprocessor could
-// do 64 or 128 multiply-adds.
+// reads 5 numbers from shared memory. That serves the 32 threads of one warp in a cycle, in which the multiprocessor
+// could do 64 or 128 multiply-adds.
 enum { EDGE = 32 };
 __global__ static void tile_kernel(real* c, const real* a, const real* b, size_t M, size_t N, size_t K) {
     float *a_tile = shared_memory<float>(), *b_tile = a_tile + EDGE * EDGE, sum[EDGE / GROUPS] = {};
@@ -56,8 +56,8 @@ __global__ static void tile_kernel(real* c, const real* a, const real* b, size_t
 
 // Step 4. A thread finds 8 x 8 sums in registers, a block 128 x 128. For 64 multiply-adds it reads 8 + 8 numbers from
 // shared memory, a quarter of a number for each instead of two. A thread's rows and columns are 16 apart, so that in
-// each read the threads of a warp read neighbours, and no two from one bank. a's tile is turned for that, (K,M), and its
-// rows are one longer than they need be, so that neither writing goes to a single bank.
+// each read the threads of a warp read neighbours, and no two from one bank. a's tile is turned for that, (K,M), and
+// its rows are one longer than they need be, so that neither writing goes to a single bank.
 enum { SIDE = 128, DEPTH = 16, PER_THREAD = SIDE / 16 };
 __global__ static void register_kernel(real* c, const real* a, const real* b, size_t M, size_t N, size_t K) {
     float *a_tile = shared_memory<float>(), *b_tile = a_tile + DEPTH * (SIDE + 1);
@@ -93,14 +93,14 @@ __global__ static void register_kernel(real* c, const real* a, const real* b, si
         }
 }
 
-// Step 5. The matrix units: one instruction by which a warp multiplies 16 x 16 by 16 x 8 numbers, 2048 multiply-adds. By
-// NVIDIA's data sheet an A100 does 312 TFLOP/s with them, and 19.5 with its other units. The operands are fragments (train_gpt.cu, above attention, says
-// which thread holds what), and the functions that load them are those of attention. A warp finds 64 x 32 sums, for
-// 4 + 2 loads of 16 x 16 numbers 16 multiplies. Rows are copied 16 bytes at a time, past the registers, so K and N must
-// be multiples of WIDTH.
+// Step 5. The matrix units: one instruction by which a warp multiplies 16 x 16 by 16 x 8 numbers, 2048 multiply-adds.
+// By NVIDIA's data sheet an A100 does 312 TFLOP/s with them, and 19.5 with its other units. The operands are fragments
+// (train_gpt.cu, above attention, says which thread holds what), and the functions that load them are those of
+// attention. A warp finds 64 x 32 sums, for 4 + 2 loads of 16 x 16 numbers 16 multiplies. Rows are copied 16 bytes at a
+// time, past the registers, so K and N must be multiples of WIDTH.
 //
-// Step 6. The same with STAGES tiles: while one is worked on, the next are on their way. In step 5 the matrix units stand
-// still during each copy but for what other blocks on the multiprocessor have to do.
+// Step 6. The same with STAGES tiles: while one is worked on, the next are on their way. In step 5 the matrix units
+// stand still during each copy but for what other blocks on the multiprocessor have to do.
 enum { SLICE = 32, A_ROW = SLICE + WIDTH, B_ROW = SIDE + WIDTH, STAGE = SIDE * A_ROW + SLICE * B_ROW };
 template <int STAGES>
 __global__ static void __launch_bounds__(THREADS)
