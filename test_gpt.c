@@ -2968,7 +2968,7 @@ static void test_checkpoint_json(void) {
         {"{\"a\":", 0, "'{' missing"},
         {"{\"a\":1}", 0, "'{' missing"},
         {"{\"a\":null}", 0, "'{' missing"},
-        {"{\"a\":{}}", 0, "'\"' missing"},
+        {"{\"a\":{}}", 0, "without dtype, shape or data_offsets"},
         {"{\"a\":{\"dtype\":\"F32\"}}", 0, "without dtype, shape or data_offsets"},
         {"{\"a\":{\"dtype\":32,\"shape\":[],\"data_offsets\":[0,4]}}", 4, "'\"' missing"},
         {"{\"a\":{\"shape\":[1],\"data_offsets\":[0,4]}}", 4, "without dtype"},

@@ -72,8 +72,9 @@ __attribute__((noreturn, format(printf, 2, 3))) static void fail(int status, con
 
 #define die(...) fail(1, __VA_ARGS__)
 
-// count * size bytes of zeroed memory, aligned to cache lines. Large blocks are aligned to huge pages, which Linux gives
-// if asked and with which address translation costs less. All threads touch their parts first, for them to lie near.
+// count * size bytes of zeroed memory, aligned to cache lines. Large blocks are aligned to huge pages, which Linux
+// gives if asked and with which address translation costs less. All threads touch their parts first, for them to lie
+// near.
 enum { HUGE_PAGE = 1 << 21 };
 static void* allocate(size_t count, size_t size, const char* what) {
     size_t bytes;
@@ -154,7 +155,7 @@ __attribute__((noreturn)) static void output_failed(Output* out) {
         fclose(out->stream);
         unlink(out->temporary);
     }
-    die("cannot write %s: %s; what stood there before is untouched", out->path, strerror(error));
+    die("cannot write %s: %s; whatever stood there before is untouched", out->path, strerror(error));
 }
 
 static void output_open(Output* out, const char* path) {
@@ -204,8 +205,8 @@ static double seconds(void) {
 //
 // There is no state to save or to pass around: number i of stream `key` is a hash of the two, the finaliser of
 // SplitMix64 (Steele, Lea and Flood 2014), which passes the usual statistical tests on consecutive i. A stream's key
-// is itself drawn: random_bits(seed, PURPOSE + step), say. So weights can be drawn by many threads in any order, and
-// a run that resumes at step 700 draws what the uninterrupted run draws there.
+// is itself drawn, from the seed, the purpose and, say, the epoch. So weights can be drawn by many threads in any
+// order, and a run that resumes at step 700 draws what the uninterrupted run draws there.
 
 enum { STREAM_WEIGHTS = 1 << 8, STREAM_SHUFFLE, STREAM_PHASE, STREAM_SAMPLE };
 
@@ -257,7 +258,7 @@ static uint64_t shuffled(uint64_t i, uint64_t n, uint64_t key) {
 //    MR numbers of A, and does MR*NR multiply-adds with them.
 //  - It reads A and B from panels, copies in exactly the order of use, so that every load is the next one in memory.
 //    Copying costs K*(M+N) moves against M*N*K multiply-adds. It also makes any layout of A and B equal: a matrix is
-//    a pointer and two strides, and a transpose just swaps them. So y = x W, dx = dy Wt and dW = xt dy are all this
+//    a pointer and two strides, and a transpose just swaps them. So y = x W, dx = dy W^T and dW = x^T dy are all this
 //    one routine.
 //  - Panels stay in cache: KC steps of k, of MC rows of A (a thread's own, second-level cache) and of NC columns of B
 //    (shared by all threads, third-level cache).
@@ -306,7 +307,7 @@ __attribute__((always_inline)) static inline void kernel(size_t depth, Matrix a,
         vec b0, b1;
         memcpy(&b0, b, sizeof b0);
         memcpy(&b1, b + LANES, sizeof b1);
-#pragma GCC unroll 14
+#pragma GCC unroll 8
         for (size_t i = 0; i < MR; i++) {
             sum[i][0] += a.p[i * a.row] * b0;
             sum[i][1] += a.p[i * a.row] * b1;
@@ -447,8 +448,8 @@ static size_t even_part(size_t n, size_t most, size_t unit) {
 
 // c (M,N) = a (M,K) times b (K,N), plus bias (N), plus add (M,N), each of which may be NULL; with add == c the
 // product is accumulated. c's rows are dense. c is cut into pieces, MC rows by `width` columns, fine enough to keep all
-// threads busy to the end; a thread takes neighbours, so as to pack their common rows of A once. One thread computes all
-// of a piece, and its sums run along k in order, so the bits do not depend on the number of threads.
+// threads busy to the end; a thread takes neighbours, so as to pack their common rows of A once. One thread computes
+// all of a piece, and its sums run along k in order, so the bits do not depend on the number of threads.
 static void matmul(float* c, Matrix a, Matrix b, const float* bias, const float* add, size_t M, size_t N, size_t K) {
     if (M == 1) {
         multiply_row(c, a, b, bias, add, N, K);
@@ -460,6 +461,7 @@ static void matmul(float* c, Matrix a, Matrix b, const float* bias, const float*
     for (size_t n0 = 0; n0 < N; n0 += most_columns)
         for (size_t k0 = 0; k0 == 0 || k0 < K; k0 += most_depth) {
             size_t columns = min_size(most_columns, N - n0), depth = min_size(most_depth, K - k0);
+            // Few blocks of rows: narrower pieces, for all threads to have some.
             size_t width = even_part(columns, blocks < 8 ? 3 * NR : 8 * NR, NR), parts = (columns + width - 1) / width;
             const float* first_bias = k0 == 0 && bias ? bias + n0 : NULL;
             const float* so_far = k0 > 0 ? c : add;
@@ -515,9 +517,9 @@ static void matmul_tile(float* c, size_t width, bool accumulate, Matrix a, Matri
 // Layers
 //
 // Each layer's forward is directly followed by its backward, which is given the gradient of the loss with respect to
-// the layer's output (dy) and finds it for the inputs (dx) and the parameters (dw, db). Parameters' gradients are
-// added to what is there, so that several batches may be summed; inputs' gradients are too where the comment says so.
-// Rows are positions: (rows,C) stands for (B,T,C) wherever a layer treats every position alike.
+// the layer's output (dy) and computes that with respect to the inputs (dx) and the parameters (dw, db). Parameters'
+// gradients are added to what is there, so that several batches may be summed; inputs' gradients are too where the
+// comment says so. Rows are positions: (rows,C) stands for (B,T,C) wherever a layer treats every position alike.
 
 // e^x to 2 units in the last place, without libm so that loops vectorise and bits do not depend on the library.
 // x = n ln2 + r with |r| <= ln2/2, so e^x = 2^n e^r. Adding 1.5 * 2^23 rounds x/ln2 to the integer n, which then
@@ -656,20 +658,15 @@ static void linear_forward(float* y, const float* x, const float* w, const float
 }
 
 // y_ro = sum over i of x_ri w_io + b_o, hence
-//     dx = dy Wt,    dW += xt dy,    db += sum over rows of dy.
+//     dx = dy W^T,    dW += x^T dy,    db += sum over rows of dy.
 // (The residual's gradient is dy itself.) dx may be NULL.
 static void linear_backward(float* dx, float* dw, float* db, const float* dy, const float* x, const float* w,
                             size_t rows, size_t IC, size_t OC) {
     if (dx) matmul(dx, matrix(dy, OC), transposed(w, OC), NULL, NULL, rows, IC, OC);
     matmul(dw, transposed(x, IC), matrix(dy, OC), NULL, dw, IC, OC, rows);
-#pragma omp parallel for schedule(static)
-    for (size_t c0 = 0; c0 < OC; c0 += STRIP) {
-        float sum[STRIP] = {0};
-        size_t n = min_size(STRIP, OC - c0);
-        for (size_t i = 0; i < rows; i++)
-            for (size_t c = 0; c < n; c++) sum[c] += dy[i * OC + c0 + c];
-        for (size_t c = 0; c < n; c++) db[c0 + c] += sum[c];
-    }
+    const float one = 1;
+    const Matrix ones = {&one, 0, 0}; // (1,rows), all of it in one place
+    matmul(db, ones, matrix(dy, OC), NULL, db, 1, OC, rows);
 }
 
 // Causal self-attention with several heads (Vaswani et al. 2017, section 3.2). Per head, for the query at position i:
@@ -774,8 +771,10 @@ static void attention_forward(float* out, float* lse, const float* qkv, size_t B
 // With p_ij = e^(s_ij - lse_i) made anew, tile by tile:
 //     dv_j = sum over i of p_ij do_i,    dp_ij = do_i . v_j,
 //     ds_ij = p_ij (dp_ij - sum over j' of p_ij' dp_ij') = p_ij (dp_ij - do_i . out_i),    (the softmax's derivative)
+// where sum over j' of p_ij' (do_i . v_j') = do_i . sum over j' of p_ij' v_j' = do_i . out_i needs no other tile, and
 //     dq_i = scale sum over j of ds_ij k_j,    dk_j = scale sum over i of ds_ij q_i.
-// dqkv (B,T,3C) is overwritten; dout, out (B,T,C). A thread does a whole head of a sequence, so its sums have one order.
+// dqkv (B,T,3C) is overwritten; dout, out (B,T,C). A thread does a whole head of a sequence, so its sums have one
+// order.
 static void attention_backward(float* dqkv, const float* dout, const float* qkv, const float* out, const float* lse,
                                size_t B, size_t T, size_t C, size_t H) {
     size_t D = C / H;
@@ -834,7 +833,8 @@ static void gelu_forward(float* y, const float* x, size_t n) {
     }
 }
 
-// With s = gelu_gate(x): dy/dx = s + x s (1-s) 2u', and 2u' = 2 sqrt(2/pi) (1 + 3 * 0.044715 x^2).
+// With s = gelu_gate(x), the logistic function of 2u, whose derivative is s (1-s): dy/dx = s + x s (1-s) 2u', and
+// 2u' = 2 sqrt(2/pi) (1 + 3 * 0.044715 x^2).
 // dx may be dy itself.
 static void gelu_backward(float* dx, const float* dy, const float* x, size_t n) {
 #pragma omp parallel for schedule(static)
@@ -864,8 +864,9 @@ static void cross_entropy_forward(float* losses, float* lse, const float* logits
     }
 }
 
-// dlogits = scale (p - [v = target]), written over the logits: no second (rows,V) tensor. `scale` is the weight of a
-// row in the loss that is minimised, one over the number of all rows.
+// dlogits = scale (p - [v = target]), since dlse/dlogit_v = e^logit_v / sum = p_v. It is written over the logits: there
+// is no second (rows,V) tensor. `scale` is the weight of a row in the loss that is minimised, one over the number of
+// all rows.
 static void cross_entropy_backward(float* logits, const float* lse, const int* targets, float scale, size_t rows,
                                    size_t V) {
 #pragma omp parallel for schedule(static)
@@ -998,12 +999,10 @@ static void describe_parameters(Model* model) {
     size_t V = model->config.V, T = model->config.T, C = model->config.C, L = model->config.L;
     float residual = 0.02f / sqrtf(2 * (float)L);
 #define PARAMETER_ROW(kind, field, name, rows, columns, mean, std) \
-    {name, kind == EACH ? L : 1, rows, columns, mean, std, offsetof(Parameters, field)},
+    {kind == EACH ? L : 1, {name, rows, columns, mean, std, 0, 0, offsetof(Parameters, field)}},
     const struct {
-        const char* name;
-        size_t count, rows, columns;
-        float mean, std;
-        size_t slot;
+        size_t count;
+        Tensor tensor;
     } table[] = {PARAMETERS(PARAMETER_ROW)};
     size_t kinds = sizeof table / sizeof *table;
     model->tensors = (Tensor*)allocate(kinds * L, sizeof(Tensor), "the list of tensors");
@@ -1011,12 +1010,9 @@ static void describe_parameters(Model* model) {
     for (size_t i = 0; i < kinds; i++)
         for (size_t l = 0; l < table[i].count; l++) {
             Tensor* t = &model->tensors[model->tensor_count++];
-            snprintf(t->name, sizeof t->name, table[i].name, l);
-            t->rows = table[i].rows;
-            t->columns = table[i].columns;
-            t->mean = table[i].mean;
-            t->std = table[i].std;
-            t->slot = table[i].slot + l * sizeof(float*);
+            *t = table[i].tensor;
+            snprintf(t->name, sizeof t->name, table[i].tensor.name, l);
+            t->slot += l * sizeof(float*);
             t->offset = model->block_size;
             t->size = (t->rows ? t->rows : 1) * t->columns;
             size_t room = t->slot == offsetof(Parameters, wte) ? padded(V) * C : t->size;
@@ -1149,9 +1145,10 @@ static void cpu_backward(Model* model, Activations* a, const int* tokens, const 
     const Parameters *w = &model->w, *d = &model->d;
     size_t V = model->config.V, C = model->config.C, H = model->config.H, L = model->config.L, rows = B * T;
     LAYER("loss", cross_entropy_backward(a->logits, a->logits_lse, targets, share / (float)rows, rows, V));
-    // logits = lnf wte', so dlnf = dlogits wte and dwte += dlogits' lnf.
+    // logits = lnf wte^T, so dlnf = dlogits wte and dwte += dlogits^T lnf.
     LAYER("head", matmul(a->dnormed, matrix(a->logits, V), matrix(w->wte, C), NULL, NULL, rows, C, V));
     LAYER("head", matmul(d->wte, transposed(a->logits, V), matrix(a->lnf, C), NULL, d->wte, V, C, rows));
+    // The residual stream's gradient: an addition passes it on unchanged, so each branch on the way down adds its own.
     memset(a->dresidual, 0, rows * C * sizeof(float));
     const float* x = a->out[L - 1];
     LAYER("lnf", layernorm_backward(a->dresidual, d->lnf_w, d->lnf_b, a->dnormed, x, a->lnf_mean, a->lnf_rstd, w->lnf_w,
@@ -1181,24 +1178,23 @@ typedef struct {
 } AdamW;
 
 static double norm(const float* x, size_t n) {
-    size_t chunks = (n + CHUNK - 1) / CHUNK;
-    double* partial = (double*)(void*)workspace(2 * chunks);
+    enum { PARTS = 1024 };
+    double partial[PARTS], sum = 0;
 #pragma omp parallel for schedule(static)
-    for (size_t i = 0; i < chunks; i++) {
+    for (size_t i = 0; i < PARTS; i++) {
         double s = 0;
-        size_t end = min_size(n, (i + 1) * CHUNK);
 #pragma omp simd reduction(+ : s)
-        for (size_t j = i * CHUNK; j < end; j++) s += (double)x[j] * x[j];
+        for (size_t j = n * i / PARTS; j < n * (i + 1) / PARTS; j++) s += (double)x[j] * x[j];
         partial[i] = s;
     }
-    double sum = 0;
-    for (size_t i = 0; i < chunks; i++) sum += partial[i];
+    for (size_t i = 0; i < PARTS; i++) sum += partial[i];
     return sqrt(sum);
 }
 
-// What AdamW computes a step with, as float32.
+// What AdamW computes a step with, as float32: betas b, a = 1 - b, rate = lr / (1-b1^t), root = 1 / sqrt(1-b2^t), and
+// what decay leaves of a weight.
 typedef struct {
-    float b1, a1, b2, a2, rate, root, keep; // keep: what decay leaves of a weight
+    float b1, a1, b2, a2, rate, root, keep;
     double clip;
 } Factors;
 
@@ -1250,7 +1246,7 @@ static void cpu_update(Model* model, AdamW o) {
 
 // The machine's rate of multiply-adds with nothing to load or store, all threads, operations a second.
 static double cpu_peak(void) {
-    enum { CHAINS = 12, STEPS = 400000 };
+    enum { CHAINS = 12, STEPS = 400000 }; // more sums than multiply-adds that are under way at a time
     double best = 0;
     for (int trial = 0; trial < 3; trial++) {
         double start = seconds();
@@ -1285,7 +1281,7 @@ static void cpu_read_activation(float* to, const Activations* a, const float* te
     cpu_copy(to, tensor, n);
 }
 
-// A device: what the training loop drives. The GPU's twin fills in the same struct. `wait` returns when all that was
+// A device: what the training loop drives. train_gpt.cu fills in the same struct. `wait` returns when all that was
 // asked for is done; loss and gradient norm may be read from the model only then.
 typedef struct {
     const char* (*start)(void); // readies the device and describes it
@@ -1716,6 +1712,17 @@ static void json_string(Json* j, char* out, size_t room) {
     out[n] = 0;
 }
 
+// The next key of an object; false after its last. *keys: how many were taken, 0 before the first.
+static bool json_key(Json* j, size_t* keys, char* key, size_t room) {
+    if (!*keys) json_expect(j, '{');
+    bool more = *keys ? json_take(j, ',') : !json_take(j, '}');
+    if (!more && *keys) json_expect(j, '}');
+    if (!more) return false;
+    json_string(j, key, room);
+    json_expect(j, ':');
+    return ++*keys;
+}
+
 static uint64_t json_integer(Json* j) {
     uint64_t value = 0;
     json_take(j, ' ');
@@ -1730,14 +1737,10 @@ static uint64_t json_integer(Json* j) {
 static void json_skip(Json* j, int depth) {
     char ignored[2];
     if (depth > 64) json_fail(j, "too deep a nesting");
-    if (json_take(j, '{')) {
-        if (json_take(j, '}')) return;
-        do {
-            json_string(j, ignored, sizeof ignored);
-            json_expect(j, ':');
-            json_skip(j, depth + 1);
-        } while (json_take(j, ','));
-        json_expect(j, '}');
+    size_t keys = 0;
+    json_take(j, 0); // white space
+    if (j->p < j->end && *j->p == '{') {
+        while (json_key(j, &keys, ignored, sizeof ignored)) json_skip(j, depth + 1);
     } else if (json_take(j, '[')) {
         if (json_take(j, ']')) return;
         do json_skip(j, depth + 1);
@@ -1779,25 +1782,18 @@ static int compare_entries(const void* a, const void* b) {
     return x->from != y->from ? (x->from > y->from) - (x->from < y->from) : (x->to > y->to) - (x->to < y->to);
 }
 
-// A tensor's name without the prefix that a model saved with its head carries.
-static const char* plain_name(const Entry* e) { return strncmp(e->name, "transformer.", 12) ? e->name : e->name + 12; }
-
 static int compare_names(const void* a, const void* b) {
-    return strcmp(plain_name(*(const Entry* const*)a), plain_name(*(const Entry* const*)b));
+    return strcmp(((const Entry*)a)->name, ((const Entry*)b)->name);
 }
 
 static void parse_entry(Json* j, Entry* e) {
     char key[32];
-    bool has_type = false, has_shape = false, has_place = false;
-    json_expect(j, '{');
-    do {
-        json_string(j, key, sizeof key);
-        json_expect(j, ':');
+    size_t keys = 0;
+    e->dimensions = e->to = SIZE_MAX; // until they are found
+    while (json_key(j, &keys, key, sizeof key))
         if (!strcmp(key, "dtype")) {
             json_string(j, e->type, sizeof e->type);
-            has_type = true;
         } else if (!strcmp(key, "shape")) {
-            has_shape = true;
             e->dimensions = 0;
             json_expect(j, '[');
             if (json_take(j, ']')) continue;
@@ -1807,7 +1803,6 @@ static void parse_entry(Json* j, Entry* e) {
             } while (json_take(j, ','));
             json_expect(j, ']');
         } else if (!strcmp(key, "data_offsets")) {
-            has_place = true;
             json_expect(j, '[');
             e->from = json_integer(j);
             json_expect(j, ',');
@@ -1815,32 +1810,30 @@ static void parse_entry(Json* j, Entry* e) {
             json_expect(j, ']');
         } else
             json_skip(j, 0);
-    } while (json_take(j, ','));
-    json_expect(j, '}');
-    if (!has_type || !has_shape || !has_place) json_fail(j, "a tensor without dtype, shape or data_offsets");
+    if (!e->type[0] || e->dimensions == SIZE_MAX || e->to == SIZE_MAX)
+        json_fail(j, "a tensor without dtype, shape or data_offsets");
 }
 
 static void parse_metadata(Json* j, Checkpoint* c) {
-    json_expect(j, '{');
-    if (json_take(j, '}')) return;
-    do {
+    char key[64];
+    for (size_t keys = 0; json_key(j, &keys, key, sizeof key);) {
         if (c->pair_count == 256) json_fail(j, "too much metadata");
         Pair* pair = &c->pairs[c->pair_count++];
-        json_string(j, pair->key, sizeof pair->key);
-        json_expect(j, ':');
+        memcpy(pair->key, key, sizeof key);
         json_string(j, pair->value, sizeof pair->value);
-    } while (json_take(j, ','));
-    json_expect(j, '}');
+    }
 }
 
 // That the tensors' bytes follow one another from the first to the last, with no name given twice.
 static void check_entries(Checkpoint* c, size_t data_size) {
     const char* path = c->file.path;
-    const Entry** names = (const Entry**)allocate(c->entry_count, sizeof *names, "the list of tensors");
+    if (c->entry_count) qsort(c->entries, c->entry_count, sizeof(Entry), compare_names);
+    for (size_t i = 1; i < c->entry_count; i++)
+        if (!strcmp(c->entries[i - 1].name, c->entries[i].name)) die("%s has two tensors %s", path, c->entries[i].name);
     if (c->entry_count) qsort(c->entries, c->entry_count, sizeof(Entry), compare_entries);
     size_t at = 0;
     for (size_t i = 0; i < c->entry_count; i++) {
-        const Entry* e = names[i] = &c->entries[i];
+        const Entry* e = &c->entries[i];
         if (e->from != at || e->to < e->from || e->to > data_size)
             die("%s is damaged: the place of tensor %s is wrong", path, e->name);
         size_t bytes = type_size(e->type);
@@ -1850,10 +1843,6 @@ static void check_entries(Checkpoint* c, size_t data_size) {
         at = e->to;
     }
     if (at != data_size) die("%s is damaged: %zu bytes belong to no tensor", path, data_size - at);
-    qsort(names, c->entry_count, sizeof *names, compare_names);
-    for (size_t i = 1; i < c->entry_count; i++)
-        if (!compare_names(&names[i - 1], &names[i])) die("%s has two tensors %s", path, plain_name(names[i]));
-    free(names);
 }
 
 static Checkpoint open_checkpoint(const char* path, const char* advice) {
@@ -1869,28 +1858,22 @@ static Checkpoint open_checkpoint(const char* path, const char* advice) {
     size_t room = 0;
     const char* text = (const char*)c.file.data + 8;
     Json j = {text, text, text + length, path};
-    json_expect(&j, '{');
-    if (!json_take(&j, '}')) {
-        do {
-            char name[96];
-            json_string(&j, name, sizeof name);
-            json_expect(&j, ':');
-            if (!strcmp(name, "__metadata__")) {
-                parse_metadata(&j, &c);
-                continue;
-            }
-            if (c.entry_count == MAX_ENTRIES) json_fail(&j, "too many tensors");
-            if (c.entry_count == room) {
-                room = room ? 2 * room : 256;
-                c.entries = (Entry*)realloc(c.entries, room * sizeof(Entry));
-                if (!c.entries) die("no memory for the list of tensors");
-            }
-            Entry* e = &c.entries[c.entry_count++];
-            memset(e, 0, sizeof *e);
-            memcpy(e->name, name, sizeof name);
-            parse_entry(&j, e);
-        } while (json_take(&j, ','));
-        json_expect(&j, '}');
+    char name[96];
+    for (size_t keys = 0; json_key(&j, &keys, name, sizeof name);) {
+        if (!strcmp(name, "__metadata__")) {
+            parse_metadata(&j, &c);
+            continue;
+        }
+        if (c.entry_count == MAX_ENTRIES) json_fail(&j, "too many tensors");
+        if (c.entry_count == room) {
+            room = room ? 2 * room : 256;
+            c.entries = (Entry*)realloc(c.entries, room * sizeof(Entry));
+            if (!c.entries) die("no memory for the list of tensors");
+        }
+        Entry* e = &c.entries[c.entry_count++];
+        memset(e, 0, sizeof *e); // a model saved with its head has a prefix before its names
+        snprintf(e->name, sizeof e->name, "%s", name + (strncmp(name, "transformer.", 12) ? 0 : 12));
+        parse_entry(&j, e);
     }
     json_take(&j, ' ');
     if (j.p != j.end) json_fail(&j, "something follows the object");
@@ -1921,12 +1904,10 @@ static uint64_t metadata_number(const Checkpoint* c, const char* key) {
     return number;
 }
 
-// The tensor of this plain name, or NULL.
 static const Entry* find_entry(const Checkpoint* c, const char* prefix, const char* name) {
-    char full[96];
-    snprintf(full, sizeof full, "%s%s", prefix, name);
+    size_t n = strlen(prefix);
     for (size_t i = 0; i < c->entry_count; i++)
-        if (!strcmp(plain_name(&c->entries[i]), full)) return &c->entries[i];
+        if (!strncmp(c->entries[i].name, prefix, n) && !strcmp(c->entries[i].name + n, name)) return &c->entries[i];
     return NULL;
 }
 
@@ -1982,7 +1963,7 @@ static void check_foreign(const Checkpoint* c, const Model* model) {
     const Entry* wte = find_entry(c, "", "wte.weight");
     for (size_t i = 0; i < c->entry_count; i++) {
         const Entry* e = &c->entries[i];
-        const char* name = plain_name(e);
+        const char* name = e->name;
         size_t n = strlen(name);
         bool known = !strncmp(name, "adam.", 5) || (n > 10 && !strcmp(name + n - 10, ".attn.bias")) ||
                      (n > 17 && !strcmp(name + n - 17, ".attn.masked_bias"));
@@ -2018,21 +1999,15 @@ static size_t heads_from_config(const char* directory, size_t C) {
     const char* text = (const char*)file.data;
     Json j = {text, text, text + file.size, file.path};
     size_t heads = 0;
-    json_expect(&j, '{');
-    if (!json_take(&j, '}')) {
-        do {
-            json_string(&j, key, sizeof key);
-            json_expect(&j, ':');
-            json_take(&j, ' '); // the space before the value
-            const char* start = j.p;
-            if (!strcmp(key, "n_head"))
-                heads = json_integer(&j);
-            else
-                json_skip(&j, 0);
-            snprintf(value, sizeof value, "%.*s", (int)min_size((size_t)(j.p - start), 63), start);
-            check_config(file.path, key, value, C);
-        } while (json_take(&j, ','));
-        json_expect(&j, '}');
+    for (size_t keys = 0; json_key(&j, &keys, key, sizeof key);) {
+        json_take(&j, ' '); // the space before the value
+        const char* start = j.p;
+        if (!strcmp(key, "n_head"))
+            heads = json_integer(&j);
+        else
+            json_skip(&j, 0);
+        snprintf(value, sizeof value, "%.*s", (int)min_size((size_t)(j.p - start), sizeof value - 1), start);
+        check_config(file.path, key, value, C);
     }
     unmap_file(&file);
     return heads;
@@ -2876,8 +2851,8 @@ static void load_next_batch(Run* run) {
     run->batch_loaded = true;
 }
 
-// One step: `accumulate` batches forward and backward, one update. Returns the mean loss. The step after it is loaded
-// before its end is waited for, while a GPU still computes.
+// One step: `accumulate` batches forward and backward, one update. Returns the mean loss. The next batch is loaded
+// before this step's result is waited for: a GPU computes meanwhile.
 static double train_step(Run* run) {
     Model* model = &run->model;
     for (long i = 0; i < opt.accumulate; i++) {
@@ -3031,10 +3006,10 @@ static int train_gpt(int argc, char** argv) {
     return 0;
 }
 
-// How long a thread that waits for others spins before it sleeps is read by GCC's OpenMP before main begins. Its default
-// of milliseconds is ruinous when the machine runs anything else besides: the spinning thread holds the core that the
-// one it waits for needs (measured: 30 times slower). So the program restarts itself with a limit of microseconds, which
-// costs an idle machine 2 %.
+// How long a thread that waits for others spins before it sleeps is read by GCC's OpenMP before main begins. Its
+// default of milliseconds is ruinous when the machine runs anything else besides: the spinning thread holds the core
+// that the one it waits for needs (measured: 30 times slower). So the program restarts itself with a limit of
+// microseconds, which costs an idle machine 2 %.
 static void limit_spinning(char** argv) {
     char path[MAX_PATH];
     ssize_t n = readlink("/proc/self/exe", path, sizeof path - 1);

@@ -380,13 +380,17 @@ __global__ static void token_gradient_kernel(float* dwte, const real* dx, const 
     if (count == 0) return;
     order += blockIdx.x;
     float sum[W] = {}, x[W];
+#pragma unroll 4 // asks for several rows at once
     for (int i = group; c < C && i < count; i += GROUPS) {
         load(x, dx + (size_t)order[i] * C + c);
         for (int k = 0; k < W; k++) sum[k] += x[k];
     }
     add_warps(sum, shared_memory<float>());
-    size_t token = (size_t)tokens[order[0]];
-    for (int k = 0; group == 0 && c < C && k < W; k++) dwte[token * C + c + k] += sum[k];
+    if (group > 0 || c >= C) return;
+    dwte += (size_t)tokens[order[0]] * C + c;
+    load(x, dwte);
+    for (int k = 0; k < W; k++) x[k] += sum[k];
+    store(dwte, x);
 }
 
 // dwpe[position] += dx: a thread adds up W channels of a position over the B sequences.
@@ -480,14 +484,14 @@ __global__ static void layernorm_backward_kernel(real* dx, const real* dy, const
 
 // Sums over all rows, in two stages: db += sum of dy and, if dw is not NULL, dw += sum of dy n with the normalised
 // n = (x - mean) rstd. Block (i,j) takes WARP * W columns of slice j of the rows; its warps take the slice's rows in
-// turn. The last block of a column to finish adds up the slices, always in the same order. partial (slices,2,C).
+// turn. The last block of a column to finish adds up the slices, always in the same order. partial (slices,C/W,2,W).
 template <int W>
 __global__ static void sum_rows_kernel(float* dw, float* db, const real* dy, const real* x, const float* mean,
                                        const float* rstd, size_t rows, size_t C, size_t slice, float* partial,
                                        unsigned* counter) {
     size_t lane = threadIdx.x % WARP, group = threadIdx.x / WARP, c = (blockIdx.x * WARP + lane) * W;
     size_t end = (blockIdx.y + 1) * slice < rows ? (blockIdx.y + 1) * slice : rows;
-    float sum[2 * W] = {}, g[W], n[W]; // of dy, then of dy n
+    float sum[2 * W] = {}, part[2 * W], g[W], n[W]; // of dy, then of dy n
     for (size_t row = blockIdx.y * slice + group; c < C && row < end; row += GROUPS) {
         load(g, dy + row * C + c);
         for (int i = 0; i < W; i++) sum[i] += g[i];
@@ -496,11 +500,13 @@ __global__ static void sum_rows_kernel(float* dw, float* db, const real* dy, con
         for (int i = 0; i < W; i++) sum[W + i] += g[i] * ((n[i] - mean[row]) * rstd[row]);
     }
     add_warps(sum, shared_memory<float>());
-    for (int i = 0; group == 0 && c < C && i < 2 * W; i++) partial[(blockIdx.y * 2 + i / W) * C + c + i % W] = sum[i];
+    if (group == 0 && c < C) store(partial + 2 * (blockIdx.y * C + c), sum);
     if (!is_last_block(&counter[blockIdx.x], gridDim.y)) return;
-    for (int i = 0; i < 2 * W; i++) {
-        sum[i] = 0;
-        for (size_t j = group; c < C && j < gridDim.y; j += GROUPS) sum[i] += partial[(j * 2 + i / W) * C + c + i % W];
+    for (int i = 0; i < 2 * W; i++) sum[i] = 0;
+#pragma unroll 4
+    for (size_t j = group; c < C && j < gridDim.y; j += GROUPS) {
+        load(part, partial + 2 * (j * C + c));
+        for (int i = 0; i < 2 * W; i++) sum[i] += part[i];
     }
     add_warps(sum, shared_memory<float>());
     for (int i = 0; group == 0 && c < C && i < W; i++) {
@@ -578,6 +584,13 @@ __device__ inline void mma_bf16(float c[4], const uint32_t a[4], const uint32_t 
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
+// 2^x in one instruction, to two units in the last place. Results below the smallest normal number are 0.
+__device__ inline float exp2_(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
 // Copies 16 bytes from global to shared memory in the background, zeros if not `valid`. Copies are gathered in groups;
 // cp_async_wait<N> returns when all but the last N groups are there.
 __device__ inline void cp_async_16(void* to, const void* from, bool valid) {
@@ -609,7 +622,9 @@ __device__ inline void load_b_trans(uint32_t b[2][2], const __nv_bfloat16* tile,
 __device__ inline void mma(float c[4], const uint32_t a[4], const uint32_t b[2]) { mma_bf16(c, a, b); }
 __device__ inline void join(uint32_t& to, float x, float y) {
     __nv_bfloat162 both = __floats2bfloat162_rn(x, y);
-    memcpy(&to, &both, sizeof to);
+    uint32_t bits; // `to` may be in memory, and is written at once, not byte by byte
+    memcpy(&bits, &both, sizeof bits);
+    to = bits;
 }
 
 // The same fragments in float32, for which there is no such instruction: the threads of a warp tell one another their
@@ -719,7 +734,7 @@ template <int HEAD = 16, typename Work> static void with_head(size_t D, Work wor
     work(std::integral_constant<int, HEAD>());
 }
 
-#define LOG2_E 1.44269504f // the exponentials are powers of 2, which the hardware has
+#define LOG2_E 1.44269504f // exponentials are made powers of 2, which the hardware has
 
 // A block takes 64 M queries of a head, and goes along the keys up to its last query, the next tile on its way while
 // one is worked on. Scores s, the outputs o and the running maximum and sum of each row stay in registers. Blocks with
@@ -795,12 +810,12 @@ __global__ static void __launch_bounds__(ATTENTION_THREADS)
                         most = fmaxf(most, fmaxf(s[m][n][2 * half], s[m][n][2 * half + 1]));
                     most = fmaxf(most, __shfl_xor_sync(0xffffffff, most, 1)); // a row lies in four threads
                     most = fmaxf(most, __shfl_xor_sync(0xffffffff, most, 2));
-                    shrink = exp2f((largest[m][half] - most) * scale);
+                    shrink = exp2_((largest[m][half] - most) * scale);
 #pragma unroll
                     for (int n = 0; n < KEYS / 8; n++)
 #pragma unroll
                         for (int e = 2 * half; e < 2 * half + 2; e++)
-                            tile_sum += s[m][n][e] = exp2f((s[m][n][e] - most) * scale);
+                            tile_sum += s[m][n][e] = exp2_((s[m][n][e] - most) * scale);
 #pragma unroll
                     for (int n = 0; n < HEAD / 8; n++) {
                         o[m][n][2 * half] *= shrink;
@@ -976,15 +991,20 @@ __global__ static void __launch_bounds__(ATTENTION_THREADS)
                     mma(ds[0], v[i], b2[0]);
                     mma(ds[1], v[i], b2[1]);
                 }
+                if (i0 + j < key0 + 15) // some queries may come before some keys
+#pragma unroll
+                    for (int n = 0; n < 2; n++)
+#pragma unroll
+                        for (int e = 0; e < 4; e++)
+                            if (i0 + j + n * 8 + fragment_column() + e % 2 < key0 + fragment_row() + e / 2 * 8)
+                                p[n][e] = -INFINITY;
 #pragma unroll
                 for (int n = 0; n < 2; n++)
 #pragma unroll
                     for (int e = 0; e < 4; e++) {
-                        int query = j + n * 8 + fragment_column() + e % 2;
-                        float2 r = tile_rows[stage * QUERIES + query];
+                        float2 r = tile_rows[stage * QUERIES + j + n * 8 + fragment_column() + e % 2];
                         float log_p = p[n][e] * (scale * LOG2_E) - r.x;
-                        p[n][e] = exp2f(log_p > 0 ? 0 : log_p);
-                        if (i0 + query < key0 + fragment_row() + e / 2 * 8) p[n][e] = 0;
+                        p[n][e] = exp2_(log_p > 0 ? 0 : log_p);
                         ds[n][e] = p[n][e] * (ds[n][e] - r.y);
                     }
                 c_to_a(a, p);
@@ -1083,15 +1103,21 @@ __global__ static void __launch_bounds__(ATTENTION_THREADS)
             }
 #pragma unroll
             for (int m = 0; m < M; m++) {
+                int rows0 = row0 + m * 16;
+                if (j0 + j + 15 > rows0) // some keys may come after some queries
+#pragma unroll
+                    for (int n = 0; n < 2; n++)
+#pragma unroll
+                        for (int e = 0; e < 4; e++)
+                            if (j0 + j + n * 8 + fragment_column() + e % 2 > rows0 + fragment_row() + e / 2 * 8)
+                                ds[m][n][e] = -INFINITY;
 #pragma unroll
                 for (int n = 0; n < 2; n++)
 #pragma unroll
                     for (int e = 0; e < 4; e++) {
                         float2 r = row[m][e / 2];
-                        float log_p = ds[m][n][e] * (scale * LOG2_E) - r.x, p = exp2f(log_p > 0 ? 0 : log_p);
-                        int i = row0 + m * 16 + fragment_row() + e / 2 * 8;
-                        if (j0 + j + n * 8 + fragment_column() + e % 2 > i) p = 0;
-                        ds[m][n][e] = p * (dp[m][n][e] - r.y);
+                        float log_p = ds[m][n][e] * (scale * LOG2_E) - r.x;
+                        ds[m][n][e] = exp2_(log_p > 0 ? 0 : log_p) * (dp[m][n][e] - r.y);
                     }
                 c_to_a(a[m], ds[m]);
             }
@@ -1361,18 +1387,23 @@ static size_t activation_bytes(Activations* a, Config config, void* block) {
     return lay_out_activations(a, config, sizeof(real), block);
 }
 
-static size_t memory(Config config, size_t B, size_t T, bool training) {
-    Model model;
+static size_t activations_memory(Config config, size_t B, size_t T, bool training) {
     Activations a;
     memset(&a, 0, sizeof a);
     a.B = B, a.T = T, a.training = training;
+    size_t for_attention = training ? config.H * sizeof(float2) : 0;
+    return activation_bytes(&a, config, NULL) + B * T * (4 * sizeof(int) + for_attention);
+}
+
+// In training there is a second set of activations, for the one sequence of a sample.
+static size_t memory(Config config, size_t B, size_t T, bool training) {
+    Model model;
     model.config = config;
     describe_parameters(&model);
-    size_t pieces = model.block_size / PIECE + model.tensor_count, rows = B * T;
-    size_t bytes = model.block_size * (sizeof(real) + (training ? 4 : 1) * sizeof(float)) + pieces * sizeof(Piece) +
-                   activation_bytes(&a, config, NULL) + rows * (4 * sizeof(int) + config.H * sizeof(float2));
+    size_t pieces = model.block_size / PIECE + model.tensor_count;
     free(model.tensors);
-    return bytes;
+    return model.block_size * (sizeof(real) + (training ? 4 : 1) * sizeof(float)) + pieces * sizeof(Piece) +
+           activations_memory(config, B, T, training) + (training ? activations_memory(config, 1, T, false) : 0);
 }
 
 static float* zeroed_block(const Model* model, const char* what) {

@@ -537,6 +537,10 @@ static inline void mma_bf16(float c[4], const uint32_t a[4], const uint32_t b[2]
     cuda_on_cpu::Multiply m = {c, a, b};
     cuda_on_cpu::in_warp(cuda_on_cpu::multiply, line, &m);
 }
+static inline float exp2_(float x) {
+    float y = exp2f(x);
+    return y < 0x1p-126f ? 0 : y;
+}
 
 static inline void cp_async_16(void* to, const void* from, bool valid) {
     using namespace cuda_on_cpu;

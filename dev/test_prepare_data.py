@@ -15,6 +15,7 @@ import http.server
 import io
 import json
 import os
+import pathlib
 import random
 import resource
 import signal
@@ -474,7 +475,10 @@ class Errors(InFolder):
             os.mkfifo(f"pipe{status}")
             process = subprocess.Popen([sys.executable, SCRIPT, f"pipe{status}"], stderr=subprocess.PIPE,
                                        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
-            with open(f"pipe{status}", "wb"):       # opens when the other side reads
+            with open(f"pipe{status}", "wb"):       # opens when the other side does
+                # A signal just before it begins to read would only be seen after.
+                while pathlib.Path(f"/proc/{process.pid}/stat").read_text().split()[2] != "S":
+                    time.sleep(0.01)
                 process.send_signal(number)
                 err = process.communicate(timeout=20)[1]
             self.assertEqual((process.returncode, err), (status, message))

@@ -208,8 +208,9 @@ __global__ static void __launch_bounds__(ATTENTION_THREADS)
 
 // Step 5. train_gpt.cu's. The next tile is on its way while one is worked on. A warp takes 32 queries if there are
 // registers for that, so that each fragment of keys and values it loads is used twice. Warps skip tiles that are masked
-// for all of their queries, and compare positions only in tiles that may be masked in part. Blocks with the most keys
-// start first, so that the short ones fill the gaps at the end.
+// for all of their queries, and compare positions only in tiles that may be masked in part. The matrix units need little
+// time for a weight's 4 D operations, so every instruction beside them counts: 2^x is a single one, without exp2f's care
+// for the smallest numbers. Blocks with the most keys start first, so that the short ones fill the gaps at the end.
 static void forward_steps(size_t B, size_t T, size_t C, size_t H) {
     const float* host_qkv;
     real *qkv = numbers<real>(B * T * 3 * C, &host_qkv), *out = room<real>(B * T * C);
