@@ -185,7 +185,7 @@ static const Result* forked(void (*function)(const char*), const char* argument)
 }
 
 // train_gpt with these arguments, which are separated by spaces; '' stands for one that is empty, and within '...'
-// spaces belong to the argument.
+// or "..." spaces belong to the argument.
 __attribute__((format(printf, 1, 2))) static const Result* cli(const char* format, ...) {
     char text[1 << 14], number[16], step[16];
     char* arguments[256];
@@ -204,8 +204,8 @@ __attribute__((format(printf, 1, 2))) static const Result* cli(const char* forma
             p++;
             continue;
         }
-        char end = *p == '\'' ? '\'' : ' ';
-        if (end == '\'') p++;
+        char end = *p == '\'' || *p == '"' ? *p : ' ';
+        if (end != ' ') p++;
         arguments[count++] = p;
         while (*p && *p != end) p++;
         if (*p) *p++ = 0;
@@ -1454,6 +1454,13 @@ static void test_memory(void) {
             if (device == &cpu) // a GPU may need more
                 CHECK(needed <= said && said <= needed + 64 * tensors, "B = %zu, training %d: %zu bytes, not %zu", B,
                       training, said, needed);
+            // Beside the batch, training has a sequence to sample from; a row of logits may go uncounted.
+            size_t sampler = memory_needed(config, B, training) - said,
+                   one = device->memory(config, 1, config.T, false);
+            one -= model.block_size * sizeof(float);
+            if (device == &cpu)
+                CHECK(training ? sampler <= one && one <= sampler + padded(V) * sizeof(float) : !sampler,
+                      "B = %zu, training %d: the sampler takes %zu bytes, not %zu", B, training, sampler, one);
             device->free_activations(&a);
             device->free_model(&model);
         }
@@ -2798,8 +2805,11 @@ static void test_checkpoint_heads(void) {
          12},
         {"{}", 3},
         {"{\"n_layer\": 5}", 3},
+        {"{\"activation_function\": \"gelu_new\", \"layer_norm_epsilon\": 0.00001, \"n_inner\" :null}", 3},
+        {"{\"activation_function\":\"gelu_pytorch_tanh\",\"layer_norm_epsilon\":1e-05,\"n_inner\":768}", 3},
+        {"{\"scale_attn_weights\": true, \"scale_attn_by_inverse_layer_idx\": false}", 3},
     };
-    for (size_t i = 0; i < 4; i++) {
+    for (size_t i = 0; i < sizeof configs / sizeof *configs; i++) {
         write_file(config, configs[i].text, strlen(configs[i].text));
         CHECK(heads_of(path) == configs[i].heads, "%s: %zu heads", configs[i].text, heads_of(path));
         CHECK_SUCCESS(forked(load_weights, path), configs[i].text);
@@ -2808,10 +2818,15 @@ static void test_checkpoint_heads(void) {
                                            {"{\"n_head\": 18446744073709551615}", "impossible"},
                                            {"{\"n_head\": -1}", "whole number"},
                                            {"{\"n_head\": \"3\"}", "whole number"},
+                                           {"{\"activation_function\": \"relu\"}", "activation_function is \"relu\""},
+                                           {"{\"layer_norm_epsilon\": 1e-6}", "layer_norm_epsilon is 1e-6, which"},
+                                           {"{\"scale_attn_weights\": false}", "scale_attn_weights is false"},
+                                           {"{\"scale_attn_by_inverse_layer_idx\": true}", "layer_idx is true"},
+                                           {"{\"n_inner\": 192}", "n_inner is 192"},
                                            {"{\"n_head\": 3", "config.json is damaged"},
                                            {"", "config.json is damaged"},
                                            {"n_head: 3", "config.json is damaged"}};
-    for (size_t i = 0; i < 7; i++) {
+    for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) {
         write_file(config, wrong[i][0], strlen(wrong[i][0]));
         CHECK_FAILURE(forked(load_weights, path), 1, wrong[i][1], wrong[i][0]);
     }
@@ -2844,6 +2859,7 @@ static void test_checkpoint_foreign(void) {
         {"h.0.attn.bias2", "F32", "[4]", 16, "h.0.attn.bias2, which"},
         {"rotary.inv_freq", "F32", "[4]", 16, "rotary.inv_freq, which"},
         {"lm_head.weight", "F32", "[256,6]", 6144, "its head is not its token embedding"},
+        {"transformer.wte.weight", "F32", "[256,6]", 6144, "two tensors wte.weight"},
         {"lm_head.weight", "F32", "[1]", 4, "its head is not its token embedding"},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
@@ -3106,6 +3122,8 @@ static void test_export(void) {
                                          "\"n_embd\": 6",
                                          "\"n_layer\": 2",
                                          "\"n_head\": 2",
+                                         "\"bos_token_id\": null",
+                                         "\"eos_token_id\": null",
                                          "\"activation_function\": \"gelu_new\"",
                                          "GPT2LMHeadModel",
                                          "\"tie_word_embeddings\": true"};
@@ -3571,10 +3589,10 @@ static void test_resume(void) {
         child.signal = 0;
         CHECK(r->status == 128 + polite[i] && !r->signal, "signal %d: status %d, ended by %d", polite[i], r->status,
               r->signal);
-        char line[9000];
+        char line[20000];
         snprintf(line, sizeof line,
-                 "stopped after step 10, saved in %s; `./train_gpt --resume --checkpoint %s --data %s", path, path,
-                 data);
+                 "stopped after step 10, saved in %s; `./train_gpt --resume --data %s --log %s --checkpoint %s` goes",
+                 path, data, log, path);
         CHECK(strstr(r->out, line), "'%s' is not in the output: %s", line, r->out);
         CHECK_SUCCESS(cli("--resume --checkpoint %s --data %s --log %s", path, data, log), "resuming");
         CHECK(same_files(whole, path), "stopped by signal %d and resumed, the bits differ", polite[i]);
@@ -3618,6 +3636,72 @@ static void test_resume(void) {
     char* text = read_log(log);
     CHECK(text && strstr(text, "\n20,") && strstr(text, "\n23,") && !strstr(text, "\n24,"), "the log: %s", text);
     free(text);
+#undef RUN
+}
+
+// What is printed at the end is a command that works as it stands.
+static void test_advice(void) {
+    const char *data = make_data(), *path = in_folder("it's mine");
+    char line[20000];
+#define RUN SMALL_MODEL "--data %s --train %s/tra*.bin --val=%s/val.bin --checkpoint \"%s\" --steps 2 "
+    const char* end = "--train '%s/tra*.bin' --val %s/val.bin --checkpoint '%s/it'\\''s mine'%s";
+    const Result* r = cli(RUN "--device cpu", data, data, data, path);
+    CHECK_SUCCESS(r, "training");
+    snprintf(line, sizeof line, end, data, data, folder, " --device cpu --generate \"The\"\n");
+    CHECK(strstr(r->out, line), "'%s' is not in the output: %s", line, r->out);
+    child.signal = SIGINT;
+    child.at = 1;
+    r = cli(RUN, data, data, data, path);
+    child.signal = 0;
+    snprintf(line, sizeof line, end, data, data, folder, "` goes on from there\n");
+    CHECK(strstr(r->out, line), "'%s' is not in the output: %s", line, r->out);
+#undef RUN
+}
+
+// The least learning rate follows the highest, unless it was given.
+static void test_resume_lr(void) {
+    const char *data = make_data(), *path = in_folder("gpt.safetensors"), *log = in_folder("log.csv");
+#define RUN SMALL_MODEL "--data %s --checkpoint %s --log %s --steps 6 "
+    CHECK_SUCCESS(cli(RUN, data, path, log), "a run");
+    CHECK_SUCCESS(cli("--resume --data %s --checkpoint %s --log %s --steps 9 --lr 1e-5", data, path, log), "resuming");
+    char* text = read_log(log);
+    char* last = text ? strstr(text, "\n9,") : NULL;
+    double loss, val, lr = 0;
+    CHECK(last && sscanf(last, "\n9,%lf,%lf,%lf", &loss, &val, &lr) == 3, "the log has no step 9: %s", text);
+    CHECK(fabs(lr - 2e-7) < 1e-12, "the last learning rate is %g", lr);
+    free(text);
+    CHECK_SUCCESS(cli(RUN "--min-lr 1e-4", data, path, log), "a run with --min-lr");
+    CHECK_FAILURE(cli("--resume --data %s --checkpoint %s --steps 9 --lr 1e-5", data, path), 2,
+                  "--min-lr 0.0001 is above --lr 1e-05", "a --lr below the checkpoint's --min-lr");
+    CHECK_FAILURE(cli(RUN "--min-lr 1e-2", data, path, log), 2, "--min-lr 0.01 is above --lr 0.002", "--min-lr 1e-2");
+#undef RUN
+}
+
+// A run that is begun over another's checkpoint keeps that, once; one that goes on keeps nothing.
+static void test_keep_old(void) {
+    const char *data = make_data(), *path = in_folder("gpt.safetensors"), *old = in_folder("gpt.safetensors.old");
+    const char* good = in_folder("good.safetensors");
+#define RUN SMALL_MODEL "--data %s --checkpoint %s --steps 4 --save-every 1 --seed %d "
+    char line[9000];
+    snprintf(line, sizeof line, "checkpoint in %s; the one there is kept as %s\n", path, old);
+    CHECK_SUCCESS(cli(RUN, data, good, 1), "a run");
+    const Result* r = cli(RUN, data, path, 1);
+    CHECK(!exists(old) && !strstr(r->out, "is kept"), "nothing was there to be kept: %s", r->out);
+    child.signal = SIGINT;
+    child.at = 2;
+    r = cli(RUN, data, path, 2);
+    CHECK(r->status == 128 + SIGINT && strstr(r->out, line), "'%s' is not in the output: %s", line, r->out);
+    child.signal = 0;
+    CHECK(same_files(good, old) && !same_files(good, path), "stopped early, a run has cost the other's checkpoint");
+    r = cli("--resume --data %s --checkpoint %s", data, path);
+    CHECK(!r->status && !strstr(r->out, "is kept"), "resuming: %s%s", r->out, r->err);
+    CHECK(same_files(good, old), "resuming has changed what was kept");
+    // A folder that stands in the way.
+    unlink(old);
+    mkdir(old, 0777);
+    CHECK_FAILURE(cli(RUN, data, path, 1), 1, "cannot keep", "a folder named NAME.old");
+    CHECK_FAILURE(cli("--resume --data %s --checkpoint %s", data, path), 1, "has done all of its 4 steps",
+                  "a checkpoint that cannot be kept, replaced");
 #undef RUN
 }
 
@@ -3853,9 +3937,9 @@ static void parse_one(const char* argument) {
     char text[256], *space = text;
     snprintf(text, sizeof text, "%s", argument);
     while (*space && *space != ' ') space++;
-    char* arguments[] = {(char*)"test_gpt", text, *space ? space + 1 : NULL, NULL};
+    char* arguments[] = {(char*)"test_gpt", (char*)"--lr=1000", text, *space ? space + 1 : NULL, NULL};
     *space = 0;
-    parse_command_line(arguments[2] ? 3 : 2, arguments);
+    parse_command_line(arguments[3] ? 4 : 3, arguments); // no --min-lr is above this --lr
 }
 
 static void test_option_values(void) {
@@ -4002,6 +4086,7 @@ static void test_cli_failures(void) {
         {"--checkpoint FOLDER/file/below", 1, "Not a directory"},
         {"--checkpoint FOLDER/full", 1, "not a regular file"},
         {"--checkpoint FOLDER/pipe", 1, "not a regular file"},
+        {"--checkpoint FOLDER/data/val.bin", 1, "val.bin is not a safetensors file"},
         {"--log FOLDER/no/such/file", 1, "No such file"},
         {"--log FOLDER/full", 1, "not a regular file"},
         {"--tokenize FOLDER/none", 1, "none: No such file"},
@@ -4039,6 +4124,22 @@ static void test_cli_failures(void) {
         CHECK(!exists(in_folder("gpt.safetensors.tmp")), "%s: a temporary file is left", what);
     }
     free(before);
+}
+
+// A folder's name is itself, whatever it would mean as a pattern.
+static void test_cli_folder_name(void) {
+    const char *data = make_data(), *other = in_folder("[d]ata");
+    uint16_t tokens[99] = {0};
+    size_t size = 0;
+    char* tokenizer = read_file(in_folder("data/tokenizer.bin"), &size);
+    mkdir(other, 0777);
+    write_file(in_folder("[d]ata/tokenizer.bin"), tokenizer, size);
+    write_shard(in_folder("[d]ata/train.bin"), tokens, 99);
+    write_shard(in_folder("[d]ata/val.bin"), tokens, 98);
+    const Result* r = cli(SMALL_MODEL "--data %s --checkpoint %s --steps 1", other, in_folder("gpt.safetensors"));
+    CHECK_SUCCESS(r, other);
+    CHECK(strstr(r->out, "99 tokens to train on, 98 to validate"), "not in %s, but in %s: %s", other, data, r->out);
+    free(tokenizer);
 }
 
 // Files that do not belong together.
@@ -4099,6 +4200,18 @@ static void test_cli_mismatch(void) {
                       "an option missing in the checkpoint");
     }
     free(file);
+    static const char* const numbers[] = {"\"step\":\"", "\"windows\":\"", "\"tokens\":\"", "\"--heads\":\""};
+    for (size_t n = 0; n < sizeof numbers / sizeof *numbers; n++) {
+        file = read_file(checkpoint, &size);
+        char* at = file ? strstr(file + 8, numbers[n]) : NULL;
+        if (CHECK(at, "no %s in the checkpoint", numbers[n])) {
+            at[strlen(numbers[n])] = 'x';
+            write_file(in_folder("tampered"), file, size);
+            CHECK_FAILURE(cli("--data %s --resume --steps 5 --checkpoint %s", data, in_folder("tampered")), 1, "'x",
+                          numbers[n]);
+        }
+        free(file);
+    }
     CHECK_SUCCESS(cli("--data %s --resume --steps 5 --checkpoint %s --channels %d", data, checkpoint, 40),
                   "a shape that is what it was");
 }
@@ -4403,6 +4516,9 @@ static const struct {
     // Training
     {"threads", test_threads, HOST},
     {"resume", test_resume, HOST},
+    {"keep_old", test_keep_old, HOST},
+    {"advice", test_advice, HOST},
+    {"resume_lr", test_resume_lr, HOST},
     {"resume_elsewhere", test_resume_elsewhere, HOST},
     {"accumulate", test_accumulate, RUNS},
     {"log", test_log, HOST},
@@ -4420,6 +4536,7 @@ static const struct {
     {"option_names", test_option_names, HOST},
     {"option_meaning", test_option_meaning, HOST},
     {"cli_failures", test_cli_failures, HOST},
+    {"cli_folder_name", test_cli_folder_name, HOST},
     {"cli_mismatch", test_cli_mismatch, HOST},
     {"cli_full_disk", test_cli_full_disk, HOST},
     {"cli_nan", test_cli_nan, RUNS},

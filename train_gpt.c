@@ -1893,6 +1893,17 @@ static const char* metadata(const Checkpoint* c, const char* key) {
     return NULL;
 }
 
+// A whole number that the metadata holds.
+static uint64_t metadata_number(const Checkpoint* c, const char* key) {
+    const char* text = metadata(c, key);
+    char* end;
+    errno = 0;
+    uint64_t number = strtoull(text, &end, 10);
+    if (*text < '0' || *text > '9' || *end || errno)
+        die("%s is damaged: its %s is '%s', not a whole number", c->file.path, key, text);
+    return number;
+}
+
 static const Entry* find_entry(const Checkpoint* c, const char* prefix, const char* name) {
     size_t n = strlen(prefix);
     for (size_t i = 0; i < c->entry_count; i++)
@@ -1967,20 +1978,37 @@ static void check_foreign(const Checkpoint* c, const Model* model) {
     }
 }
 
+// That config.json asks for nothing that this model would compute otherwise. value: JSON, as it stands in the file.
+static void check_config(const char* path, const char* key, const char* value, size_t C) {
+    bool same = true;
+    if (!strcmp(key, "activation_function"))
+        same = !strcmp(value, "\"gelu_new\"") || !strcmp(value, "\"gelu_pytorch_tanh\"");
+    if (!strcmp(key, "layer_norm_epsilon")) same = strtod(value, NULL) == 1e-5;
+    if (!strcmp(key, "scale_attn_weights")) same = !strcmp(value, "true");
+    if (!strcmp(key, "scale_attn_by_inverse_layer_idx")) same = !strcmp(value, "false");
+    if (!strcmp(key, "n_inner")) same = !strcmp(value, "null") || strtod(value, NULL) == 4 * (double)C;
+    if (!same) die("%s: %s is %s, which this program does not compute", path, key, value);
+}
+
 // The head count in the config.json beside a weights file, or 0.
-static size_t heads_from_config(const char* directory) {
+static size_t heads_from_config(const char* directory, size_t C) {
     const char* path = path_in(directory, "config.json");
-    char key[64];
+    char key[64], value[64];
     if (access(path, R_OK)) return 0;
     File file = map_file(path, "");
     const char* text = (const char*)file.data;
     Json j = {text, text, text + file.size, file.path};
     size_t heads = 0;
-    for (size_t keys = 0; json_key(&j, &keys, key, sizeof key);)
+    for (size_t keys = 0; json_key(&j, &keys, key, sizeof key);) {
+        json_take(&j, ' '); // the space before the value
+        const char* start = j.p;
         if (!strcmp(key, "n_head"))
             heads = json_integer(&j);
         else
             json_skip(&j, 0);
+        snprintf(value, sizeof value, "%.*s", (int)min_size((size_t)(j.p - start), sizeof value - 1), start);
+        check_config(file.path, key, value, C);
+    }
     unmap_file(&file);
     return heads;
 }
@@ -2000,8 +2028,7 @@ static Config read_config(const Checkpoint* c) {
     const char* slash = strrchr(path, '/');
     char directory[MAX_PATH] = ".";
     if (slash) snprintf(directory, sizeof directory, "%.*s", (int)(slash - path), path);
-    config.H =
-        metadata(c, "--heads") ? (size_t)strtoul(metadata(c, "--heads"), NULL, 10) : heads_from_config(directory);
+    config.H = metadata(c, "--heads") ? metadata_number(c, "--heads") : heads_from_config(directory, config.C);
     if (!config.H) config.H = config.C / 64;
     if (!config.V || config.V > MAX_SIZE || !config.C || config.C > MAX_SIZE || !config.T || config.T > MAX_SIZE ||
         !config.L || !config.H || config.C % config.H)
@@ -2065,6 +2092,7 @@ static void export_model(const char* directory, const Model* model) {
     if (mkdir(directory, 0777) && errno != EEXIST) die("cannot make the folder %s: %s", directory, strerror(errno));
     save_checkpoint(path_in(directory, "model.safetensors"), model, false, "");
     Config c = model->config;
+    const char* end_of_text = c.V == 50257 ? "50256" : "null"; // GPT-2's own; weights do not tell another's
     char* text = NULL;
     size_t length = 0;
     append(
@@ -2072,9 +2100,9 @@ static void export_model(const char* directory, const Model* model) {
         "{\n  \"architectures\": [\"GPT2LMHeadModel\"],\n  \"model_type\": \"gpt2\",\n"
         "  \"vocab_size\": %zu,\n  \"n_positions\": %zu,\n  \"n_ctx\": %zu,\n  \"n_embd\": %zu,\n  \"n_layer\": %zu,\n"
         "  \"n_head\": %zu,\n  \"activation_function\": \"gelu_new\",\n  \"layer_norm_epsilon\": 1e-05,\n"
-        "  \"bos_token_id\": %zu,\n  \"eos_token_id\": %zu,\n  \"tie_word_embeddings\": true,\n"
+        "  \"bos_token_id\": %s,\n  \"eos_token_id\": %s,\n  \"tie_word_embeddings\": true,\n"
         "  \"torch_dtype\": \"float32\"\n}\n",
-        c.V, c.T, c.T, c.C, c.L, c.H, c.V - 1, c.V - 1);
+        c.V, c.T, c.T, c.C, c.L, c.H, end_of_text, end_of_text);
     Output out;
     output_open(&out, path_in(directory, "config.json"));
     output_write(&out, text, length);
@@ -2223,7 +2251,7 @@ static struct {
 } opt;
 
 typedef enum { WHOLE, REAL, TEXT, FLAG } ValueKind;
-enum { SAVED = 1, SHAPE = 2 }; // kept in checkpoints; fixed by a checkpoint
+enum { SAVED = 1, SHAPE = 2, AGAIN = 4 }; // kept in checkpoints; fixed by a checkpoint; to be given again with it
 
 typedef struct {
     const char *group, *name, *argument, *initial, *help;
@@ -2236,9 +2264,9 @@ typedef struct {
 
 // clang-format off
 static Option options[] = {
-    {"data", "--data", "DIR", "data", "folder with train.bin, val.bin, tokenizer.bin", TEXT, &opt.data, 0, 0, 0, false},
-    {"", "--train", "GLOB", NULL, "shards to train on, instead of DIR/train.bin", TEXT, &opt.train, 0, 0, 0, false},
-    {"", "--val", "GLOB", NULL, "shards to validate on, instead of DIR/val.bin", TEXT, &opt.val, 0, 0, 0, false},
+    {"data", "--data", "DIR", "data", "folder with train.bin, val.bin, tokenizer.bin", TEXT, &opt.data, 0, 0, AGAIN, false},
+    {"", "--train", "GLOB", NULL, "shards to train on, instead of DIR/train.bin", TEXT, &opt.train, 0, 0, AGAIN, false},
+    {"", "--val", "GLOB", NULL, "shards to validate on, instead of DIR/val.bin", TEXT, &opt.val, 0, 0, AGAIN, false},
     {"model", "--layers", "N", "3", "transformer blocks", WHOLE, &opt.layers, 1, MAX_LAYERS, SAVED | SHAPE, false},
     {"", "--heads", "N", "4", "attention heads of a block", WHOLE, &opt.heads, 1, MAX_SIZE, SAVED | SHAPE, false},
     {"", "--channels", "N", "192", "width of the residual stream", WHOLE, &opt.channels, 1, MAX_SIZE, SAVED | SHAPE, false},
@@ -2260,8 +2288,8 @@ static Option options[] = {
     {"", "--val-batches", "N", "100", "batches in a validation, at most", WHOLE, &opt.val_batches, 1, 1e9, SAVED, false},
     {"", "--sample-every", "N", "1000", "steps between samples of text (0: only at the end)", WHOLE, &opt.sample_every, 0, 1e12, SAVED, false},
     {"", "--save-every", "N", "1000", "steps between checkpoints (0: only at the end)", WHOLE, &opt.save_every, 0, 1e12, SAVED, false},
-    {"", "--log", "FILE", NULL, "write one CSV row a step", TEXT, &opt.log, 0, 0, 0, false},
-    {"files", "--checkpoint", "FILE", "gpt.safetensors", "where the model is saved and read", TEXT, &opt.checkpoint, 0, 0, 0, false},
+    {"", "--log", "FILE", NULL, "write one CSV row a step", TEXT, &opt.log, 0, 0, AGAIN, false},
+    {"files", "--checkpoint", "FILE", "gpt.safetensors", "where the model is saved and read", TEXT, &opt.checkpoint, 0, 0, AGAIN, false},
     {"", "--resume", NULL, NULL, "go on from the checkpoint, bit for bit", FLAG, &opt.resume, 0, 0, 0, false},
     {"", "--export", "DIR", NULL, "write the model for Hugging Face transformers, and end", TEXT, &opt.export_to, 0, 0, 0, false},
     {"generate", "--generate", "TEXT", NULL, "continue TEXT with the checkpoint's model (or --init's)", TEXT, &opt.prompt, 0, 0, 0, false},
@@ -2269,7 +2297,7 @@ static Option options[] = {
     {"", "--temperature", "X", "0.8", "below 1 bolder, above wilder; 0: always the likeliest", REAL, &opt.temperature, 0, 1e3, 0, false},
     {"", "--top-k", "N", "0", "draw from the N likeliest (0: all)", WHOLE, &opt.top_k, 0, MAX_SIZE, 0, false},
     {"", "--top-p", "X", "1", "draw from the likeliest that sum to X", REAL, &opt.top_p, 1e-9, 1, 0, false},
-    {"other", "--device", "NAME", NULL, "cpu or cuda [cuda, in a program built for it]", TEXT, &opt.device, 0, 0, 0, false},
+    {"other", "--device", "NAME", NULL, "cpu or cuda [cuda, in a program built for it]", TEXT, &opt.device, 0, 0, AGAIN, false},
     {"", "--compare", NULL, NULL, "time a few steps on CPU and GPU, layer by layer, and end", FLAG, &opt.compare, 0, 0, 0, false},
     {"", "--tokenize", "FILE", NULL, "print the tokens of a text, one a line, and end", TEXT, &opt.tokenize, 0, 0, 0, false},
     {"", "--help", NULL, NULL, "this text", FLAG, &opt.help, 0, 0, 0, false},
@@ -2362,6 +2390,13 @@ static void set_default(const char* name, const char* text) {
     if (!o->given) set_option(o, text, 2, "");
 }
 
+// What is computed from other options, where it is not given; a checkpoint keeps it only if it was.
+static void derive_options(void) {
+    if (!given("--min-lr")) opt.min_lr = opt.lr / 50;
+    if (!given("--warmup")) opt.warmup = opt.steps / 10;
+    if (opt.min_lr > opt.lr) fail(2, "--min-lr %g is above --lr %g", opt.min_lr, opt.lr);
+}
+
 static void parse_command_line(int argc, char** argv) {
     for (int i = 0; i < OPTIONS; i++)
         if (options[i].initial) set_option(&options[i], options[i].initial, 2, "");
@@ -2397,8 +2432,7 @@ static void parse_command_line(int argc, char** argv) {
     if (opt.init) { // fine-tuning: small steps away from what was learned
         set_default("--lr", "3e-5");
     }
-    if (!given("--min-lr")) opt.min_lr = opt.lr / 50;
-    if (!given("--warmup")) opt.warmup = opt.steps / 10;
+    if (!opt.resume) derive_options(); // else when the checkpoint's are known
     bool on_gpu = opt.device && !strcmp(opt.device, "cuda");
     if (opt.device && !on_gpu && strcmp(opt.device, "cpu")) fail(2, "--device is cpu or cuda, not '%s'", opt.device);
     if ((on_gpu || opt.compare) && !cuda_device)
@@ -2428,19 +2462,45 @@ static void check_output(void) {
 
 static const char* data_path(const char* name) { return path_in(opt.data, name); }
 
+// The same for glob(): a folder's name is no pattern.
+static const char* data_pattern(const char* name) {
+    static char pattern[2 * MAX_PATH];
+    size_t n = 0;
+    for (const char* p = data_path(name); *p; p++) {
+        if (strchr("*?[\\", *p)) pattern[n++] = '\\';
+        pattern[n++] = *p;
+    }
+    pattern[n] = 0;
+    return pattern;
+}
+
 // Where --init points: a file, or the model.safetensors in a folder.
 static const char* weights_path(void) {
     struct stat info;
     return stat(opt.init, &info) || !S_ISDIR(info.st_mode) ? opt.init : path_in(opt.init, "model.safetensors");
 }
 
+// Training also samples: the activations of one more sequence, being what memory() grows by from none to one.
+static size_t memory_needed(Config config, size_t B, bool training) {
+    size_t needed = device->memory(config, B, config.T, training);
+    if (training) needed += device->memory(config, 1, config.T, false) - device->memory(config, 0, config.T, false);
+    return needed;
+}
+
 static void check_memory(Config config, size_t B, bool training) {
-    size_t available = device->memory_available(), needed = device->memory(config, B, config.T, training), fits = B;
+    size_t available = device->memory_available(), needed = memory_needed(config, B, training);
     if (training)
         printf("memory     %.1f MB needed, %.0f MB available\n", (double)needed / 1e6, (double)available / 1e6);
     check_output();
-    while (fits && device->memory(config, fits, config.T, training) > available) fits--;
-    if (fits == B) return;
+    if (needed <= available) return;
+    size_t fits = 0;
+    for (size_t too_many = B; too_many - fits > 1;) { // halves the distance between the two
+        size_t middle = fits + (too_many - fits) / 2;
+        if (memory_needed(config, middle, training) <= available)
+            fits = middle;
+        else
+            too_many = middle;
+    }
     char advice[64] = "a smaller --context or model may fit";
     if (fits) snprintf(advice, sizeof advice, "--batch %zu would fit", fits);
     die("this takes %.0f MB of memory and %.0f MB are available: %s", (double)needed / 1e6, (double)available / 1e6,
@@ -2535,6 +2595,7 @@ typedef struct {
     size_t step;       // steps done
     uint64_t taken;    // training windows taken
     bool batch_loaded; // inputs and targets hold the next ones
+    bool keep_old;     // another run's checkpoint stands under this one's name
     FILE* log;
     double peak;                                                // operations a second
     size_t first;                                               // the step that the run began or resumed after
@@ -2551,7 +2612,19 @@ static double learning_rate(size_t step) { // counted from 1
     return opt.min_lr + 0.5 * (opt.lr - opt.min_lr) * (1 + cos(3.141592653589793 * progress));
 }
 
-static void save_run(const Run* run) {
+// Another run's checkpoint stays as NAME.old. It is linked there, since its own name must not be without a file while
+// the new one is written; where a file cannot have two names, it is renamed.
+static void keep_old_checkpoint(void) {
+    char old[MAX_PATH + 8];
+    snprintf(old, sizeof old, "%s.old", opt.checkpoint);
+    unlink(old);
+    if (link(opt.checkpoint, old) && rename(opt.checkpoint, old))
+        die("cannot keep %s as %s: %s", opt.checkpoint, old, strerror(errno));
+}
+
+static void save_run(Run* run) {
+    if (run->keep_old) keep_old_checkpoint();
+    run->keep_old = false;
     char* text = NULL;
     size_t length = 0;
     append(&text, &length, ",\"step\":\"%zu\",\"windows\":\"%llu\"", run->step, (unsigned long long)run->taken);
@@ -2559,7 +2632,7 @@ static void save_run(const Run* run) {
            (unsigned long long)fingerprint(run->tokenizer.file.data, run->tokenizer.file.size), run->train.token_count);
     for (int i = 0; i < OPTIONS; i++) {
         const Option* o = &options[i];
-        if (!(o->flags & SAVED)) continue;
+        if (!(o->flags & SAVED) || (!o->initial && !o->given)) continue;
         if (o->kind == WHOLE)
             append(&text, &length, ",\"%s\":\"%ld\"", o->name, *(long*)o->value);
         else
@@ -2571,24 +2644,26 @@ static void save_run(const Run* run) {
 
 // Takes over the options of the run that wrote the checkpoint; those given now replace them, shapes excepted.
 static void resume_options(Run* run, const Checkpoint* c) {
-    const char *step = metadata(c, "step"), *taken = metadata(c, "windows"), *tokens = metadata(c, "tokens");
     const char* tokenizer = metadata(c, "tokenizer");
     char now[32];
-    if (!step || !taken || !tokens || !tokenizer)
+    if (!metadata(c, "step") || !metadata(c, "windows") || !metadata(c, "tokens") || !tokenizer)
         die("%s holds no run to resume; --init starts a new one from its weights", c->file.path);
     for (int i = 0; i < OPTIONS; i++) {
         Option* o = &options[i];
         const char* value = metadata(c, o->name);
         if (!(o->flags & SAVED)) continue;
+        if (!value && !o->initial) continue;
         if (!value) die("%s is damaged: it does not say %s", c->file.path, o->name);
         if (o->given && (o->flags & SHAPE) && *(long*)o->value != atol(value))
             die("%s %ld does not fit %s, which was trained with %s: leave the option out, or start anew without "
                 "--resume",
                 o->name, *(long*)o->value, c->file.path, value);
         if (!o->given) set_option(o, value, 1, "the checkpoint is damaged: ");
+        o->given = true;
     }
-    run->step = strtoul(step, NULL, 10);
-    run->taken = strtoull(taken, NULL, 10);
+    derive_options();
+    run->step = metadata_number(c, "step");
+    run->taken = metadata_number(c, "windows");
     if (run->step >= (size_t)opt.steps)
         die("%s has done all of its %ld steps; --steps with a larger number goes on", c->file.path, opt.steps);
     snprintf(now, sizeof now, "%016llx",
@@ -2617,12 +2692,17 @@ static void open_log(Run* run) {
     if (!run->log) die("cannot write %s: %s", opt.log, strerror(errno));
 }
 
-// That the checkpoint can be written is tried before the work that it is to keep.
-static void try_checkpoint(void) {
+// That the checkpoint can be written is tried before the work that it is to keep. It may replace one, which is to be
+// kept unless it is of this run, but no other file.
+static void try_checkpoint(Run* run) {
     Output out;
     output_open(&out, opt.checkpoint);
     fclose(out.stream);
     unlink(out.temporary);
+    if (opt.resume || access(opt.checkpoint, F_OK)) return;
+    Checkpoint there = open_checkpoint(opt.checkpoint, "");
+    close_checkpoint(&there);
+    run->keep_old = true;
 }
 
 // The model's sizes: from the file that the run starts from, or from the options.
@@ -2649,9 +2729,9 @@ static void load_val_window(Run* run, size_t i, size_t b) {
 
 // The text to learn from, and room for a batch of it.
 static void open_texts(Run* run, size_t V, const Checkpoint* resumed) {
-    run->train = open_data(opt.train ? opt.train : data_path("train.bin"), run->T, V);
-    run->val = open_data(opt.val ? opt.val : data_path("val.bin"), run->T, V);
-    if (resumed && run->train.token_count != strtoul(metadata(resumed, "tokens"), NULL, 10))
+    run->train = open_data(opt.train ? opt.train : data_pattern("train.bin"), run->T, V);
+    run->val = open_data(opt.val ? opt.val : data_pattern("val.bin"), run->T, V);
+    if (resumed && run->train.token_count != metadata_number(resumed, "tokens"))
         die("%s was trained on %s tokens, but there are %zu now: other data", resumed->file.path,
             metadata(resumed, "tokens"), run->train.token_count);
     run->inputs = (int*)allocate(run->B * run->T, sizeof(int), "a batch");
@@ -2694,7 +2774,7 @@ static void start_run(Run* run) {
     run->T = config.T;
     run->first = run->step;
     open_texts(run, config.V, opt.resume ? from : NULL);
-    try_checkpoint();
+    try_checkpoint(run);
     open_log(run);
     printf("data       %zu tokens to train on, %zu to validate, vocabulary %zu\n", run->train.token_count,
            run->val.token_count, config.V);
@@ -2706,9 +2786,10 @@ static void start_run(Run* run) {
     printf("model      %zu layers, %zu heads, %zu channels, context %zu: %zu parameters\n", config.L, config.H,
            config.C, config.T, run->model.parameter_count);
     printf("machine    %s, %.0f GFLOP/s at most\n", machine, run->peak / 1e9);
-    printf("training   steps %zu to %ld of %ld x %zu x %zu tokens, checkpoint in %s%s\n\n", run->step + 1, opt.steps,
-           opt.accumulate, run->B, run->T, opt.checkpoint,
-           !opt.resume && !access(opt.checkpoint, F_OK) ? " (replacing the one there)" : "");
+    printf("training   steps %zu to %ld of %ld x %zu x %zu tokens, checkpoint in %s", run->step + 1, opt.steps,
+           opt.accumulate, run->B, run->T, opt.checkpoint);
+    if (run->keep_old) printf("; the one there is kept as %s.old", opt.checkpoint);
+    puts("\n");
     check_output();
 }
 
@@ -2830,6 +2911,28 @@ static size_t curve_column(const Run* run) {
 
 static bool due(size_t step, long every) { return step == (size_t)opt.steps || (every && step % (size_t)every == 0); }
 
+// The options that a command about this run's model needs too, ready for a shell: what is not plain stands in '...'.
+static void print_options_again(void) {
+    const char* plain = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_./,:+=@%";
+    for (int i = 0; i < OPTIONS; i++) {
+        const Option* o = &options[i];
+        if (!(o->flags & AGAIN) || !o->given) continue;
+        const char* value = *(const char**)o->value;
+        printf(" %s ", o->name);
+        if (*value && !value[strspn(value, plain)]) {
+            fputs(value, stdout);
+            continue;
+        }
+        putchar('\'');
+        for (; *value; value++)
+            if (*value == '\'')
+                fputs("'\\''", stdout);
+            else
+                putchar(*value);
+        putchar('\'');
+    }
+}
+
 static int run_training(void) {
     Run run;
     start_run(&run);
@@ -2853,19 +2956,17 @@ static int run_training(void) {
     if (signalled && run.step < (size_t)opt.steps) {
         save_run(&run);
         printf("stopped after step %zu, saved in %s; `./train_gpt --resume", run.step, opt.checkpoint);
-        if (given("--checkpoint")) printf(" --checkpoint %s", opt.checkpoint);
-        if (given("--data")) printf(" --data %s", opt.data);
+        print_options_again();
         puts("` goes on from there");
         check_output();
         return 128 + signalled;
     }
     draw_curve(&run);
-    const char* checkpoint = given("--checkpoint") ? " --checkpoint " : "";
-    const char* data = given("--data") ? " --data " : "";
     printf("\n%.1f s. Validation loss %.4f, %.3f bits per byte. The model is in %s; to let it write:\n"
-           "    ./train_gpt%s%s%s%s --generate \"The\"\n",
-           seconds() - begin, run.val_loss, run.bits_per_byte, opt.checkpoint, checkpoint,
-           *checkpoint ? opt.checkpoint : "", data, *data ? opt.data : "");
+           "    ./train_gpt",
+           seconds() - begin, run.val_loss, run.bits_per_byte, opt.checkpoint);
+    print_options_again();
+    puts(" --generate \"The\"");
     if (run.log && fclose(run.log)) die("cannot write %s: %s", opt.log, strerror(errno));
     free(run.inputs), free(run.targets);
     device->free_activations(&run.a), device->free_activations(&run.sampler), device->free_model(&run.model);

@@ -139,7 +139,7 @@ static void fuzz_checkpoint(const uint8_t* data, size_t size) {
 static void fuzz_config(const uint8_t* data, size_t size) {
     (void)data, (void)size;
     config_there = true;
-    heads_from_config(".");
+    heads_from_config(".", 64);
 }
 
 // A line is an argument.
