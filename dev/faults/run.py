@@ -16,7 +16,8 @@ import tempfile
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SHIM = ROOT / "build" / "shim.so"
 PROGRAM = pathlib.Path(sys.argv[1] if len(sys.argv) > 1 else ROOT / "train_gpt").resolve()
-CALLS = ["memory", "mmap", "open", "read", "write", "flush", "sync", "close", "rename", "mkdir"]  # as shim.c names them
+# As shim.c names them.
+CALLS = ["memory", "mmap", "open", "read", "write", "flush", "sync", "close", "rename", "link", "mkdir"]
 KINDS = sys.argv[2:] or [*CALLS, "stdout", "limit"]
 
 SMALL = ["--layers", "1", "--heads", "1", "--channels", "8", "--context", "8", "--batch", "2", "--val-batches", "1"]

@@ -15,9 +15,9 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-typedef enum { NONE, MEMORY, MMAP, OPEN, READ, WRITE, FLUSH, SYNC, CLOSE, RENAME, MKDIR, KINDS } Kind;
+typedef enum { NONE, MEMORY, MMAP, OPEN, READ, WRITE, FLUSH, SYNC, CLOSE, RENAME, LINK, MKDIR, KINDS } Kind;
 static const char* const names[KINDS] = {"",      "memory", "mmap",  "open",   "read", "write",
-                                         "flush", "sync",   "close", "rename", "mkdir"};
+                                         "flush", "sync",   "close", "rename", "link", "mkdir"};
 static Kind wanted;
 static int nth, count;
 
@@ -101,6 +101,7 @@ size_t fwrite(const void* data, size_t size, size_t n, FILE* stream) {
 int fflush(FILE* stream) { return fails(FLUSH, EIO) ? EOF : REAL(fflush)(stream); }
 int fsync(int file) { return fails(SYNC, EIO) ? -1 : REAL(fsync)(file); }
 int rename(const char* from, const char* to) { return fails(RENAME, EACCES) ? -1 : REAL(rename)(from, to); }
+int link(const char* from, const char* to) { return fails(LINK, EPERM) ? -1 : REAL(link)(from, to); }
 int mkdir(const char* path, mode_t mode) { return fails(MKDIR, EACCES) ? -1 : REAL(mkdir)(path, mode); }
 
 int fclose(FILE* stream) {
