@@ -1516,9 +1516,9 @@ __global__ static void mean_loss_kernel(Results* results, const float* losses, s
     results->loss += sum / (double)rows;
 }
 
-// The MLP's first half. GELU comes along with the multiply where the matrix units' arithmetic is all that is asked for;
-// fc keeps its input.
-static bool gelu_is_folded_in(size_t C) { return sizeof(real) == 2 && C % WIDTH == 0; }
+// The MLP's first half. In training GELU comes along with the multiply where the matrix units' arithmetic is all that is
+// asked for; fc keeps its input. Generation has too few rows for that to matter.
+static bool gelu_is_folded_in(bool training, size_t C) { return training && sizeof(real) == 2 && C % WIDTH == 0; }
 
 // As cpu_forward. tokens and targets are on the device already.
 static void run_forward(Model* model, Activations* activations, bool with_targets, size_t B, size_t T, size_t start) {
@@ -1538,7 +1538,7 @@ static void run_forward(Model* model, Activations* activations, bool with_target
         LAYER("att", linear_forward(a.mid[l], a.att[l], w->att_w[l], w->att_b[l], x, rows, C, C));
         LAYER("ln2",
               layernorm_forward(a.ln2[l], a.ln2_mean[l], a.ln2_rstd[l], a.mid[l], p->ln2_w[l], p->ln2_b[l], rows, C));
-        if (gelu_is_folded_in(C)) {
+        if (gelu_is_folded_in(activations->training, C)) {
             LAYER("fc", matmul(a.gelu[l], matrix(a.ln2[l], C), matrix(w->fc_w[l], 4 * C), w->fc_b[l], none, rows, 4 * C,
                                C, CUBLASLT_EPILOGUE_GELU_AUX_BIAS, a.fc[l]));
         } else {
@@ -1591,7 +1591,7 @@ static void run_backward(Model* model, Activations* activations, size_t B, size_
           layernorm_backward(a.dresidual, d->lnf_w, d->lnf_b, a.dnormed, x, a.lnf_mean, a.lnf_rstd, p->lnf_w, rows, C));
     for (size_t l = L; l-- > 0;) {
         x = l > 0 ? a.out[l - 1] : a.embedded;
-        if (gelu_is_folded_in(C)) {
+        if (gelu_is_folded_in(activations->training, C)) {
             LAYER("mlp", (matmul(a.dfc, matrix(a.dresidual, C), transposed(w->mlp_w[l], C), NULL, none, rows, 4 * C, C,
                                  CUBLASLT_EPILOGUE_DGELU, a.fc[l]),
                           linear_backward(NULL, d->mlp_w[l], d->mlp_b[l], a.dresidual, a.gelu[l], w->mlp_w[l], rows,
