@@ -122,6 +122,8 @@ build/bench: dev/bench/bench.c train_gpt.c Makefile | tools
 
 bench: build/bench
 	./build/bench $(BENCH)
+	@if nvidia-smi -L >/dev/null 2>&1 && command -v $(NVCC) >/dev/null; then \
+	    $(MAKE) --no-print-directory train_gpt_cu && ./train_gpt_cu --compare; fi
 
 build/cpu_path: dev/cpu/matmul.c train_gpt.c Makefile | tools
 	@mkdir -p build
