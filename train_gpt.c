@@ -2955,7 +2955,8 @@ static int run_training(void) {
     clear_live_line();
     if (signalled && run.step < (size_t)opt.steps) {
         save_run(&run);
-        printf("stopped after step %zu, saved in %s; `./train_gpt --resume", run.step, opt.checkpoint);
+        printf("stopped after step %zu, saved in %s; `./train_gpt%s --resume", run.step, opt.checkpoint,
+               cuda_device ? "_cu" : "");
         print_options_again();
         puts("` goes on from there");
         check_output();
@@ -2963,8 +2964,8 @@ static int run_training(void) {
     }
     draw_curve(&run);
     printf("\n%.1f s. Validation loss %.4f, %.3f bits per byte. The model is in %s; to let it write:\n"
-           "    ./train_gpt",
-           seconds() - begin, run.val_loss, run.bits_per_byte, opt.checkpoint);
+           "    ./train_gpt%s",
+           seconds() - begin, run.val_loss, run.bits_per_byte, opt.checkpoint, cuda_device ? "_cu" : "");
     print_options_again();
     puts(" --generate \"The\"");
     if (run.log && fclose(run.log)) die("cannot write %s: %s", opt.log, strerror(errno));
