@@ -2830,6 +2830,9 @@ static void test_checkpoint_heads(void) {
         write_file(config, wrong[i][0], strlen(wrong[i][0]));
         CHECK_FAILURE(forked(load_weights, path), 1, wrong[i][1], wrong[i][0]);
     }
+    static const char nul[] = "{\"x\": \0null}";
+    write_file(config, nul, sizeof nul - 1);
+    CHECK_FAILURE(forked(load_weights, path), 1, "config.json is damaged", "a NUL before a value");
     const Config narrow = {256, 4, 63, 3, 1}; // less than one head of 64
     Builder n = {NULL, NULL, 0, 0};
     add_model(&n, narrow, "", "F32", NULL);

@@ -1738,7 +1738,7 @@ static void json_skip(Json* j, int depth) {
     char ignored[2];
     if (depth > 64) json_fail(j, "too deep a nesting");
     size_t keys = 0;
-    json_take(j, 0); // white space
+    json_take(j, ' '); // the space before the value
     if (j->p < j->end && *j->p == '{') {
         while (json_key(j, &keys, ignored, sizeof ignored)) json_skip(j, depth + 1);
     } else if (json_take(j, '[')) {
