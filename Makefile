@@ -125,7 +125,7 @@ bench: build/bench
 	@if nvidia-smi -L >/dev/null 2>&1 && command -v $(NVCC) >/dev/null; then \
 	    $(MAKE) --no-print-directory train_gpt_cu && ./train_gpt_cu --compare; fi
 
-build/cpu_path: dev/cpu/matmul.c train_gpt.c Makefile | tools
+build/cpu_path: dev/learn/cpu/matmul.c train_gpt.c Makefile | tools
 	@mkdir -p build
 	$(CC) $(CFLAGS) -Wno-unused-function $< -o $@ $(LDLIBS)
 

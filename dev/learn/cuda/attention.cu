@@ -1,6 +1,6 @@
 // attention.cu: causal attention forward and backward, from the naive kernels to train_gpt.cu's.
 //
-//     make -C dev/cuda attention && build/attention       (see README.md; on a CPU: make -C dev/cuda check)
+//     make -C dev/learn/cuda attention && build/attention       (see README.md; on a CPU: make -C dev/learn/cuda check)
 //
 // For each of B H heads, out = softmax(q kT / sqrt(D)) v, with q, k and v (T,D) and the softmax over the keys up to the
 // query's position. That is 2 T T D operations and as many more for the output, half of them masked, on 4 T D numbers.
