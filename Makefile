@@ -78,16 +78,16 @@ test: build/test_gpt
 	@if [ -n "$(DEBUG)" ]; then echo "skipped: train_gpt.cu's tests; the sanitizers do not know its threads"; \
 	elif ! command -v $(CXX) >/dev/null; then echo "skipped: train_gpt.cu's tests; $(CXX) is not installed"; \
 	else $(MAKE) --no-print-directory test_twin; fi
-	$(PYTHON) dev/test_prepare_data.py
+	$(PYTHON) dev/check/test_prepare_data.py
 
 # The twin's checks, with its kernels on the CPU.
-TWIN = train_gpt.cu train_gpt.c dev/cuda_on_cpu.h Makefile
+TWIN = train_gpt.cu train_gpt.c dev/check/cuda_on_cpu.h Makefile
 
 build/test_twin_bf16 build/test_twin_fp32: build/test_twin_%: test_gpt.c $(TWIN) | tools
 	@mkdir -p build
 	$(ON_CPU) -O2 -DTWIN='"train_gpt.cu"' $(if $(filter fp32,$*),-DPRECISION_FP32) $< -o $@ $(LDLIBS)
 
-build/test_cuda_on_cpu: dev/test_cuda_on_cpu.cpp $(TWIN) | tools
+build/test_cuda_on_cpu: dev/check/test_cuda_on_cpu.cpp $(TWIN) | tools
 	@mkdir -p build
 	$(ON_CPU) -O2 $< -o $@ $(LDLIBS)
 
@@ -133,21 +133,21 @@ cpu_path: build/cpu_path
 	./build/cpu_path $(CPU_PATH)
 
 mutate: | tools
-	$(PYTHON) dev/mutate.py
+	$(PYTHON) dev/check/mutate.py
 
 FUZZ_SECONDS = 60
 fuzz:
-	$(PYTHON) dev/fuzz/run.py $(FUZZ_SECONDS)
+	$(PYTHON) dev/check/fuzz/run.py $(FUZZ_SECONDS)
 
-build/shim.so: dev/faults/shim.c | tools
+build/shim.so: dev/check/faults/shim.c | tools
 	@mkdir -p build
 	$(CC) -std=c11 -O1 -Wall -Wextra -shared -fPIC $< -o $@
 
 faults: train_gpt build/shim.so
-	$(PYTHON) dev/faults/run.py
+	$(PYTHON) dev/check/faults/run.py
 
 coverage: build/shim.so
-	$(PYTHON) dev/coverage.py
+	$(PYTHON) dev/check/coverage.py
 
 clean:
 	rm -rf build train_gpt train_gpt_cu train_gpt_cu_on_cpu __pycache__

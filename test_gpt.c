@@ -850,7 +850,7 @@ static void test_exp(void) {
     }
 }
 
-// What dev/reference.py has left in dev/fixtures/ is what PyTorch computes in float64. Each layer alone, fed with the
+// What dev/check/reference.py has left in fixtures/ is what PyTorch computes in float64. Each layer alone, fed with the
 // reference's inputs, the whole model and a run of AdamW are held against it. GPT_FIXTURES names another folder of
 // fixtures, written from another seed for instance.
 static const struct {
@@ -912,7 +912,7 @@ __attribute__((format(printf, 1, 2))) static const float* stored(const char* for
     va_start(args, format);
     Stored s = find_stored(format, args);
     va_end(args);
-    if (!s.p) die("fixture %s has no %s; dev/reference.py writes them anew", fixture.name, s.name);
+    if (!s.p) die("fixture %s has no %s; dev/check/reference.py writes them anew", fixture.name, s.name);
     return s.p;
 }
 
@@ -927,8 +927,8 @@ static bool open_fixture(size_t i) {
     static char path[4096];
     const char* directory = getenv("GPT_FIXTURES");
     fixture.name = fixtures[i].name;
-    snprintf(path, sizeof path, "%s/%s.safetensors", directory ? directory : "dev/fixtures", fixture.name);
-    if (!CHECK(!access(path, R_OK), "%s is missing; dev/reference.py writes it", path)) return false;
+    snprintf(path, sizeof path, "%s/%s.safetensors", directory ? directory : "dev/check/fixtures", fixture.name);
+    if (!CHECK(!access(path, R_OK), "%s is missing; dev/check/reference.py writes it", path)) return false;
     fixture.file = open_checkpoint(path, "");
     Config c = read_config(&fixture.file);
     fixture.V = c.V, fixture.T = c.T, fixture.C = c.C, fixture.H = c.H, fixture.L = c.L;

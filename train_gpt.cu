@@ -32,7 +32,7 @@
 #include <vector>
 
 #ifdef CUDA_ON_CPU // the kernels run on the CPU, for tests on machines without a GPU
-#include "dev/cuda_on_cpu.h"
+#include "dev/check/cuda_on_cpu.h"
 #else
 #include <cublasLt.h>
 #include <cuda_bf16.h>
