@@ -35,24 +35,41 @@ endif
 all: train_gpt
 
 help:
-	@echo "make train_gpt    the program; prepares data/ if there is none"
-	@echo "make train_gpt_cu the same for an NVIDIA GPU; PRECISION=fp32: all in float32; NVCC_ARCH=sm_90: for that GPU"
-	@echo "make test         all checks; a few minutes"
-	@echo "make test_gpt_cu  those of train_gpt_cu, on the GPU"
-	@echo "make train_gpt_cu_on_cpu  train_gpt_cu without a GPU, slow, to look into with a debugger"
-	@echo "make bench        times a training step, layer by layer; BENCH=\"--help\" lists what else"
-	@echo "make cpu_path     the matrix multiply in steps, from three loops to train_gpt.c's, each timed; ten seconds"
-	@echo "make mutate       small errors in train_gpt.c, each of which the tests must catch; half an hour"
-	@echo "make fuzz         made-up inputs to everything that reads files; FUZZ_SECONDS=60 for each of seven"
-	@echo "make faults       every call that can fail, fails in turn: memory, files, disk; two minutes"
-	@echo "make coverage     lists the lines of train_gpt.c that the tests do not run; two minutes"
-	@echo "make clean        removes what was built (data/ and checkpoints stay)"
+	@echo "run"
+	@echo "  make train_gpt     the program; prepares data/ if there is none"
+	@echo "  make train_gpt_cu  the same for an NVIDIA GPU; PRECISION=fp32: all in float32;"
+	@echo "                     NVCC_ARCH=sm_90: for that GPU"
+	@echo "  make clean         removes what was built (data/ and checkpoints stay)"
 	@echo
-	@echo "make CC=clang ... with another compiler       make DEBUG=1 ... with sanitizers"
-	@echo "make ARCH= ...    for any machine of this kind, not just for this one"
+	@echo "learn, more in dev/learn/README.md"
+	@echo "  make cpu_path      the multiply in steps, from three loops to train_gpt.c's,"
+	@echo "                     each timed; ten seconds"
+	@echo "  make -C dev/learn/cuda check"
+	@echo "                     GPU kernels in steps, each checked, without a GPU"
+	@echo "  make train_gpt_cu_on_cpu"
+	@echo "                     train_gpt_cu without a GPU, slow, to look into with gdb"
 	@echo
-	@echo "make test CC=aarch64-linux-gnu-gcc ARCH= EMULATOR='qemu-aarch64 -L /usr/aarch64-linux-gnu'"
-	@echo "                  tests it for another kind of machine"
+	@echo "check, more in dev/check/README.md"
+	@echo "  make test          all checks; a few minutes"
+	@echo "  make test_gpt_cu   those of train_gpt_cu, on the GPU"
+	@echo "  make mutate        small errors in train_gpt.c, each of which the tests must"
+	@echo "                     catch; half an hour"
+	@echo "  make fuzz          made-up inputs to everything that reads files;"
+	@echo "                     FUZZ_SECONDS=60 for each of seven"
+	@echo "  make faults        every call that can fail, fails in turn: memory, files,"
+	@echo "                     disk; two minutes"
+	@echo "  make coverage      lists the lines of train_gpt.c that the tests do not run;"
+	@echo "                     two minutes"
+	@echo
+	@echo "measure, more in dev/bench/README.md"
+	@echo "  make bench         times a training step, layer by layer; BENCH=\"--help\" lists"
+	@echo "                     what else"
+	@echo
+	@echo "with any of these"
+	@echo "  make CC=clang ...  with another compiler"
+	@echo "  make DEBUG=1 ...   with sanitizers"
+	@echo "  make ARCH= ...     for any machine of this kind, not just for this one"
+	@echo "  for another kind of machine, tested here: see dev/check/README.md"
 
 tools:
 	@command -v $(firstword $(CC)) >/dev/null || { echo "make: $(CC) is not installed; it is needed to build" >&2; exit 1; }
