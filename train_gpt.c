@@ -488,7 +488,7 @@ typedef enum {
     ONE,      // one for the model
     EACH,     // one for each layer; in generation, which never looks back, the layers share one
     CACHE,    // one for each layer always: generation's keys and values
-    LOGITS,   // one, but for a single position in generation
+    LOGITS,   // one, but for a single position in generation, or for so many as a device takes at a time
     GRADIENT, // one, shared by all layers, and only in training
 } Kind;
 #define FIELD_ONE(type, name)      type* name;
@@ -541,8 +541,8 @@ typedef enum {
     X(ONE,      float, lnf_mean,   1)                                                             \
     X(ONE,      float, lnf_rstd,   1)                                                             \
     X(LOGITS,   real,  logits,     V)     /* in the backward pass their gradient */               \
-    X(LOGITS,   float, logits_lse, 1)                                                             \
-    X(LOGITS,   float, losses,     1)                                                             \
+    X(ONE,      float, logits_lse, 1)                                                             \
+    X(ONE,      float, losses,     1)                                                             \
     X(GRADIENT, real,  dresidual,  C)     /* the residual stream's, on its way down */            \
     X(GRADIENT, real,  dnormed,    C)     /* a layernorm's output's */                            \
     X(GRADIENT, real,  dqkv,       3 * C)                                                         \
@@ -563,7 +563,8 @@ typedef struct {
 } Parameters;
 
 typedef struct {
-    size_t B, T; // the most sequences, and positions in each
+    size_t B, T;       // the most sequences, and positions in each
+    size_t logit_rows; // positions of which there are logits at a time; 0: all
     bool training;
     float* block;
     void* extra; // what a GPU keeps besides
@@ -1662,6 +1663,7 @@ static size_t lay_out_activations(Activations* a, Config config, size_t real_siz
         Kind kind = table[i].kind;
         if (kind == GRADIENT && !a->training) continue;
         size_t rows = kind == LOGITS && !a->training ? 1 : a->B * a->T, start = size;
+        if (kind == LOGITS && a->logit_rows) rows = min_size(rows, a->logit_rows);
         size_t bytes = cache_lines(rows * table[i].width * table[i].size);
         for (size_t l = 0; l < (kind == EACH || kind == CACHE ? L : 1); l++) {
             bool shared = kind == EACH && !a->training && l > 0;
