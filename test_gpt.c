@@ -9,6 +9,7 @@
 // `test_gpt --cli ARGUMENTS`, which is train_gpt. All inputs are made here, in a folder under build/ that is removed
 // in the end.
 
+#pragma GCC diagnostic ignored "-Wmissing-field-initializers" // what a Config's does not give is 0, as in GPT-2
 #define NO_MAIN
 #ifdef TWIN
 #include TWIN
@@ -1165,7 +1166,8 @@ static float* activation(const Activations* a, const float* tensor, size_t n) {
 }
 
 static void compare_activations(const Activations* a, bool complete) {
-    size_t V = fixture.V, C = fixture.C, H = fixture.H, L = fixture.L, rows = fixture.rows;
+    const Config c = read_config(&fixture.file);
+    size_t L = fixture.L, rows = fixture.rows;
 #define PLACE(kind, type, field, width) {kind, #field, width, offsetof(Activations, field)},
     const struct {
         Kind kind;
@@ -1212,7 +1214,7 @@ static void test_model(void) {
         memset(&a, 0, sizeof a);
         device->create_activations(&a, &model, B, T, true);
         const int *tokens = stored_tokens("tokens", rows), *targets = stored_tokens("targets", rows);
-        device->forward(&model, &a, tokens, targets, B, T, 0);
+        device->forward(&model, &a, tokens, targets, B, T, 0, true);
         double loss = take_loss(&model), mean = 0;
         for (size_t j = 0; j < rows; j++) mean += stored("losses")[j] / (double)rows;
         CHECK(fabs(loss - mean) <= COARSER * FLOOR * mean, "%s: the loss is %.9f, not %.9f", fixture.name, loss, mean);
@@ -1228,7 +1230,7 @@ static void test_model(void) {
             compare(activation(&a, a.datt, rows * C), rows * C, "d.h.0.att");
             compare(activation(&a, a.dfc, rows * 4 * C), rows * 4 * C, "d.h.0.fc");
         }
-        device->forward(&model, &a, tokens, targets, B, T, 0);
+        device->forward(&model, &a, tokens, targets, B, T, 0, true);
         device->backward(&model, &a, tokens, targets, B, T, 0.5f);
         device->wait(&model);
         compare_gradients(&model, 1.5);
@@ -1252,13 +1254,13 @@ static void test_model_in_parts(void) {
         device->create_activations(&roomy, &model, B + 2, T, true);
         device->create_activations(&a, &model, 1, T, false);
         const int *tokens = stored_tokens("tokens", rows), *targets = stored_tokens("targets", rows);
-        device->forward(&model, &roomy, tokens, targets, B, T, 0);
+        device->forward(&model, &roomy, tokens, targets, B, T, 0, true);
         take_loss(&model);
         compare(activation(&roomy, roomy.logits, rows * V), rows * V, "logits");
         for (size_t b = 0; b < B; b++)
             for (size_t start = 0, piece = 1, end; start < T; start = end, piece++) {
                 end = min_size(T, start + piece);
-                device->forward(&model, &a, tokens + b * T + start, NULL, 1, end, start);
+                device->forward(&model, &a, tokens + b * T + start, NULL, 1, end, start, false);
                 device->wait(&model);
                 float* logits = borrow(V);
                 device->read_activation(logits, &a, a.logits, V);
@@ -1293,8 +1295,8 @@ static void test_adamw_run(void) {
             continue;
         }
         opt.lr = fixture_option("--lr"), opt.min_lr = fixture_option("--min-lr");
-        opt.warmup = (long)fixture_option("--warmup"), opt.steps = (long)fixture_option("--steps");
-        size_t steps = (size_t)opt.steps, accumulate = (size_t)fixture_option("--accumulate");
+        opt.warmup = (size_t)fixture_option("--warmup"), opt.steps = (size_t)fixture_option("--steps");
+        size_t steps = opt.steps, accumulate = (size_t)fixture_option("--accumulate");
         int* tokens = stored_tokens("run.tokens", steps * accumulate * rows);
         int* targets = stored_tokens("run.targets", steps * accumulate * rows);
         float *rates = borrow(steps), *losses = borrow(steps), *norms = borrow(steps);
@@ -1305,7 +1307,7 @@ static void test_adamw_run(void) {
         for (size_t step = 0; step < steps; step++) {
             for (size_t part = 0; part < accumulate; part++) {
                 size_t at = (step * accumulate + part) * rows;
-                device->forward(&model, &a, tokens + at, targets + at, B, T, 0);
+                device->forward(&model, &a, tokens + at, targets + at, B, T, 0, true);
                 device->backward(&model, &a, tokens + at, targets + at, B, T, 1 / (float)accumulate);
             }
             AdamW o = {rate_at(step + 1),         fixture_option("--beta1"),
@@ -1421,11 +1423,11 @@ static void test_initialize(void) {
 
 // No activation reaches into another, in training and in generation, and memory() counts all of them.
 static void test_memory(void) {
-    const Config config = {70, 40, 24, 3, 5};
+    const Config c = {70, 40, 24, 3, 5};
     for (size_t B = 1; B <= 50; B += 49)
         for (int training = 0; training < 2; training++) {
             if (B > 1 && !training) continue;
-            const size_t V = config.V, C = config.C, H = config.H, L = config.L, rows = B * config.T;
+            const size_t L = c.L, rows = B * c.T;
             enum { PLACES = 32 * 5 };
             struct {
                 const char *name, *from;
@@ -1436,9 +1438,9 @@ static void test_memory(void) {
             Activations a;
             memset(&model, 0, sizeof model);
             memset(&a, 0, sizeof a);
-            model.config = config;
+            model.config = c;
             device->create_model(&model, training);
-            device->create_activations(&a, &model, B, config.T, training);
+            device->create_activations(&a, &model, B, c.T, training);
 #define PLACE(kind, type, field, width)                                                                             \
     for (size_t l = 0; l < (kind == CACHE || (kind == EACH && training) ? L : kind != GRADIENT || training); l++) { \
         at[count].name = #field;                                                                                    \
@@ -1454,17 +1456,16 @@ static void test_memory(void) {
                     CHECK(at[j].from + at[j].bytes <= at[i].from || at[i].from + at[i].bytes <= at[j].from,
                           "B = %zu, training %d: %s lies in %s", B, training, at[i].name, at[j].name);
             }
-            needed += (training ? 4 : 1) * (model.parameter_count + (padded(V) - V) * C) * sizeof(float);
-            size_t said = device->memory(config, B, config.T, training), tensors = count + 4 * model.tensor_count;
+            needed += (training ? 4 : 1) * (model.parameter_count + (padded(c.V) - c.V) * c.C) * sizeof(float);
+            size_t said = device->memory(c, B, c.T, training), tensors = count + 4 * model.tensor_count;
             if (device == &cpu) // a GPU may need more
                 CHECK(needed <= said && said <= needed + 64 * tensors, "B = %zu, training %d: %zu bytes, not %zu", B,
                       training, said, needed);
             // Beside the batch, training has a sequence to sample from; a row of logits may go uncounted.
-            size_t sampler = memory_needed(config, B, training) - said,
-                   one = device->memory(config, 1, config.T, false);
+            size_t sampler = memory_needed(c, B, training) - said, one = device->memory(c, 1, c.T, false);
             one -= model.block_size * sizeof(float);
             if (device == &cpu)
-                CHECK(training ? sampler <= one && one <= sampler + padded(V) * sizeof(float) : !sampler,
+                CHECK(training ? sampler <= one && one <= sampler + padded(c.V) * sizeof(float) : !sampler,
                       "B = %zu, training %d: the sampler takes %zu bytes, not %zu", B, training, sampler, one);
             device->free_activations(&a);
             device->free_model(&model);
@@ -1483,7 +1484,7 @@ static double loss_at(Model* model, Activations* a, const Tensor* t, const float
     float* moved = borrow(t->size);
     for (size_t i = 0; i < t->size; i++) moved[i] = (float)(w[i] + step * direction[i]);
     device->to_device(model->weights + t->offset, moved, t->size);
-    device->forward(model, a, tokens, targets, fixture.B, fixture.T, 0);
+    device->forward(model, a, tokens, targets, fixture.B, fixture.T, 0, true);
     free(borrowed[--borrowed_count]);
     return take_loss(model);
 }
@@ -1500,7 +1501,7 @@ static void test_finite_differences(void) {
     memset(&a, 0, sizeof a);
     device->create_activations(&a, &model, B, T, true);
     const int *tokens = stored_tokens("tokens", rows), *targets = stored_tokens("targets", rows);
-    device->forward(&model, &a, tokens, targets, B, T, 0);
+    device->forward(&model, &a, tokens, targets, B, T, 0, true);
     device->backward(&model, &a, tokens, targets, B, T, 1);
     take_loss(&model);
     for (size_t i = 0; i < model.tensor_count; i++) {
@@ -3376,11 +3377,11 @@ static void test_generation_cache(void) {
     device->create_activations(&part, &m, 1, 70, false);
     float* expected = (float*)allocate(70 * 300, sizeof(float), "logits");
     float got[300];
-    device->forward(&m, &training, tokens, targets, 1, 70, 0);
+    device->forward(&m, &training, tokens, targets, 1, 70, 0, true);
     device->wait(&m);
     device->read_activation(expected, &training, training.logits, 70 * 300);
     for (size_t n = 1; n <= 70; n += SLOW ? 9 : 1) {
-        device->forward(&m, &whole, tokens, NULL, 1, n, 0);
+        device->forward(&m, &whole, tokens, NULL, 1, n, 0, false);
         device->wait(&m);
         device->read_activation(got, &whole, whole.logits, 300);
         compare_logits(got, expected + (n - 1) * 300, 300, n - 1, "all at once");
@@ -3388,7 +3389,7 @@ static void test_generation_cache(void) {
     for (size_t step = 1; step < 70; step = step * 2 + 1)
         for (size_t prompt = 1; prompt < 70; prompt += SLOW ? 33 : 11)
             for (size_t n = prompt, cached = 0; cached < 70; cached = n, n = min_size(n + step, 70)) {
-                device->forward(&m, &part, tokens + cached, NULL, 1, n, cached);
+                device->forward(&m, &part, tokens + cached, NULL, 1, n, cached, false);
                 device->wait(&m);
                 device->read_activation(got, &part, part.logits, 300);
                 compare_logits(got, expected + (n - 1) * 300, 300, n - 1, "with a cache");
@@ -3407,7 +3408,7 @@ static size_t generate_plainly(Model* m, Activations* a, const Tokenizer* t, con
     Candidate* candidates = (Candidate*)allocate(V, sizeof(Candidate), "candidates");
     memcpy(window, prompt + n - used, used * sizeof(int));
     for (size_t i = 0; i < s.tokens; i++) {
-        device->forward(m, a, window, NULL, 1, used, 0);
+        device->forward(m, a, window, NULL, 1, used, 0, false);
         device->wait(m);
         device->read_activation(logits, a, a->logits, V);
         int token = sample_token(logits, V, &s, random_uniform(s.key, i), candidates);
@@ -3776,11 +3777,11 @@ static void test_accumulate(void) {
     device->create_activations(&a, &once, B, T, true);
     Data d = open_data(in_folder("data/train.bin"), T, 256);
     load_batch(&d, 1, 0, B, inputs, targets);
-    device->forward(&once, &a, inputs, targets, B, T, 0);
+    device->forward(&once, &a, inputs, targets, B, T, 0, true);
     device->backward(&once, &a, inputs, targets, B, T, 1);
     for (size_t half = 0; half < 2; half++) {
         load_batch(&d, 1, half * B / 2, B / 2, inputs, targets);
-        device->forward(&twice, &a, inputs, targets, B / 2, T, 0);
+        device->forward(&twice, &a, inputs, targets, B / 2, T, 0, true);
         device->backward(&twice, &a, inputs, targets, B / 2, T, 0.5f);
     }
     double one = take_loss(&once), two = take_loss(&twice);
@@ -3857,7 +3858,7 @@ static void test_validation(void) {
                 token_string(&t, targets[j], &length);
                 bytes += (double)length;
             }
-            device->forward(&m, &a, inputs, targets, 1, T, 0);
+            device->forward(&m, &a, inputs, targets, 1, T, 0, true);
             loss += take_loss(&m);
         }
         CHECK(fabs(logged - loss / (double)count) < 1e-6 * logged, "validation loss %.9g, not %.9g", logged,
@@ -3976,22 +3977,22 @@ static void test_option_values(void) {
     char text[256];
     for (int i = 0; i < OPTIONS; i++) {
         const Option* o = &options[i];
-        if (o->kind != WHOLE && o->kind != REAL) continue;
+        if (!o->whole && !o->real) continue;
         for (size_t g = 0; g < sizeof garbage / sizeof *garbage; g++) {
             if (o->most > 1e20 && strtod(garbage[g], NULL) > 1e10 && strtod(garbage[g], NULL) <= o->most) continue;
             snprintf(text, sizeof text, "%s %s", o->name, garbage[g]);
             CHECK_FAILURE(forked(parse_one, text), 2, o->name, text);
         }
         static const char* const real[] = {"1.5", "1e3", "0.0"};
-        for (size_t g = 0; g < 3 && o->kind == WHOLE; g++) {
+        for (size_t g = 0; g < 3 && o->whole; g++) {
             snprintf(text, sizeof text, "%s %s", o->name, real[g]);
             CHECK_FAILURE(forked(parse_one, text), 2, "whole number", text);
         }
         // The ends of the range, and just beyond.
-        const char* format = o->kind == WHOLE ? "%s %.0f" : "%s %.17g";
+        const char* format = o->whole ? "%s %.0f" : "%s %.17g";
         double ends[] = {o->least, o->most};
-        double beyond[] = {o->kind == WHOLE ? o->least - 1 : nextafter(o->least, -INFINITY),
-                           o->kind == WHOLE ? o->most + 1 : nextafter(o->most, INFINITY)};
+        double beyond[] = {o->whole ? o->least - 1 : nextafter(o->least, -INFINITY),
+                           o->whole ? o->most + 1 : nextafter(o->most, INFINITY)};
         for (int k = 0; k < 2; k++) {
             snprintf(text, sizeof text, format, o->name, ends[k]);
             CHECK_SUCCESS(forked(parse_one, text), text);
@@ -4035,7 +4036,6 @@ static void test_option_names(void) {
     CHECK_FAILURE(cli("--resume=1"), 2, "--resume takes no value", "a value for a flag");
     CHECK_FAILURE(cli("--preset gpt3"), 2, "--preset is gpt2, gpt2-medium", "an unknown preset");
     CHECK_FAILURE(cli("--preset gpt2 --init x"), 2, "leave out --preset", "two origins of the sizes");
-    CHECK_FAILURE(cli("--channels 64 --init x"), 2, "leave out --preset", "sizes beside those of the file");
     CHECK_FAILURE(cli("--resume --init x"), 2, "give one of them", "two origins of the weights");
 }
 
@@ -4043,7 +4043,7 @@ static void set_and_print(const char* argument) {
     char* arguments[] = {(char*)"test_gpt", (char*)"--steps=7", (char*)"--steps",    (char*)"80",  (char*)"--lr=2e-3",
                          (char*)"--preset", (char*)argument,    (char*)"--generate", (char*)"a=b", NULL};
     parse_command_line(9, arguments);
-    printf("%ld %ld %ld %ld %ld %g %g %ld %s", opt.steps, opt.layers, opt.heads, opt.channels, opt.context, opt.lr,
+    printf("%zu %zu %zu %zu %zu %g %g %zu %s", opt.steps, opt.model.L, opt.model.H, opt.model.C, opt.model.T, opt.lr,
            opt.min_lr, opt.warmup, opt.prompt);
 }
 
@@ -4110,6 +4110,8 @@ static void test_cli_failures(void) {
         {"--resume --steps 1", 1, "has done all of its 1 steps"},
         {"--resume --steps 4 --train FOLDER/data/val.bin", 1, "other data"},
         {"--init FOLDER/gpt.safetensors --context 25", 1, "longer than the 24 positions"},
+        {"--init FOLDER/gpt.safetensors --channels 64", 1, "--channels 64 does not fit"},
+        {"--generate x --heads 4", 1, "--heads 4 does not fit"},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         char arguments[2000];
@@ -4152,6 +4154,7 @@ static void test_cli_folder_name(void) {
 
 // Files that do not belong together.
 static void test_cli_mismatch(void) {
+    char base[9000];
     static Vocabulary v;
     const char *data = make_data(), *checkpoint = make_checkpoint(data);
     // Another tokenizer of the same size, and a larger one.
@@ -4204,8 +4207,25 @@ static void test_cli_mismatch(void) {
                       "an impossible option in the checkpoint");
         beta[-4] = '2'; // --beta2 twice, --beta1 never
         write_file(in_folder("tampered"), file, size);
-        CHECK_FAILURE(cli("--data %s --resume --steps 5 --checkpoint %s", data, in_folder("tampered")), 1, "--beta1",
-                      "an option missing in the checkpoint");
+        CHECK_FAILURE(cli("--data %s --resume --steps 5 --checkpoint %s", data, in_folder("tampered")), 1,
+                      "stands there twice", "a key twice in the checkpoint");
+    }
+    free(file);
+    // One that only another version of the program knows, wherever the model is used; and none where an older one had none.
+    file = read_file(checkpoint, &size);
+    char* name = file ? strstr(file + 8, "\"--batch\"") : NULL;
+    if (CHECK(name, "no --batch in the checkpoint")) {
+        memcpy(name, "\"--bunch\"", 9);
+        write_file(in_folder("tampered"), file, size);
+        snprintf(base, sizeof base, "--data %s --checkpoint %s", data, in_folder("tampered"));
+        const char* unknown = "was made with --bunch 3, which this program does not know";
+        CHECK_FAILURE(cli("%s --resume --steps 5", base), 1, unknown, "a resumed run");
+        CHECK_FAILURE(cli("%s --generate x", base), 1, unknown, "generation");
+        CHECK_FAILURE(cli("%s --export %s", base, in_folder("exported")), 1, unknown, "an export");
+        CHECK_FAILURE(cli("--data %s --init %s", data, in_folder("tampered")), 1, unknown, "another run's weights");
+        memcpy(name, "\"  batch\"", 9);
+        write_file(in_folder("tampered"), file, size);
+        CHECK_SUCCESS(cli("%s --resume --steps 3", base), "a checkpoint from before there was --batch");
     }
     free(file);
     static const char* const numbers[] = {"\"step\":\"", "\"windows\":\"", "\"tokens\":\"", "\"--heads\":\""};
@@ -4328,7 +4348,7 @@ static float* train_on(const Device* on, Config config, size_t B, double* losses
     }
     for (size_t step = 0; step < TWIN_STEPS; step++) {
         size_t at = step % 2 * rows;
-        device->forward(&m, &a, tokens + at, targets + at, B, config.T, 0);
+        device->forward(&m, &a, tokens + at, targets + at, B, config.T, 0, true);
         device->backward(&m, &a, tokens + at, targets + at, B, config.T, 1);
         AdamW o = {0.01, 0.9, 0.95, 0.1, 1, step + 1};
         device->update(&m, o);
