@@ -2917,7 +2917,7 @@ static void check_memory(Config config, size_t B, bool training) {
 static void print_config(Config c) {
     printf("model      vocabulary %zu", c.V);
 #define PRINT(field, option, initial, least, most, help) \
-    if (c.field) printf(", %s %zu", option + 2, c.field);
+    if (c.field) printf(", %s %zu", &option[2], c.field);
     CONFIG(PRINT)
 }
 
