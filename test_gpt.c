@@ -11,6 +11,11 @@
 
 #pragma GCC diagnostic ignored "-Wmissing-field-initializers" // what a Config's does not give is 0, as in GPT-2
 #define NO_MAIN
+#ifndef PLAIN
+#include <stdbool.h>
+static bool use_plain; // chosen here while the tests run, to compare the two
+#define PLAIN use_plain
+#endif
 #ifdef TWIN
 #include TWIN
 #undef check // of the twin's; here it is a function
@@ -1484,30 +1489,24 @@ static double loss_at(Model* model, Activations* a, const Tensor* t, const float
     float* moved = borrow(t->size);
     for (size_t i = 0; i < t->size; i++) moved[i] = (float)(w[i] + step * direction[i]);
     device->to_device(model->weights + t->offset, moved, t->size);
-    device->forward(model, a, tokens, targets, fixture.B, fixture.T, 0, true);
+    device->forward(model, a, tokens, targets, a->B, a->T, 0, true);
     free(borrowed[--borrowed_count]);
     return take_loss(model);
 }
 
-// The slope of the loss, measured, is the gradient times the direction. The direction is half along the gradient, so
-// that the loss moves, and half random, so that other components count too. Central differences at two distances are
-// combined so that the error falls with the fourth power of the distance, which then may be so long that the loss
-// changes by hundredths, against which its rounding is small.
-static void test_finite_differences(void) {
-    if (!open_fixture(0)) return;
-    size_t B = fixture.B, T = fixture.T, rows = fixture.rows;
-    Model model = fixture_model();
-    Activations a;
-    memset(&a, 0, sizeof a);
-    device->create_activations(&a, &model, B, T, true);
-    const int *tokens = stored_tokens("tokens", rows), *targets = stored_tokens("targets", rows);
-    device->forward(&model, &a, tokens, targets, B, T, 0, true);
-    device->backward(&model, &a, tokens, targets, B, T, 1);
-    take_loss(&model);
-    for (size_t i = 0; i < model.tensor_count; i++) {
-        const Tensor* t = &model.tensors[i];
-        float *g = from_device(model.gradients + t->offset, t->size), *d = borrow_random(t->size, i);
-        float* w = from_device(model.weights + t->offset, t->size);
+// The slope of the loss, measured, is the gradient times the direction, for each tensor. The direction is half along
+// the gradient, so that the loss moves, and half random, so that other components count too. Central differences at two
+// distances are combined so that the error falls with the fourth power of the distance, which then may be so long that
+// the loss changes by hundredths, against which its rounding is small.
+static void check_slopes(Model* model, Activations* a, const int* tokens, const int* targets, const char* what) {
+    device->forward(model, a, tokens, targets, a->B, a->T, 0, true);
+    device->backward(model, a, tokens, targets, a->B, a->T, 1);
+    take_loss(model);
+    for (size_t i = 0; i < model->tensor_count; i++) {
+        const Tensor* t = &model->tensors[i];
+        size_t before = borrowed_count;
+        float *g = from_device(model->gradients + t->offset, t->size), *d = borrow_random(t->size, i);
+        float* w = from_device(model->weights + t->offset, t->size);
         double g_length = euclidean_norm(g, t->size), d_length = euclidean_norm(d, t->size), slope = 0;
         for (size_t j = 0; j < t->size; j++) {
             d[j] = (float)(g[j] / g_length + d[j] / d_length);
@@ -1516,16 +1515,27 @@ static void test_finite_differences(void) {
         double measured[2];
         for (int k = 0; k < 2; k++) {
             double step = 0.02 / slope / (k + 1);
-            measured[k] = (loss_at(&model, &a, t, w, d, step, tokens, targets) -
-                           loss_at(&model, &a, t, w, d, -step, tokens, targets)) /
+            measured[k] = (loss_at(model, a, t, w, d, step, tokens, targets) -
+                           loss_at(model, a, t, w, d, -step, tokens, targets)) /
                           (2 * step);
         }
         double combined = (4 * measured[1] - measured[0]) / 3, error = fabs(combined / slope - 1);
         if (getenv("GPT_TEST_VERBOSE"))
             printf("  %-34s slope %.6f, measured %.6f, error %.1e\n", t->name, slope, combined, error);
-        CHECK(error < 2e-4, "%s: the loss changes by %.6f a step, the gradient says %.6f", t->name, combined, slope);
-        device->to_device(model.weights + t->offset, w, t->size);
+        CHECK(error < 2e-4, "%s: %s: the loss changes by %.6f a step, the gradient says %.6f", what, t->name, combined,
+              slope);
+        device->to_device(model->weights + t->offset, w, t->size);
+        while (borrowed_count > before) free(borrowed[--borrowed_count]);
     }
+}
+
+static void test_finite_differences(void) {
+    if (!open_fixture(0)) return;
+    Model model = fixture_model();
+    Activations a;
+    memset(&a, 0, sizeof a);
+    device->create_activations(&a, &model, fixture.B, fixture.T, true);
+    check_slopes(&model, &a, stored_tokens("tokens", fixture.rows), stored_tokens("targets", fixture.rows), "GPT-2");
     device->free_activations(&a);
     device->free_model(&model);
     close_fixture();
@@ -3338,16 +3348,20 @@ static void test_sample_not_finite(void) {
 }
 
 // Weights large enough that one token differs from another.
-static void make_speaker(Model* m, Config config, uint64_t seed) {
-    make_model(m, config, false, seed);
+static void make_speak(Model* m, uint64_t seed) {
     for (size_t i = 0; i < m->tensor_count; i++) {
         const Tensor* t = &m->tensors[i];
         float* w = (float*)allocate(t->size, sizeof(float), "a test's weights");
         for (size_t j = 0; j < t->size; j++)
-            w[j] = (t->rows ? 0 : t->mean) + (t->rows == config.V ? 1.0f : 0.3f) * random_normal(seed + i, j);
+            w[j] = (t->rows ? 0 : t->mean) + (t->rows == m->config.V ? 1.0f : 0.3f) * random_normal(seed + i, j);
         device->to_device(m->weights + t->offset, w, t->size);
         free(w);
     }
+}
+
+static void make_speaker(Model* m, Config config, uint64_t seed) {
+    make_model(m, config, false, seed);
+    make_speak(m, seed);
 }
 
 static void compare_logits(const float* a, const float* b, size_t V, size_t position, const char* what) {
@@ -3858,7 +3872,7 @@ static void test_validation(void) {
                 token_string(&t, targets[j], &length);
                 bytes += (double)length;
             }
-            device->forward(&m, &a, inputs, targets, 1, T, 0, true);
+            device->forward(&m, &a, inputs, targets, 1, T, 0, false);
             loss += take_loss(&m);
         }
         CHECK(fabs(logged - loss / (double)count) < 1e-6 * logged, "validation loss %.9g, not %.9g", logged,
@@ -3906,6 +3920,188 @@ static void test_log(void) {
     CHECK(fabs(first - guess) < 0.3, "the first loss is %g, that of a guess %g", first, guess);
     CHECK(last < 3.2 && last_val < 3.2, "after 60 steps the loss is %g, on unseen text %g", last, last_val);
     free(text);
+}
+
+// ====================================================================================================================
+// Variants
+//
+// What holds of any model, whatever its layers are, and without numbers from elsewhere to compare with. Whoever changes
+// the architecture adds a line: the options that choose it, GPT-2's own being none.
+
+static const char* const variants[] = {
+    "",
+};
+
+#define VARIANT_MODEL "--layers 2 --heads 4 --channels 24 --context 70 --batch 3 " // more than a tile of attention
+
+enum { VARIANT_V = 61, VARIANT_B = 3, VARIANT_T = 70 };
+typedef struct {
+    const char* name;
+    Model model;
+    Activations a;
+    int tokens[VARIANT_B * VARIANT_T], targets[VARIANT_B * VARIANT_T];
+} Subject;
+
+// The model that these options choose, with weights large enough for everything to matter.
+static void make_subject(Subject* s, const char* variant) {
+    char text[512], *words[64], *rest = text;
+    int count = 0;
+    snprintf(text, sizeof text, "test_gpt " VARIANT_MODEL "%s", variant);
+    for (char* word; (word = strsep(&rest, " ")) != NULL;)
+        if (*word) words[count++] = word;
+    for (int i = 0; i < OPTIONS; i++) options[i].given = false;
+    parse_command_line(count, words);
+    memset(s, 0, sizeof *s);
+    s->name = *variant ? variant : "GPT-2";
+    opt.model.V = VARIANT_V;
+    make_model(&s->model, opt.model, true, 7);
+    device->create_activations(&s->a, &s->model, VARIANT_B, VARIANT_T, true);
+    for (size_t i = 0; i < VARIANT_B * VARIANT_T; i++) {
+        s->tokens[i] = (int)(random_bits(11, i) % VARIANT_V);
+        s->targets[i] = (int)(random_bits(12, i) % VARIANT_V);
+    }
+}
+
+static void free_subject(Subject* s) {
+    device->free_activations(&s->a);
+    device->free_model(&s->model);
+    free_borrowed();
+}
+
+static double subject_loss(Subject* s, bool training) {
+    device->forward(&s->model, &s->a, s->tokens, s->targets, VARIANT_B, VARIANT_T, 0, training);
+    return take_loss(&s->model);
+}
+
+// Logits of n positions from a forward pass over `rows` of them, the last n.
+static const float* logits_of(const Activations* a, size_t n) {
+    float* logits = borrow(n * VARIANT_V);
+    device->read_activation(logits, a, a->logits, n * VARIANT_V);
+    return logits;
+}
+
+// A new model guesses: it gives each token about the same probability, and does not settle on one by its shape alone.
+static void check_first_values(Subject* s) {
+    double loss = subject_loss(s, false), guess = log(VARIANT_V);
+    CHECK(fabs(loss - guess) < 0.05, "%s: a new model's loss is %g, a guess's %g", s->name, loss, guess);
+}
+
+// Two forms of the same: what differs is rounding.
+static void check_plain(Subject* s) {
+    if (PLAIN) return;
+#ifndef TWIN
+    size_t n = s->model.block_size;
+    float* gradients[2];
+    double losses[2];
+    for (int k = 0; k < 2; k++) {
+        use_plain = k;
+        memset(s->model.gradients, 0, n * sizeof(float));
+        losses[k] = subject_loss(s, true);
+        device->backward(&s->model, &s->a, s->tokens, s->targets, VARIANT_B, VARIANT_T, 1);
+        gradients[k] = borrow_copy(s->model.gradients, n);
+    }
+    use_plain = false;
+    memset(s->model.gradients, 0, n * sizeof(float));
+    CHECK(fabs(losses[0] / losses[1] - 1) < 1e-6, "%s: loss %.9g, but plain %.9g", s->name, losses[0], losses[1]);
+    for (size_t i = 0; i < s->model.tensor_count; i++) {
+        const Tensor* t = &s->model.tensors[i];
+        double error = euclidean_distance(gradients[0] + t->offset, gradients[1] + t->offset, t->size);
+        CHECK(error <= 1e-5 * euclidean_norm(gradients[1] + t->offset, t->size), "%s: %s: plain is another gradient",
+              s->name, t->name);
+    }
+#endif
+}
+
+// A position depends on no later one, and on nothing of the batch's other rows. To the bit: the same sums are taken.
+static void check_causality(Subject* s) {
+    enum { ROWS = VARIANT_B * VARIANT_T, AT = VARIANT_T + 41 }; // a position of the second row
+    subject_loss(s, false);
+    const float* before = logits_of(&s->a, ROWS);
+    s->tokens[AT] = (s->tokens[AT] + 1) % VARIANT_V;
+    subject_loss(s, false);
+    const float* after = logits_of(&s->a, ROWS);
+    s->tokens[AT] = (s->tokens[AT] + VARIANT_V - 1) % VARIANT_V;
+    for (size_t i = 0; i < ROWS; i++) {
+        bool same = !memcmp(before + i * VARIANT_V, after + i * VARIANT_V, VARIANT_V * sizeof(float));
+        CHECK(same || (i >= AT && i < 2 * VARIANT_T), "%s: token %d moves what row %zu says", s->name, AT, i);
+        CHECK(!same || i != AT, "%s: token %d does not move its own row", s->name, AT);
+    }
+}
+
+// However a text is cut into calls, each position has the logits of one pass over all of it.
+static void check_cache(Subject* s) {
+    Activations part;
+    memset(&part, 0, sizeof part);
+    device->create_activations(&part, &s->model, 1, VARIANT_T, false);
+    subject_loss(s, false);
+    const float* whole = logits_of(&s->a, VARIANT_T);
+    static const size_t steps[] = {1, 5, 66};
+    for (size_t k = 0; k < 3; k++)
+        for (size_t cached = 0, n; cached < VARIANT_T; cached = n) {
+            n = min_size(cached + steps[k], VARIANT_T);
+            device->forward(&s->model, &part, s->tokens + cached, NULL, 1, n, cached, false);
+            compare_logits(logits_of(&part, 1), whole + (n - 1) * VARIANT_V, VARIANT_V, n - 1, s->name);
+            free(borrowed[--borrowed_count]);
+        }
+    device->free_activations(&part);
+}
+
+// Training changes the weights and nothing else that validation sees.
+static void check_validation(Subject* s) {
+    double before = subject_loss(s, false);
+    for (int i = 0; i < 2; i++) {
+        subject_loss(s, true);
+        device->backward(&s->model, &s->a, s->tokens, s->targets, VARIANT_B, VARIANT_T, 1);
+        CHECK(subject_loss(s, false) == before, "%s: a step's passes change the loss that is validated", s->name);
+    }
+}
+
+// Whole runs: the same bits from any number of threads, and in two parts; and what is saved is the model that was
+// validated last.
+static void check_run(Subject* s, const char* data, const char* variant) {
+    const char *whole = in_folder("whole.safetensors"), *path = in_folder("part.safetensors");
+    char run[9000];
+    snprintf(run, sizeof run, VARIANT_MODEL "%s --data %s --steps 4 --warmup 2 --val-batches 2 --val-every 2 ", variant,
+             data);
+    const char* log = in_folder("log.csv");
+    for (int threads = 1; threads <= 3; threads++) {
+        child.threads = threads;
+        CHECK_SUCCESS(cli("%s --save-every 4 --log %s --checkpoint %s", run, log, threads == 1 ? whole : path), run);
+        CHECK(threads == 1 || same_files(whole, path), "%s: %d threads give other bits than 1", s->name, threads);
+    }
+    child.threads = 0;
+    child.signal = SIGTERM, child.at = 2;
+    cli("%s --save-every 4 --checkpoint %s", run, path);
+    child.signal = 0;
+    CHECK_SUCCESS(cli("--resume --data %s --checkpoint %s", data, path), "resuming");
+    CHECK(same_files(whole, path), "%s: resumed, the bits differ", s->name);
+    CHECK_SUCCESS(cli("--generate 'the ' --tokens 80 --data %s --checkpoint %s", data, path), "generation");
+    CHECK_SUCCESS(cli("--init %s --lr 0 --min-lr 0 --batch 3 --steps 1 --warmup 0 --val-batches 2 --data %s --log %s "
+                      "--checkpoint %s",
+                      whole, data, in_folder("again.csv"), in_folder("again.safetensors")),
+                  "another run from its weights");
+    double losses[2] = {0, 0};
+    const char *last = strstr(read_file(log, NULL), "\n4,"), *again = read_file(in_folder("again.csv"), NULL);
+    CHECK(last && sscanf(last, "\n4,%*f,%lf", &losses[0]) == 1 && again &&
+              sscanf(strchr(again, '\n'), "\n1,%*f,%lf", &losses[1]) == 1 && losses[0] == losses[1],
+          "%s: it is saved as a model of another loss, %.9g, not %.9g", s->name, losses[1], losses[0]);
+}
+
+static void test_variants(void) {
+    const char* data = make_data();
+    for (size_t i = 0; i < sizeof variants / sizeof *variants; i++) {
+        static Subject s;
+        make_subject(&s, variants[i]);
+        check_first_values(&s);
+        make_speak(&s.model, 5);
+        check_slopes(&s.model, &s.a, s.tokens, s.targets, s.name);
+        check_plain(&s);
+        check_causality(&s);
+        check_cache(&s);
+        check_validation(&s);
+        check_run(&s, data, variants[i]);
+        free_subject(&s);
+    }
 }
 
 // ====================================================================================================================
@@ -4551,6 +4747,8 @@ static const struct {
     {"accumulate", test_accumulate, RUNS},
     {"log", test_log, HOST},
     {"validation", test_validation, HOST},
+    // Variants
+    {"variants", test_variants, HOST},
 #ifdef TWIN
     // The twin beside the CPU
     {"twin_trains_alike", test_twin_trains_alike, DEVICE},
