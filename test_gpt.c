@@ -11,9 +11,9 @@
 
 #pragma GCC diagnostic ignored "-Wmissing-field-initializers" // what a Config's does not give is 0, as in GPT-2
 #define NO_MAIN
-#ifndef PLAIN
 #include <stdbool.h>
-static bool use_plain; // chosen here while the tests run, to compare the two
+static bool use_plain; // chosen while the tests run, to compare the two
+#ifndef PLAIN
 #define PLAIN use_plain
 #endif
 #ifdef TWIN
