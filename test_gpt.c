@@ -3982,7 +3982,7 @@ static const float* logits_of(const Activations* a, size_t n) {
 
 // A new model guesses: it gives each token about the same probability, and does not settle on one by its shape alone.
 static void check_first_values(Subject* s) {
-    double loss = subject_loss(s, false), guess = log(VARIANT_V);
+    double loss = subject_loss(s, false), guess = log((double)VARIANT_V);
     CHECK(fabs(loss - guess) < 0.05, "%s: a new model's loss is %g, a guess's %g", s->name, loss, guess);
 }
 

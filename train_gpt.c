@@ -1669,8 +1669,8 @@ static void point_parameters(Parameters* p, const Model* model, float* block) {
     }
 }
 
-// Lays out the activations, from `block` if that is not NULL, with numbers of type `real` in real_size bytes. Returns
-// the number of bytes.
+// Lays out the activations, from `block` if that is not NULL, with numbers of type `real` in real_size bytes; those of
+// width 0 are NULL. Returns the number of bytes.
 static size_t lay_out_activations(Activations* a, Config c, size_t real_size, void* block) {
     size_t size = 0;
     enum { BYTES_float = sizeof(float) };
@@ -1687,7 +1687,7 @@ static size_t lay_out_activations(Activations* a, Config c, size_t real_size, vo
         size_t bytes = cache_lines(rows * table[i].width * table[i].size);
         for (size_t l = 0; l < (kind == EACH || kind == CACHE ? c.L : 1); l++) {
             bool shared = kind == EACH && !a->training && l > 0;
-            char* at = block ? (char*)block + (shared ? start : size) : NULL;
+            char* at = block && bytes ? (char*)block + (shared ? start : size) : NULL;
             memcpy((char*)a + table[i].slot + l * sizeof at, &at, sizeof at);
             if (!shared) size += bytes;
         }
