@@ -1472,7 +1472,7 @@ static Tensors tensors_of(const Activations* a) {
 struct Recording {
     enum Pass { FORWARD, BACKWARD, UPDATE } pass;
     size_t model, B, T;
-    float share;
+    float share; // of a backward pass in the step; of a forward pass, whether one follows
     size_t times;
     cudaGraphExec_t graph;
 };
@@ -1690,14 +1690,14 @@ static void head_forward(const Model* model, const Activations* activations, siz
 }
 
 // As cpu_forward. tokens and targets are on the device already.
-static void run_forward(Model* model, Activations* activations, bool with_targets, size_t B, size_t T, size_t start) {
+static void run_forward(Model* model, Activations* activations, bool with_targets, bool training, size_t B, size_t T,
+                        size_t start) {
     const Parameters* p = &model->w;
     const Rounded* w = &extra_of(model)->w;
     const ActivationsExtra* e = extra_of(activations);
     Tensors a = tensors_of(activations);
-    size_t V = model->config.V, C = model->config.C, H = model->config.H, L = model->config.L;
-    size_t N = T - start, rows = B * N;
-    Attention shape = {B, T, start, H, C / H};
+    size_t V = model->config.V, C = model->config.C, L = model->config.L, N = T - start, rows = B * N;
+    Attention shape = attention_of(model->config, B, T, start);
     embedding_forward(a.embedded, e->tokens, p->wte, p->wpe, B, N, start, C);
     done("embedding");
     const real *x = a.embedded, *none = NULL;
@@ -1734,13 +1734,13 @@ static void run_forward(Model* model, Activations* activations, bool with_target
     }
     size_t part = head_rows(V);
     for (size_t first = 0; first < rows; first += part)
-        head_forward(model, activations, first, min_size(part, rows - first), rows <= part);
+        head_forward(model, activations, first, min_size(part, rows - first), training && rows <= part);
     launch(mean_loss_kernel, 1, THREADS, GROUPS * sizeof(double), stream, extra_of(model)->results, a.losses, rows);
     done("loss");
 }
 
 static void forward(Model* model, Activations* a, const int* tokens, const int* targets, size_t B, size_t T,
-                    size_t start) {
+                    size_t start, bool training) {
     ModelExtra* m = extra_of(model);
     size_t rows = B * (T - start);
     if (m->seen_uploads != uploads) // the host may have written weights
@@ -1748,9 +1748,10 @@ static void forward(Model* model, Activations* a, const int* tokens, const int* 
                model->block_size);
     m->seen_uploads = uploads;
     upload(extra_of(a)->tokens, tokens, rows * sizeof(int));
-    if (!targets) return run_forward(model, a, false, B, T, start);
+    if (!targets) return run_forward(model, a, false, false, B, T, start);
     upload(extra_of(a)->targets, targets, rows * sizeof(int));
-    replay(recording(model, a, Recording::FORWARD, B, T, 0), [&] { run_forward(model, a, true, B, T, 0); });
+    replay(recording(model, a, Recording::FORWARD, B, T, training),
+           [&] { run_forward(model, a, true, training, B, T, 0); });
     model->loss_count += 1;
 }
 
@@ -1759,8 +1760,8 @@ static void run_backward(Model* model, Activations* activations, size_t B, size_
     const Rounded* w = &extra_of(model)->w;
     const ActivationsExtra* e = extra_of(activations);
     Tensors a = tensors_of(activations);
-    size_t V = model->config.V, C = model->config.C, H = model->config.H, L = model->config.L, rows = B * T;
-    Attention shape = {B, T, 0, H, C / H};
+    size_t V = model->config.V, C = model->config.C, L = model->config.L, rows = B * T;
+    Attention shape = attention_of(model->config, B, T, 0);
     const real* none = NULL;
     size_t part = head_rows(V);
     for (size_t first = 0, n; first < rows; first += n) {
@@ -1912,11 +1913,10 @@ template <typename S> static void read_rows(float* to, const S* from, size_t n, 
 
 // `tensor`, as the host knows it, tells which one is meant, and the table of what type it is.
 static void read_activation(float* to, const Activations* a, const float* tensor, size_t n) {
-    size_t V = extra_of(a)->config.V, C = extra_of(a)->config.C, H = extra_of(a)->config.H, L = extra_of(a)->config.L;
+    const Config c = extra_of(a)->config;
     const Tensors t = tensors_of(a);
-    (void)V, (void)C, (void)H;
 #define READ(kind, type, field, width)                                                               \
-    for (size_t l = 0; l < (kind == EACH || kind == CACHE ? L : 1); l++) {                           \
+    for (size_t l = 0; l < (kind == EACH || kind == CACHE ? c.L : 1); l++) {                         \
         type* p = ((type* const*)((const char*)&t + offsetof(Tensors, field)))[l];                   \
         if ((const void*)p == tensor)                                                                \
             return read_rows(to, p, n, width, (const void*)p == t.logits ? padded(width) : (width)); \
@@ -1962,9 +1962,9 @@ static double peak(void) {
     return best;
 }
 
-static const Device cuda = {start,      available,        memory,         peak,     create_model, create_activations,
-                            free_model, free_activations, forward,        backward, update,       wait,
-                            to_host,    to_device,        read_activation};
+static const Device cuda = {start,      beyond_gpt2,      available, memory,   peak,   create_model, create_activations,
+                            free_model, free_activations, forward,   backward, update, wait,         to_host,
+                            to_device,  read_activation};
 
 // ====================================================================================================================
 // Comparison
@@ -2067,7 +2067,7 @@ static int compare(void) {
         run->tokenizer = load_tokenizer(data_path("tokenizer.bin"));
         Checkpoint file, *from = opt.init ? &file : NULL;
         if (from) file = open_checkpoint(weights_path(), "");
-        Config config = run->model.config = choose_config(run, from);
+        Config config = run->model.config = choose_config(&run->tokenizer, from);
         run->B = (size_t)opt.batch;
         run->T = config.T;
         open_texts(run, config.V, NULL);
@@ -2083,8 +2083,8 @@ static int compare(void) {
     double n = (double)opt.accumulate * (double)runs[0].B * (double)c.T, V = (double)c.V, C = (double)c.C,
            L = (double)c.L;
     double P = (double)runs[0].model.parameter_count, CCL = 2 * n * C * C * L, CL = n * C * L;
-    printf("model      %zu layers, %zu heads, %zu channels, context %zu: %.0f parameters; %.0f tokens a step\n\n", c.L,
-           c.H, c.C, c.T, P, n);
+    print_config(c);
+    printf(": %.0f parameters; %.0f tokens a step\n\n", P, n);
     const Work works[] = {{"embedding", 0, {3 * n * C, 3 * n * C}},
                           {"ln1", 0, {2 * CL, 4 * CL}},
                           {"qkv_w", 3 * CCL, {}},
