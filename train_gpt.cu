@@ -244,7 +244,9 @@ static const char* start(void) {
     if (status || !count)
         die("no NVIDIA GPU to use (%s); --device cpu does without",
             driver ? cudaGetErrorString(status ? status : cudaErrorNoDevice) : "there is no driver");
-    check(cudaGetDeviceProperties(&gpu, 0));
+    if (cuda_number >= count) die("there is no GPU %d, only 0 to %d", cuda_number, count - 1);
+    check(cudaSetDevice(cuda_number));
+    check(cudaGetDeviceProperties(&gpu, cuda_number));
     if (gpu.major < 8)
         die("%s has compute capability %d.%d, and 8.0 is needed; --device cpu does without", gpu.name, gpu.major,
             gpu.minor);
@@ -568,10 +570,10 @@ static void add_slices(float* first, float* second, const float* partial, size_t
            C, n);
 }
 
-// A block takes SLICE rows, then the next SLICE that are nobody's, and so on. In each slice a warp first finds dx of a
+// A block takes LAYERNORM_SLICE rows, then the next LAYERNORM_SLICE that are nobody's, and so on. In each slice a warp first finds dx of a
 // row, as in the forward pass. Then a thread takes N columns at a time and adds up dy n and dy over the slice, which by
 // now is near at hand: so dy and x come from afar once. partial (blocks,2,C).
-enum { SLICE = 16 };
+enum { LAYERNORM_SLICE = 16 };
 template <int W>
 __global__ static void layernorm_backward_kernel(real* dx, const real* dy, const real* x, const float* mean,
                                                  const float* rstd, const float* w, size_t rows, size_t C,
@@ -579,8 +581,9 @@ __global__ static void layernorm_backward_kernel(real* dx, const real* dy, const
     constexpr int N = W < 2 ? W : 2;
     size_t lane = threadIdx.x % WARP * W;
     partial += blockIdx.x * 2 * C;
-    for (size_t start = (size_t)blockIdx.x * SLICE; start < rows; start += (size_t)gridDim.x * SLICE) {
-        size_t end = start + SLICE < rows ? start + SLICE : rows;
+    for (size_t start = (size_t)blockIdx.x * LAYERNORM_SLICE; start < rows;
+         start += (size_t)gridDim.x * LAYERNORM_SLICE) {
+        size_t end = start + LAYERNORM_SLICE < rows ? start + LAYERNORM_SLICE : rows;
         for (size_t row = start + threadIdx.x / WARP; row < end; row += GROUPS) {
             size_t at = row * C;
             float m = mean[row], r = rstd[row], g[W], n[W], scale[W], old[W], g_sum = 0, gn_sum = 0;
@@ -605,7 +608,7 @@ __global__ static void layernorm_backward_kernel(real* dx, const real* dy, const
         }
         for (size_t c = threadIdx.x * N; c < C; c += THREADS * N) {
             float w_sum[N] = {}, b_sum[N] = {}, g[N], n[N];
-            if (start != (size_t)blockIdx.x * SLICE) {
+            if (start != (size_t)blockIdx.x * LAYERNORM_SLICE) {
                 load(w_sum, partial + c);
                 load(b_sum, partial + C + c);
             }
@@ -627,7 +630,7 @@ __global__ static void layernorm_backward_kernel(real* dx, const real* dy, const
 static void layernorm_backward(real* dx, float* dw, float* db, const real* dy, const real* x, const float* mean,
                                const float* rstd, const float* w, size_t rows, size_t C) {
     size_t room = WORKSPACE / (2 * C * sizeof(float)),
-           count = min_size(blocks(rows, SLICE), min_size(most_slices, room));
+           count = min_size(blocks(rows, LAYERNORM_SLICE), min_size(most_slices, room));
     with_width(C, [&](auto W) {
         launch(layernorm_backward_kernel<W>, (unsigned)count, THREADS, 0, stream, dx, dy, x, mean, rstd, w, rows, C,
                (float*)workspace);
@@ -1483,7 +1486,7 @@ template <typename Work> static void replay(Recording* r, Work work) {
         return work();
     }
     if (!r->graph) {
-        cudaGraph_t graph;
+        cudaGraph_t graph = NULL;
         check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
         work();
         check(cudaStreamEndCapture(stream, &graph));
@@ -1529,10 +1532,14 @@ struct ActivationsExtra {
 };
 
 // The head, lnf to losses, is done in parts of so many rows that cuBLASLt and 32 bits can count their logits, of which
-// there can be more than 2^31. If they fit at once, the gradient that cross_entropy leaves in their place is kept.
-// If not, each part takes the place of the one before, and the backward pass computes them again.
-static size_t most_logits = INT32_MAX;
-static size_t head_rows(size_t V) { return most_logits / padded(V) ? most_logits / padded(V) : 1; }
+// there can be more than 2^31; with --recompute, of far fewer. If they fit at once, the gradient that cross_entropy
+// leaves in their place is kept. If not, each part takes the place of the one before, and the backward pass computes
+// them again.
+static size_t most_logits = INT32_MAX, few_logits = 1 << 26;
+static size_t head_rows(size_t V) {
+    size_t rows = (recompute ? few_logits : most_logits) / padded(V);
+    return rows ? rows : 1;
+}
 
 static ModelExtra* extra_of(const Model* m) { return (ModelExtra*)m->extra; }
 static ActivationsExtra* extra_of(const Activations* a) { return (ActivationsExtra*)a->extra; }
@@ -1672,9 +1679,9 @@ __global__ static void mean_loss_kernel(Results* results, const float* losses, s
 
 // The MLP's first half. In training GELU comes along with the multiply where the matrix units' arithmetic is all that is
 // asked for; fc keeps its input. Generation has too few rows for that to matter, and for a single row there may be no
-// algorithm.
+// algorithm. With --recompute it is found twice, from the same fc, so that both find the same.
 static bool gelu_is_folded_in(bool training, size_t rows, size_t C) {
-    return training && rows > 1 && sizeof(real) == 2 && C % WIDTH == 0;
+    return training && !recompute && rows > 1 && sizeof(real) == 2 && C % WIDTH == 0;
 }
 
 static void head_forward(const Model* model, const Activations* activations, size_t first, size_t rows,
@@ -1781,6 +1788,11 @@ static void run_backward(Model* model, Activations* activations, size_t B, size_
     done("lnf");
     for (size_t l = L; l-- > 0;) {
         x = l > 0 ? a.out[l - 1] : a.embedded;
+        if (recompute) {
+            layernorm_forward(a.ln1[l], a.ln1_mean[l], a.ln1_rstd[l], x, p->ln1_w[l], p->ln1_b[l], rows, C);
+            layernorm_forward(a.ln2[l], a.ln2_mean[l], a.ln2_rstd[l], a.mid[l], p->ln2_w[l], p->ln2_b[l], rows, C);
+            gelu_forward(a.gelu[l], a.fc[l], rows * 4 * C);
+        }
         if (gelu_is_folded_in(activations->training, rows, C)) {
             matmul(a.dfc, matrix(a.dresidual, C), transposed(w->mlp_w[l], C), NULL, none, rows, 4 * C, C, 1,
                    Folded{CUBLASLT_EPILOGUE_DGELU, a.fc[l]});
@@ -1916,7 +1928,7 @@ static void read_activation(float* to, const Activations* a, const float* tensor
     const Config c = extra_of(a)->config;
     const Tensors t = tensors_of(a);
 #define READ(kind, type, field, width)                                                               \
-    for (size_t l = 0; l < (kind == EACH || kind == CACHE ? c.L : 1); l++) {                         \
+    for (size_t l = 0; l < (kind == EACH || kind == AGAIN || kind == CACHE ? c.L : 1); l++) {        \
         type* p = ((type* const*)((const char*)&t + offsetof(Tensors, field)))[l];                   \
         if ((const void*)p == tensor)                                                                \
             return read_rows(to, p, n, width, (const void*)p == t.logits ? padded(width) : (width)); \
@@ -1969,41 +1981,42 @@ static const Device cuda = {start,      beyond_gpt2,      available, memory,   p
 // ====================================================================================================================
 // Comparison
 //
-// --compare trains the same steps on both devices from the same weights. In some of them each layer's end is marked, on
-// the GPU by an event in the stream; these steps are started kernel by kernel. The others run as in training.
+// --compare trains the same steps on both devices from the same weights on the same random tokens, or on the one that
+// --device names. In some steps each kernel's end is marked by an event in the stream, and on the CPU each layer's; these
+// are started kernel by kernel. The others run as in training.
 
 enum { COMPARED = 3, DEVICES = 2 };
 typedef enum { FORWARD, BACKWARD, UPDATE, PASSES } Phase;
+static const char* const phase_names[] = {"forward", "backward", "update"};
 
 struct Mark {
-    const char* layer;
+    const char *layer, *kernel;
     Phase phase;
-    double time; // on the CPU
+    double operations, time; // time: the CPU's
     cudaEvent_t event;
 };
-static std::vector<Mark> marks; // one is kept from step to step, with its event
-static size_t mark_count;
+static std::vector<Mark> marks; // kept from step to step, with their events
+static size_t mark_count, layer_began;
 static Phase phase;
 
-static void mark(const char* layer) {
+static void mark(const char* kernel, double operations) {
     if (mark_count == marks.size()) marks.emplace_back();
     Mark& m = marks[mark_count++];
-    if (!strcmp(layer, "norm")) phase = UPDATE;
-    m.layer = layer;
-    m.phase = phase;
-    m.time = seconds();
+    m.layer = m.kernel = kernel, m.operations = operations, m.phase = phase, m.time = seconds();
     if (device == &cuda && !m.event) check(cudaEventCreate(&m.event));
     if (device == &cuda) check(cudaEventRecord(m.event, stream));
-    if (phase == FORWARD && !strcmp(layer, "loss"))
-        phase = BACKWARD; // its last, which is also backward's first
-    else if (!strcmp(layer, "embedding"))
-        phase = FORWARD; // backward's last
 }
 
-static double milliseconds(size_t i) { // from mark i to the next
+// The kernels since the last layer were this one's.
+static void mark_layer(const char* layer) {
+    if (device == &cpu) mark(layer, 0);
+    for (; layer_began < mark_count; layer_began++) marks[layer_began].layer = layer;
+}
+
+static double milliseconds(size_t i) { // from mark i - 1 to mark i
     float ms = 0;
-    if (device != &cuda) return 1e3 * (marks[i + 1].time - marks[i].time);
-    check(cudaEventElapsedTime(&ms, marks[i].event, marks[i + 1].event));
+    if (device != &cuda) return 1e3 * (marks[i].time - marks[i - 1].time);
+    check(cudaEventElapsedTime(&ms, marks[i - 1].event, marks[i].event));
     return ms;
 }
 
@@ -2032,112 +2045,181 @@ static double copy_rate(void) {
     return best;
 }
 
-// What a step asks of a layer, forward and backward: operations or, where there are few of them, the reals that at
-// least must be read and written.
-struct Work {
-    const char* layer;
-    double operations, moved[PASSES];
+// A row of the table: what a kernel, all its calls in a pass and all layers together, takes; on the CPU a layer.
+struct Row {
+    Phase phase;
+    const char *layer, *kernel;
+    size_t calls;
+    double ms, operations;
 };
 
-static void print_layer(const Work* w, Phase p, double ms[DEVICES], const double peaks[DEVICES],
-                        const double copies[DEVICES]) {
-    static const char* const names[] = {"forward", "backward", "update"};
-    if (!ms[0] && !ms[1]) return;
-    printf("%-10s %-8s", w->layer, names[p]);
-    for (int d = 0; d < DEVICES; d++) {
-        double size = p == UPDATE || d == 0 ? sizeof(float) : sizeof(real);
-        double share = w->operations > 0 ? w->operations * (p + 1) / peaks[d] : w->moved[p] * size / copies[d];
-        if (ms[d])
-            printf(" %10.3f ms %5.1f%%", ms[d], 100 * share / (ms[d] * 1e-3));
-        else
-            printf(" %20s", "in a multiply");
+static void add_row(std::vector<Row>& rows, const Mark& m, double ms) {
+    size_t i = 0;
+    while (i < rows.size() &&
+           (rows[i].phase != m.phase || strcmp(rows[i].layer, m.layer) || strcmp(rows[i].kernel, m.kernel)))
+        i++;
+    if (i == rows.size()) rows.push_back({m.phase, m.layer, m.kernel, 0, 0, 0});
+    rows[i].calls++, rows[i].ms += ms, rows[i].operations += m.operations;
+}
+
+// What a call of a kernel computes, or else the bytes that at least it must read and write, n being the tokens. Multiplies
+// say it themselves. Kernels that are not here have little to do.
+static double work_of(const char* kernel, Config c, double n, double parameters, bool* is_bytes) {
+    double C = (double)c.C, product = n * C * (double)c.T, row = n * C * sizeof(real), logits = n * (double)padded(c.V);
+    const struct {
+        const char* kernel;
+        double operations, bytes;
+    } table[] = {{"embedding_forward_kernel", 0, row + 2 * n * C * sizeof(float)},
+                 {"token_gradient_kernel", 0, row + 2 * n * C * sizeof(float)},
+                 {"position_gradient_kernel", 0, row},
+                 {"layernorm_forward_kernel", 0, 2 * row},
+                 {"layernorm_backward_kernel", 0, 4 * row},
+                 {"attention_forward_kernel", 2 * product, 0},
+                 {"attention_rows_kernel", 0, 2 * row},
+                 {"attention_backward_keys_kernel", 4 * product, 0},
+                 {"attention_backward_queries_kernel", 3 * product, 0},
+                 {"gelu_forward_kernel", 0, 8 * row},
+                 {"gelu_backward_kernel", 0, 12 * row},
+                 {"cross_entropy_kernel<true>", 0, 2 * logits * sizeof(real)},
+                 {"norm_kernel", 0, parameters * sizeof(float)},
+                 {"adamw_kernel", 0, parameters * (8 * sizeof(float) + sizeof(real))}};
+    for (const auto& t : table)
+        if (!strncmp(kernel, t.kernel, strlen(t.kernel))) {
+            *is_bytes = t.bytes > 0;
+            return t.operations + t.bytes;
+        }
+    return 0;
+}
+
+static double compared_step(Model* model, Activations* a, const int* tokens, size_t B, size_t step) {
+    size_t T = model->config.T;
+    for (size_t i = 0; i < (size_t)opt.accumulate; i++) {
+        phase = FORWARD;
+        device->forward(model, a, tokens, tokens + B * T, B, T, 0, true);
+        phase = BACKWARD;
+        device->backward(model, a, tokens, tokens + B * T, B, T, 1 / (float)opt.accumulate);
     }
-    if (ms[0] && ms[1]) printf(" %8.1fx", ms[0] / ms[1]);
+    phase = UPDATE;
+    AdamW o = {opt.lr, opt.beta1, opt.beta2, opt.weight_decay, opt.clip, step + 1};
+    device->update(model, o);
+    return take_loss(model);
+}
+
+struct Compared {
+    const char* machine;
+    double peak, copies, ms; // operations and bytes a second; a step in training
+    double layers_ms[PASSES];
+    std::vector<double> losses;
+    std::vector<Row> rows;
+};
+
+static Compared compare_on(const Device* on, const Checkpoint* from, Config config, size_t B) {
+    Compared c = {};
+    Run run;
+    memset(&run, 0, sizeof run);
+    device = on;
+    c.machine = device->start();
+    printf("machine    %s\n", c.machine);
+    check_memory(config, B, true);
+    c.peak = device->peak();
+    c.copies = copy_rate();
+    printf("peak       %.3g TFLOP/s, copies %.0f GB/s\n", c.peak / 1e12, c.copies / 1e9);
+    run.model.config = config;
+    run.B = B, run.T = config.T;
+    create_model(&run, from);
+    size_t n = B * config.T;
+    int* tokens = (int*)allocate(2 * n, sizeof(int), "a batch");
+    for (size_t i = 0; i < 2 * n; i++) tokens[i] = (int)(random_bits(random_bits((uint64_t)opt.seed, 1), i) % config.V);
+    auto step = [&] { c.losses.push_back(compared_step(&run.model, &run.a, tokens, B, c.losses.size())); };
+    // Of each kind of step the first ones are a trial: memory is touched, algorithms are chosen, graphs recorded.
+    kernel_done = mark, layer_done = mark_layer;
+    for (int i = 0; i <= COMPARED; i++) {
+        mark_count = layer_began = 0;
+        phase = FORWARD;
+        mark("start", 0);
+        step();
+        for (size_t k = 1; i > 0 && k < mark_count; k++) {
+            add_row(c.rows, marks[k], milliseconds(k) / COMPARED);
+            c.layers_ms[marks[k].phase] += milliseconds(k) / COMPARED;
+        }
+    }
+    kernel_done = NULL, layer_done = NULL;
+    for (int i = 0; i < 2; i++) step();
+    double begin = seconds(), end = begin;
+    int steps = 0;
+    for (; steps < COMPARED || (end - begin < 2 && on != &cpu); steps++, end = seconds()) step();
+    c.ms = 1e3 * (seconds() - begin) / steps;
+    device->free_activations(&run.a), device->free_activations(&run.sampler), device->free_model(&run.model);
+    free(tokens);
+    return c;
+}
+
+static void print_rows(const Compared& c, Config config, double n, double parameters, const Compared* other) {
+    printf("%-9s %-10s %-34s %5s %10s %17s %6s", "", "", "", "calls", "ms", "", "of it");
+    puts(other ? "     CPU ms  times" : "");
+    for (int p = 0; p < PASSES; p++)
+        for (size_t i = 0; i < c.rows.size(); i++) {
+            const Row& r = c.rows[i];
+            if ((int)r.phase != p) continue;
+            double calls = (double)r.calls / COMPARED, work = r.operations / COMPARED, rate = 0;
+            bool is_bytes = false, first = true;
+            if (!work) work = calls * work_of(r.kernel, config, n / (double)opt.accumulate, parameters, &is_bytes);
+            rate = work / (r.ms * 1e-3);
+            int name = (int)strcspn(r.kernel, "<"); // without the template's arguments
+            printf("%-9s %-10s %-34.*s %5.0f %10.3f", phase_names[p], r.layer, name, r.kernel, calls, r.ms);
+            if (work > 0)
+                printf(" %8.1f %-8s %5.1f%%", rate / (is_bytes ? 1e9 : 1e12), is_bytes ? "GB/s" : "TFLOP/s",
+                       100 * rate / (is_bytes ? c.copies : c.peak));
+            else
+                printf(" %24s", "");
+            double layer_ms = 0, other_ms = 0;
+            for (const Row& same : c.rows)
+                if (same.phase == r.phase && !strcmp(same.layer, r.layer)) {
+                    first = first && (layer_ms > 0 || !strcmp(same.kernel, r.kernel));
+                    layer_ms += same.ms;
+                }
+            for (size_t k = 0; other && k < other->rows.size(); k++)
+                if (other->rows[k].phase == r.phase && !strcmp(other->rows[k].layer, r.layer))
+                    other_ms += other->rows[k].ms;
+            if (first && other_ms > 0) printf(" %10.3f %6.1f", other_ms, other_ms / layer_ms);
+            puts("");
+        }
     putchar('\n');
+    for (int p = 0; p < PASSES; p++) printf("%-60s %10.3f ms\n", phase_names[p], c.layers_ms[p]);
 }
 
 static int compare(void) {
-    const Device* const devices[DEVICES] = {&cpu, &cuda};
-    static Run runs[DEVICES];
-    double peaks[DEVICES], copies[DEVICES], losses[DEVICES][2 * COMPARED + 2], step_ms[DEVICES] = {};
-    start(); // without a GPU, nothing need be begun
-    for (int d = 0; d < DEVICES; d++) {
-        Run* run = &runs[d];
-        device = devices[d];
-        run->tokenizer = load_tokenizer(data_path("tokenizer.bin"));
-        Checkpoint file, *from = opt.init ? &file : NULL;
-        if (from) file = open_checkpoint(weights_path(), "");
-        Config config = run->model.config = choose_config(&run->tokenizer, from);
-        run->B = (size_t)opt.batch;
-        run->T = config.T;
-        open_texts(run, config.V, NULL);
-        printf("machine    %s\n", device->start());
-        check_memory(config, run->B, true);
-        peaks[d] = device->peak();
-        copies[d] = copy_rate();
-        create_model(run, from);
-        if (from) close_checkpoint(from);
-        printf("peak       %.0f GFLOP/s, copies %.0f GB/s\n", peaks[d] / 1e9, copies[d] / 1e9);
-    }
-    Config c = runs[0].model.config;
-    double n = (double)opt.accumulate * (double)runs[0].B * (double)c.T, V = (double)c.V, C = (double)c.C,
-           L = (double)c.L;
-    double P = (double)runs[0].model.parameter_count, CCL = 2 * n * C * C * L, CL = n * C * L;
-    print_config(c);
-    printf(": %.0f parameters; %.0f tokens a step\n\n", P, n);
-    const Work works[] = {{"embedding", 0, {3 * n * C, 3 * n * C}},
-                          {"ln1", 0, {2 * CL, 4 * CL}},
-                          {"qkv_w", 3 * CCL, {}},
-                          {"attention", 2 * CL * (double)c.T, {}},
-                          {"att_w", CCL, {}},
-                          {"ln2", 0, {2 * CL, 4 * CL}},
-                          {"fc_w", 4 * CCL, {}},
-                          {"gelu", 0, {8 * CL, 12 * CL}},
-                          {"mlp_w", 4 * CCL, {}},
-                          {"lnf", 0, {2 * n * C, 4 * n * C}},
-                          {"logits", 2 * n * C * V, {}},
-                          {"loss", 0, {n * V, 2 * n * V}},
-                          {"norm", 0, {0, 0, P}},
-                          {"adamw", 0, {0, 0, 8 * P}}};
-    enum { WORKS = sizeof works / sizeof *works };
-    double ms[WORKS][PASSES][DEVICES] = {}, totals[PASSES][DEVICES] = {};
-    // Of each kind of step the first is a trial: memory is touched, algorithms are chosen, graphs recorded.
-    for (int d = 0; d < DEVICES; d++) {
-        device = devices[d];
-        for (int step = 0; step < 2 * COMPARED + 2; step++) {
-            bool marked = step <= COMPARED, trial = step % (COMPARED + 1) == 0;
-            layer_done = marked ? mark : NULL;
-            mark_count = 0;
-            phase = FORWARD;
-            if (marked) mark("start");
-            double begin = seconds();
-            losses[d][step] = train_step(&runs[d]);
-            if (trial) continue;
-            if (!marked) step_ms[d] += 1e3 * (seconds() - begin) / COMPARED;
-            for (size_t i = 0; i + 1 < mark_count; i++)
-                for (int w = 0; w < WORKS; w++)
-                    if (!strcmp(works[w].layer, marks[i + 1].layer)) {
-                        ms[w][marks[i + 1].phase][d] += milliseconds(i) / COMPARED;
-                        totals[marks[i + 1].phase][d] += milliseconds(i) / COMPARED;
-                    }
-        }
-        layer_done = NULL;
-    }
-    printf("%-19s %20s %20s\n", "", "CPU       of peak", "GPU       of peak");
-    for (int p = 0; p < PASSES; p++)
-        for (int w = 0; w < WORKS; w++) print_layer(&works[w], (Phase)p, ms[w][p], peaks, copies);
-    static const char* const names[] = {"forward", "backward", "update"};
-    putchar('\n');
-    for (int p = 0; p < PASSES; p++)
-        printf("%-19s %10.3f ms        %10.3f ms        %8.1fx\n", names[p], totals[p][0], totals[p][1],
-               totals[p][0] / totals[p][1]);
-    double operations = (double)opt.accumulate * step_operations(c, runs[0].B, c.T);
-    printf("%-19s %10.3f ms %5.1f%% %10.3f ms %5.1f%% %8.1fx\n\n", "a step in training", step_ms[0],
-           100 * operations / peaks[0] / (step_ms[0] * 1e-3), step_ms[1],
-           100 * operations / peaks[1] / (step_ms[1] * 1e-3), step_ms[0] / step_ms[1]);
-    for (int step = 0; step < 2 * COMPARED + 2; step++)
-        printf("step %d  loss %.6f on the CPU, %.6f on the GPU, difference %+.6f\n", step + 1, losses[0][step],
-               losses[1][step], losses[1][step] - losses[0][step]);
+    Checkpoint file, *from = opt.init ? &file : NULL;
+    if (from) file = open_checkpoint(weights_path(), "");
+    Config config = choose_config(NULL, from);
+    if (!config.V) config.V = opt.preset ? 50257 : 1024; // GPT-2's, or prepare_data.py's
+    size_t B = (size_t)opt.batch;
+    bool wants[DEVICES] = {!opt.device || !strcmp(opt.device, "cpu"), !opt.device || strcmp(opt.device, "cpu")};
+    Compared c[DEVICES] = {};
+    if (wants[1]) device = &cuda, start(); // without a GPU, nothing need be begun
+    for (int d = 0; d < DEVICES; d++)
+        if (wants[d]) c[d] = compare_on(d ? &cuda : &cpu, from, config, B);
+    if (from) close_checkpoint(from);
+    Model model;
+    model.config = config;
+    describe_parameters(&model);
+    free(model.tensors);
+    double n = (double)opt.accumulate * (double)(B * config.T), parameters = (double)model.parameter_count;
+    const char* name = opt.preset ? opt.preset : "the model";
+    print_config(config);
+    printf(": %.0f parameters; %.0f tokens a step\n\n", parameters, n);
+    const Compared& shown = c[wants[1]];
+    print_rows(shown, config, n, parameters, wants[0] && wants[1] ? &c[0] : NULL);
+    for (size_t i = 0; wants[0] && wants[1] && i < 2 * COMPARED; i++)
+        printf("step %zu  loss %.6f on the CPU, %.6f on the GPU, difference %+.6f\n", i + 1, c[0].losses[i],
+               c[1].losses[i], c[1].losses[i] - c[0].losses[i]);
+    double operations = (double)opt.accumulate * step_operations(config, B, config.T);
+    puts("\n| machine | model | batch | ms a step | tokens/s | TFLOP/s | of its own multiply's "
+         "|\n|---|---|---|---|---|---|---|");
+    for (int d = 0; d < DEVICES; d++)
+        if (wants[d])
+            printf("| %s | %s | %zu x %zu | %.2f | %.0f | %.1f | %.1f%% |\n", c[d].machine, name, B, config.T, c[d].ms,
+                   n / (c[d].ms * 1e-3), operations / (c[d].ms * 1e9), 100 * operations / c[d].peak / (c[d].ms * 1e-3));
     check_output();
     return 0;
 }
