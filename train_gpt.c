@@ -267,8 +267,9 @@ static void linear_backward(float* dx, float* dw, float* db, const float* dy, co
 // the same way, and that is the paper's Concat: nothing is moved. `att_w`, the linear layer after, is W^O.
 //
 // Why sqrt(D)? If the numbers of q and k have variance 1, their dot product, a sum of D products, has variance D.
-// Scores of such a size make p nearly one-hot, and then its derivative p_i ([i = j] - p_j) is nearly 0 everywhere:
-// the gradient that reaches q and k vanishes (it does not explode, as is sometimes said), and they learn no more.
+// Scores of such a size make p nearly one-hot, and then the softmax's derivative p_i ([i = j] - p_j) is nearly 0: the
+// gradient at the scores vanishes, for all queries but the few that stand between two keys. (Some texts say that it
+// becomes extremely large. At the scores it becomes small; dev/learn/attention/02_scale.c measures it there and at q.)
 //
 // The weights p form a (T,T) matrix a head, of which only a row exists at a time. What the forward pass keeps for the
 // backward pass is one number a query, lse = log of the sum over j of e^score_j: with it p_j = e^(score_j - lse) is had
@@ -289,10 +290,10 @@ static inline Range visible_keys(size_t i) {
     return keys;
 }
 
-// qkv (B,T,3C). Outputs are for positions start..T-1 only, with N = T - start: out (B,N,C), lse (B,N,H). Training has
-// start = 0; in generation the rows before start are the key/value cache.
+// qkv (B,T,3C). Outputs are for the Q = T - start positions that ask: out (B,Q,C), lse (B,Q,H). Training has start = 0;
+// in generation the rows before start are the key/value cache.
 static void attention_forward_plain(float* out, float* lse, const float* qkv, Attention a) {
-    size_t D = a.D, C = a.H * D, N = a.T - a.start;
+    size_t D = a.D, C = a.H * D, Q = a.T - a.start;
     float scale = 1 / sqrtf((float)D);
 #pragma omp parallel for collapse(2) schedule(static)
     for (size_t b = 0; b < a.B; b++)
@@ -300,7 +301,7 @@ static void attention_forward_plain(float* out, float* lse, const float* qkv, At
             float* p = (float*)allocate(a.T, sizeof(float), "a row of attention's weights");
             const float *queries = qkv + b * a.T * 3 * C + h * D, *keys = queries + C, *values = keys + C;
             for (size_t i = a.start; i < a.T; i++) {
-                size_t row = b * N + i - a.start;
+                size_t row = b * Q + i - a.start;
                 const float* q = queries + i * 3 * C;
                 float *o = out + row * C + h * D, largest = -INFINITY, sum = 0;
                 Range seen = visible_keys(i);
@@ -595,7 +596,7 @@ static void done(const char* layer) {
     if (layer_done) layer_done(layer);
 }
 
-// The whole network. tokens and targets (B,N): positions start..T-1 of each sequence, N = T - start. With targets,
+// The whole network. tokens and targets (B,Q): positions start..T-1 of each sequence, Q = T - start. With targets,
 // the mean loss is added to the model's. Without, only the last position's logits are computed, which is all that
 // generation needs, and B must be 1. Likewise start > 0, where the rows of qkv before start hold what earlier calls
 // computed, so that a new token costs the work of one position.
@@ -603,10 +604,10 @@ static void cpu_forward(Model* model, Activations* a, const int* tokens, const i
                         size_t start) {
     const Parameters* w = &model->w;
     size_t V = model->config.V, C = model->config.C, H = model->config.H, L = model->config.L;
-    size_t N = T - start, rows = B * N;
+    size_t Q = T - start, rows = B * Q;
     Attention shape = {B, T, start, H, C / H};
     // clang-format off
-    embedding_forward(a->embedded, tokens, w->wte, w->wpe, B, N, start, C);                           done("embedding");
+    embedding_forward(a->embedded, tokens, w->wte, w->wpe, B, Q, start, C);                           done("embedding");
     const float* x = a->embedded;
     for (size_t l = 0; l < L; l++) {
         layernorm_forward(a->ln1[l], a->ln1_mean[l], a->ln1_rstd[l], x, w->ln1_w[l], w->ln1_b[l],
@@ -1098,9 +1099,9 @@ static size_t even_part(size_t n, size_t most, size_t unit) {
     return units ? units * unit : unit;
 }
 
-// As matmul_plain. c is cut into pieces, MC rows by `width` columns, fine enough to keep all
-// threads busy to the end; a thread takes neighbours, so as to pack their common rows of A once. One thread computes
-// all of a piece, and its sums run along k in order, so the bits do not depend on the number of threads.
+// As matmul_plain. c is cut into pieces, MC rows by `width` columns, fine enough to keep all threads busy to the end; a
+// thread takes neighbours, so as to pack their common rows of A once. One thread computes all of a piece, and its sums
+// run along k in order, so the bits do not depend on the number of threads.
 static void matmul_fast(float* c, Matrix a, Matrix b, const float* bias, const float* add, size_t M, size_t N,
                         size_t K) {
     if (M == 1) {
@@ -1206,15 +1207,16 @@ static void hide(float* scores, KeyTile t, size_t i0, size_t j0) {
 
 // A tile of scores has a row for each key and a column for each query, transposed against the formula: so vectors run
 // along queries, each with its own maximum and sum. Queries are turned once, before the loop over keys, in which the
-// kernel then reads its matrices where they lie (but for the values if D is no multiple of NR).
+// kernel then reads its matrices where they lie, but for what is left over at edges (of the values, if D is no multiple
+// of NR).
 static void attention_forward_tiles(float* out, float* lse, const float* qkv, Attention a) {
-    size_t T = a.T, D = a.D, C = a.H * D, N = T - a.start;
+    size_t T = a.T, D = a.D, C = a.H * D, Q = T - a.start;
     float scale = 1 / sqrtf((float)D), *turned = workspace((size_t)omp_get_max_threads() * D * TILE);
 #pragma omp parallel for collapse(3) schedule(dynamic)
     for (size_t b = 0; b < a.B; b++)
         for (size_t h = 0; h < a.H; h++)
             for (size_t i0 = a.start; i0 < T; i0 += TILE) {
-                size_t queries = min_size(TILE, T - i0), row = b * N + i0 - a.start, tile_keys;
+                size_t queries = min_size(TILE, T - i0), row = b * Q + i0 - a.start, tile_keys;
                 Range seen = {visible_keys(i0).first, visible_keys(i0 + queries - 1).end};
                 const float* keys = qkv + b * T * 3 * C + C + h * D;
                 float* o = out + row * C + h * D;
@@ -1684,9 +1686,7 @@ static void cpu_create_model(Model* model, bool training) {
 }
 
 static void cpu_create_activations(Activations* a, const Model* model, size_t B, size_t T, bool training) {
-    a->B = B;
-    a->T = T;
-    a->training = training;
+    a->B = B, a->T = T, a->training = training;
     a->block = (float*)allocate(lay_out_activations(a, model->config, sizeof(float), NULL), 1, "the activations");
     lay_out_activations(a, model->config, sizeof(float), a->block);
 }
@@ -2135,9 +2135,9 @@ typedef struct {
 } Pair;
 
 typedef struct {
-    const char *path, *text, *p; // the file; its text, which ends with a zero; what comes next
-    Pair* pairs;                 // in the order of their keys
+    Pair* pairs; // in the order of their keys
     size_t count;
+    const char *path, *text, *p; // while it is read: the file; its text, with a zero after it; what comes next
 } Json;
 
 __attribute__((noreturn)) static void json_fail(const Json* j, const char* what) {
@@ -2202,8 +2202,8 @@ static int compare_pairs(const void* a, const void* b) { return strcmp(((const P
 static Json read_json(const char* path, const uint8_t* data, size_t length) {
     char* text = (char*)allocate(length + 1, 1, path);
     memcpy(text, data, length);
-    Json j = {path, text, text, NULL, 0};
-    j.pairs = (Pair*)allocate(min_size(length / 2, MAX_PAIRS), sizeof(Pair), path); // a value and what comes before it
+    Pair* pairs = (Pair*)allocate(min_size(length / 2, MAX_PAIRS), sizeof(Pair), path); // a value and what is before it
+    Json j = {pairs, 0, path, text, text};
     if (*text != '{') json_fail(&j, "'{' missing");
     json_value(&j, "", 0);
     json_take(&j, ' ');
@@ -2224,12 +2224,12 @@ __attribute__((format(printf, 2, 3))) static const Pair* find_pair(const Json* j
     return (const Pair*)bsearch(&wanted, j->pairs, j->count, sizeof(Pair), compare_pairs);
 }
 
-static uint64_t whole_number(const Json* j, const Pair* pair) {
+static uint64_t whole_number(const char* path, const Pair* pair) {
     char* end;
     errno = 0;
     uint64_t number = strtoull(pair->value, &end, 10);
     if (*pair->value < '0' || *pair->value > '9' || *end || errno)
-        die("%s is damaged: its %s is '%s', not a whole number", j->path, pair->key, pair->value);
+        die("%s is damaged: its %s is '%s', not a whole number", path, pair->key, pair->value);
     return number;
 }
 
@@ -2251,22 +2251,19 @@ static size_t type_size(const char* type) {
     return !strcmp(type, "F32") ? 4 : !strcmp(type, "F16") || !strcmp(type, "BF16") ? 2 : 0;
 }
 
-// A tensor's entry. Its bytes must be as many as its shape says, and none of them another's.
-static void read_entry(Checkpoint* c, const char* name, size_t data_size) {
-    const char* path = c->file.path;
-    const Json* j = &c->json;
-    const Pair *type = find_pair(j, "%s/dtype", name), *from = find_pair(j, "%s/data_offsets/0", name);
-    const Pair *to = find_pair(j, "%s/data_offsets/1", name), *length;
-    Entry* e = &c->entries[c->entry_count];
+// The rest of the entry of the tensor e->name. Its bytes must be as many as its shape says, and none of them another's.
+static void read_entry(const Checkpoint* c, Entry* e, size_t data_size) {
+    const char *path = c->file.path, *name = e->name;
+    const Pair *type = find_pair(&c->json, "%s/dtype", name), *from = find_pair(&c->json, "%s/data_offsets/0", name);
+    const Pair *to = find_pair(&c->json, "%s/data_offsets/1", name), *length;
     if (!type || !from || !to) die("%s is damaged: tensor %s has no dtype or data_offsets", path, name);
-    snprintf(e->name, sizeof e->name, "%s", name);
     e->type = type->value;
-    e->from = whole_number(j, from);
-    e->to = whole_number(j, to);
+    e->from = whole_number(path, from);
+    e->to = whole_number(path, to);
     size_t bytes = type_size(e->type);
-    for (size_t d = 0; (length = find_pair(j, "%s/shape/%zu", name, d)); e->dimensions = ++d) {
+    for (size_t d = 0; (length = find_pair(&c->json, "%s/shape/%zu", name, d)); e->dimensions = ++d) {
         if (d == MAX_DIMENSIONS) die("%s: tensor %s has more than %d dimensions", path, name, MAX_DIMENSIONS);
-        e->shape[d] = whole_number(j, length);
+        e->shape[d] = whole_number(path, length);
         if (__builtin_mul_overflow(bytes, e->shape[d], &bytes)) die("%s: tensor %s is too large", path, name);
     }
     bool misplaced = e->from > e->to || e->to > data_size;
@@ -2274,7 +2271,6 @@ static void read_entry(Checkpoint* c, const char* name, size_t data_size) {
         misplaced = misplaced || (e->from < other->to && other->from < e->to);
     if (misplaced) die("%s is damaged: the place of tensor %s is wrong", path, name);
     if (bytes && bytes != e->to - e->from) die("%s is damaged: tensor %s has the wrong size", path, name);
-    c->entry_count++;
 }
 
 static Checkpoint open_checkpoint(const char* path, const char* advice) {
@@ -2285,16 +2281,19 @@ static Checkpoint open_checkpoint(const char* path, const char* advice) {
     if (c.file.size >= 8) memcpy(&length, c.file.data, 8);
     if (c.file.size < 10 || length > c.file.size - 8 || length > 100000000 || c.file.data[8] != '{')
         die("%s is not a safetensors file, or is cut off", path);
-    size_t size = c.file.size - 8 - length;
+    size_t size = c.file.size - 8 - length, used = 0;
     c.data = c.file.data + 8 + length;
     c.json = read_json(path, c.file.data + 8, length);
     c.entries = (Entry*)allocate(c.json.count, sizeof(Entry), "the list of tensors");
-    for (const Pair* p = c.json.pairs; p < c.json.pairs + c.json.count; p++) {
-        char name[96], last[8] = "";
-        if (sscanf(p->key, "%95[^/]/%7s", name, last) == 2 && !strcmp(last, "dtype")) read_entry(&c, name, size);
+    for (size_t i = 0; i < c.json.count; i++) {
+        Entry* e = &c.entries[c.entry_count];
+        char last[8] = "";
+        if (sscanf(c.json.pairs[i].key, "%95[^/]/%7s", e->name, last) < 2 || strcmp(last, "dtype")) continue;
+        read_entry(&c, e, size);
+        used += e->to - e->from;
+        c.entry_count++;
     }
-    for (size_t i = 0; i < c.entry_count; i++) size -= c.entries[i].to - c.entries[i].from;
-    if (size) die("%s is damaged: %zu bytes belong to no tensor", path, size);
+    if (used != size) die("%s is damaged: %zu bytes belong to no tensor", path, size - used);
     return c;
 }
 
@@ -2310,7 +2309,7 @@ static const char* metadata(const Checkpoint* c, const char* key) {
 }
 
 static uint64_t metadata_number(const Checkpoint* c, const char* key) {
-    return whole_number(&c->json, find_pair(&c->json, "%s", key));
+    return whole_number(c->file.path, find_pair(&c->json, "%s", key));
 }
 
 static const Entry* find_entry(const Checkpoint* c, const char* prefix, const char* name) {
@@ -2397,7 +2396,7 @@ static size_t heads_from_config(const char* directory, size_t C) {
     for (const Pair* pair = j.pairs; pair < j.pairs + j.count; pair++) {
         const char *key = pair->key, *value = pair->value;
         bool same = true;
-        if (!strcmp(key, "n_head")) heads = whole_number(&j, pair);
+        if (!strcmp(key, "n_head")) heads = whole_number(file.path, pair);
         if (!strcmp(key, "activation_function"))
             same = !strcmp(value, "gelu_new") || !strcmp(value, "gelu_pytorch_tanh");
         if (!strcmp(key, "layer_norm_epsilon")) same = strtod(value, NULL) == 1e-5;
