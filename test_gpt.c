@@ -2314,7 +2314,7 @@ static void test_tokenizer_damaged(void) {
     // Cut off at every byte where something begins or ends, and at every 5th elsewhere; or too long.
     for (size_t n = 0; n < size; n += n < 40 || n + 40 > size ? 1 : 5) {
         snprintf(what, sizeof what, "cut off after %zu bytes", n);
-        refuse(load_and_use_tokenizer, data, n, n < HEADER * 4 ? "too short" : "is damaged", what);
+        refuse(load_and_use_tokenizer, data, n, n < HEADER * 4 ? "cut off" : "is damaged", what);
     }
     copy = (char*)realloc(copy, size + 1);
     copy[size] = 'x';
@@ -2363,7 +2363,7 @@ static void test_tokenizer_damaged(void) {
     memcpy(copy, data, size);
     memcpy(copy + 24, &byte_as_end, 4);
     refuse(load_and_use_tokenizer, copy, size, "no token for byte 97", "a byte that is missing");
-    refuse(load_and_use_tokenizer, "PK", 2, "too short", "another file");
+    refuse(load_and_use_tokenizer, "PK", 2, "is not a tokenizer made by prepare_data.py", "another file");
 
     // Any byte changed: refused as it must be, or usable.
     for (uint64_t i = 0; i < 300; i++) {
@@ -2559,7 +2559,7 @@ static void test_data_damaged(void) {
     char *data = read_file(whole, &size), *copy = read_file(whole, NULL);
     for (size_t n = 0; n < size; n += n < 40 || n + 80 > size ? 1 : 11) {
         snprintf(what, sizeof what, "cut off after %zu bytes", n);
-        refuse(load_data, data, n, n < HEADER * 4 ? "too short" : "is damaged", what);
+        refuse(load_data, data, n, n < HEADER * 4 ? "cut off" : "is damaged", what);
     }
     static const int32_t values[] = {0, 1, -1, 29, 31, 65536, INT32_MAX, INT32_MIN};
     for (size_t field = 0; field < 3; field++)
@@ -4070,8 +4070,8 @@ static void test_cli_failures(void) {
         {"--train FOLDER/none.bin", 1, "none.bin: No such file"},
         {"--train FOLDER/none_*.bin", 1, "none_*.bin"},
         {"--val FOLDER/none.bin", 1, "none.bin: No such file"},
-        {"--train FOLDER/file", 1, "too short for a file of tokens"},
-        {"--train FOLDER/data/tokenizer.bin", 1, "wrong magic number"},
+        {"--train FOLDER/file", 1, "is not a file of tokens, or is cut off"},
+        {"--train FOLDER/data/tokenizer.bin", 1, "is not a file of tokens"},
         {"--context 6001", 1, "6000 tokens are too few for a context of 6001"},
         {"--context 2000", 1, "val.bin: 900 tokens are too few for a context of 2000"},
         {"--resume --checkpoint FOLDER/none", 1, "none: No such file"},
@@ -4193,7 +4193,7 @@ static void test_cli_mismatch(void) {
         write_file(in_folder("tampered"), file, size);
         CHECK_FAILURE(cli("--data %s --resume --steps 5 --checkpoint %s", data, in_folder("tampered")), 1, "--beta1",
                       "an impossible option in the checkpoint");
-        beta[-4] = '2'; // --beta2 twice, --beta1 never
+        beta[-10] = 'x'; // x-beta1, and --beta1 never
         write_file(in_folder("tampered"), file, size);
         CHECK_FAILURE(cli("--data %s --resume --steps 5 --checkpoint %s", data, in_folder("tampered")), 1, "--beta1",
                       "an option missing in the checkpoint");

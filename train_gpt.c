@@ -1838,8 +1838,8 @@ static Tokenizer load_tokenizer(const char* path) {
     memset(&t, 0, sizeof t);
     t.file = map_file(path, "; `python3 prepare_data.py` makes it from text");
     const int32_t* header = (const int32_t*)t.file.data;
-    if (t.file.size < HEADER * 4) die("%s is too short for a tokenizer", path);
-    if (header[0] != TOKENIZER_MAGIC || header[1] != 1) die("%s is not a tokenizer made by prepare_data.py", path);
+    if (t.file.size < HEADER * 4 || header[0] != TOKENIZER_MAGIC || header[1] != 1)
+        die("%s is not a tokenizer made by prepare_data.py, or is cut off", path);
     int64_t V = header[3], S = header[4], R = header[5];
     if (V < 256 || V > MAX_SIZE || S < V || R < 0 || header[6] < -1 || header[6] >= V ||
         t.file.size != HEADER * 4 + 12 * (uint64_t)R + 4 * (uint64_t)(V + 1) + (uint64_t)S)
@@ -2055,8 +2055,8 @@ static Shard open_shard(const char* path, size_t T) {
     Shard s;
     s.file = map_file(path, "; `python3 prepare_data.py` makes data/ from text");
     const int32_t* header = (const int32_t*)s.file.data;
-    if (s.file.size < HEADER * 4) die("%s is too short for a file of tokens", path);
-    if (header[0] != SHARD_MAGIC || header[1] != 1) die("%s is not a file of tokens (wrong magic number)", path);
+    if (s.file.size < HEADER * 4 || header[0] != SHARD_MAGIC || header[1] != 1)
+        die("%s is not a file of tokens, or is cut off", path);
     if (header[2] < 0 || s.file.size != HEADER * 4 + 2 * (uint64_t)header[2])
         die("%s is damaged: its header says %d tokens, its size says %zu", path, header[2],
             (s.file.size - HEADER * 4) / 2);
@@ -2375,13 +2375,11 @@ static void check_foreign(const Checkpoint* c, const Model* model) {
         bool known =
             !strncmp(name, "adam.", 5) || (part && (!strcmp(part, ".attn.bias") || !strcmp(part, ".attn.masked_bias")));
         for (size_t k = 0; k < model->tensor_count && !known; k++) known = !strcmp(name, model->tensors[k].name);
-        if (!strcmp(name, "lm_head.weight")) {
-            if (e->to - e->from != wte->to - wte->from ||
-                memcmp(c->data + e->from, c->data + wte->from, e->to - e->from))
-                die("%s: its head is not its token embedding, as GPT-2's is", c->file.path);
-            known = true;
-        }
-        if (!known) die("%s has a tensor %s, which a GPT-2 has not", c->file.path, e->name);
+        bool head = !strcmp(name, "lm_head.weight");
+        if (head &&
+            (e->to - e->from != wte->to - wte->from || memcmp(c->data + e->from, c->data + wte->from, e->to - e->from)))
+            die("%s: its head is not its token embedding, as GPT-2's is", c->file.path);
+        if (!known && !head) die("%s has a tensor %s, which a GPT-2 has not", c->file.path, e->name);
     }
 }
 
