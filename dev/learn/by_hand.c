@@ -605,6 +605,7 @@ static int check(const char* path, const char* figures) {
 int main(int argc, char** argv) {
     checking = argc == 3 && !strcmp(argv[1], "--check");
     if (argc > 1 && !checking) fail(2, "usage: by_hand [--check PAGE]");
+    omp_set_num_threads(1); // to wake others would take longer than all of this
     char* figures = NULL;
     size_t size = 0;
     to = open_memstream(&figures, &size);
