@@ -267,8 +267,9 @@ static void linear_backward(float* dx, float* dw, float* db, const float* dy, co
 // the same way, and that is the paper's Concat: nothing is moved. `att_w`, the linear layer after, is W^O.
 //
 // Why sqrt(D)? If the numbers of q and k have variance 1, their dot product, a sum of D products, has variance D.
-// Scores of such a size make p nearly one-hot, and then its derivative p_i ([i = j] - p_j) is nearly 0 everywhere:
-// the gradient that reaches q and k vanishes (it does not explode, as is sometimes said), and they learn no more.
+// Scores of such a size make p nearly one-hot, and then the softmax's derivative p_i ([i = j] - p_j) is nearly 0: the
+// gradient at the scores vanishes, for all queries but the few that stand between two keys. (Some texts say that it
+// becomes extremely large. At the scores it becomes small; dev/learn/attention/02_scale.c measures it there and at q.)
 //
 // The weights p form a (T,T) matrix a head, of which only a row exists at a time. What the forward pass keeps for the
 // backward pass is one number a query, lse = log of the sum over j of e^score_j: with it p_j = e^(score_j - lse) is had
@@ -289,10 +290,10 @@ static inline Range visible_keys(size_t i) {
     return keys;
 }
 
-// qkv (B,T,3C). Outputs are for positions start..T-1 only, with N = T - start: out (B,N,C), lse (B,N,H). Training has
-// start = 0; in generation the rows before start are the key/value cache.
+// qkv (B,T,3C). Outputs are for the Q = T - start positions that ask: out (B,Q,C), lse (B,Q,H). Training has start = 0;
+// in generation the rows before start are the key/value cache.
 static void attention_forward_plain(float* out, float* lse, const float* qkv, Attention a) {
-    size_t D = a.D, C = a.H * D, N = a.T - a.start;
+    size_t D = a.D, C = a.H * D, Q = a.T - a.start;
     float scale = 1 / sqrtf((float)D);
 #pragma omp parallel for collapse(2) schedule(static)
     for (size_t b = 0; b < a.B; b++)
@@ -300,7 +301,7 @@ static void attention_forward_plain(float* out, float* lse, const float* qkv, At
             float* p = (float*)allocate(a.T, sizeof(float), "a row of attention's weights");
             const float *queries = qkv + b * a.T * 3 * C + h * D, *keys = queries + C, *values = keys + C;
             for (size_t i = a.start; i < a.T; i++) {
-                size_t row = b * N + i - a.start;
+                size_t row = b * Q + i - a.start;
                 const float* q = queries + i * 3 * C;
                 float *o = out + row * C + h * D, largest = -INFINITY, sum = 0;
                 Range seen = visible_keys(i);
@@ -595,7 +596,7 @@ static void done(const char* layer) {
     if (layer_done) layer_done(layer);
 }
 
-// The whole network. tokens and targets (B,N): positions start..T-1 of each sequence, N = T - start. With targets,
+// The whole network. tokens and targets (B,Q): positions start..T-1 of each sequence, Q = T - start. With targets,
 // the mean loss is added to the model's. Without, only the last position's logits are computed, which is all that
 // generation needs, and B must be 1. Likewise start > 0, where the rows of qkv before start hold what earlier calls
 // computed, so that a new token costs the work of one position.
@@ -603,10 +604,10 @@ static void cpu_forward(Model* model, Activations* a, const int* tokens, const i
                         size_t start) {
     const Parameters* w = &model->w;
     size_t V = model->config.V, C = model->config.C, H = model->config.H, L = model->config.L;
-    size_t N = T - start, rows = B * N;
+    size_t Q = T - start, rows = B * Q;
     Attention shape = {B, T, start, H, C / H};
     // clang-format off
-    embedding_forward(a->embedded, tokens, w->wte, w->wpe, B, N, start, C);                           done("embedding");
+    embedding_forward(a->embedded, tokens, w->wte, w->wpe, B, Q, start, C);                           done("embedding");
     const float* x = a->embedded;
     for (size_t l = 0; l < L; l++) {
         layernorm_forward(a->ln1[l], a->ln1_mean[l], a->ln1_rstd[l], x, w->ln1_w[l], w->ln1_b[l],
@@ -1098,10 +1099,9 @@ static size_t even_part(size_t n, size_t most, size_t unit) {
     return units ? units * unit : unit;
 }
 
-// c (M,N) = a (M,K) times b (K,N), plus bias (N), plus add (M,N), each of which may be NULL; with add == c the
-// product is accumulated. c's rows are dense. c is cut into pieces, MC rows by `width` columns, fine enough to keep all
-// threads busy to the end; a thread takes neighbours, so as to pack their common rows of A once. One thread computes
-// all of a piece, and its sums run along k in order, so the bits do not depend on the number of threads.
+// As matmul_plain. c is cut into pieces, MC rows by `width` columns, fine enough to keep all threads busy to the end; a
+// thread takes neighbours, so as to pack their common rows of A once. One thread computes all of a piece, and its sums
+// run along k in order, so the bits do not depend on the number of threads.
 static void matmul_fast(float* c, Matrix a, Matrix b, const float* bias, const float* add, size_t M, size_t N,
                         size_t K) {
     if (M == 1) {
@@ -1207,15 +1207,16 @@ static void hide(float* scores, KeyTile t, size_t i0, size_t j0) {
 
 // A tile of scores has a row for each key and a column for each query, transposed against the formula: so vectors run
 // along queries, each with its own maximum and sum. Queries are turned once, before the loop over keys, in which the
-// kernel then reads its matrices where they lie (but for the values if D is no multiple of NR).
+// kernel then reads its matrices where they lie, but for what is left over at edges (of the values, if D is no multiple
+// of NR).
 static void attention_forward_tiles(float* out, float* lse, const float* qkv, Attention a) {
-    size_t T = a.T, D = a.D, C = a.H * D, N = T - a.start;
+    size_t T = a.T, D = a.D, C = a.H * D, Q = T - a.start;
     float scale = 1 / sqrtf((float)D), *turned = workspace((size_t)omp_get_max_threads() * D * TILE);
 #pragma omp parallel for collapse(3) schedule(dynamic)
     for (size_t b = 0; b < a.B; b++)
         for (size_t h = 0; h < a.H; h++)
             for (size_t i0 = a.start; i0 < T; i0 += TILE) {
-                size_t queries = min_size(TILE, T - i0), row = b * N + i0 - a.start, tile_keys;
+                size_t queries = min_size(TILE, T - i0), row = b * Q + i0 - a.start, tile_keys;
                 Range seen = {visible_keys(i0).first, visible_keys(i0 + queries - 1).end};
                 const float* keys = qkv + b * T * 3 * C + C + h * D;
                 float* o = out + row * C + h * D;
