@@ -106,7 +106,7 @@ build/test_gpt: test_gpt.c train_gpt.c Makefile build/compile | tools
 build/test_plain: test_gpt.c train_gpt.c Makefile build/compile | tools
 	$(COMPILE) -UPLAIN -DPLAIN=1 $< -o $@ $(LDLIBS)
 
-LAYERS = matmul embedding layernorm linear attention gelu cross_entropy model adamw generation_cache threads
+LAYERS = matmul embedding layernorm linear attention gelu cross_entropy model adamw generation_cache threads variants
 test: build/test_gpt build/test_plain build/by_hand
 	$(EMULATOR) ./build/by_hand --check dev/learn/by_hand.md
 	$(EMULATOR) ./build/test_gpt

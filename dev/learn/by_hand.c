@@ -417,8 +417,7 @@ static const AdamW settings = {0.1, 0.9, 0.99, 0.1, 1, 1}; // lr, beta1, beta2, 
 static void adamw_run(size_t steps, double clip, float gradient_factor, bool details) {
     Model model;
     memset(&model, 0, sizeof model);
-    Config config = {3, 3, 2, 1, 1};
-    model.config = config;
+    model.config.V = 3, model.config.T = 3, model.config.C = 2, model.config.H = 1, model.config.L = 1;
     cpu_create_model(&model, true);
     float *w[WEIGHTS], *d[WEIGHTS], *m[WEIGHTS], *v[WEIGHTS];
     for (int i = 0; i < WEIGHTS; i++) {
