@@ -2204,7 +2204,7 @@ static void test_utf8_character(void) {
         size_t n = c < 0x80 ? 1 : c < 0x800 ? 2 : c < 0x10000 ? 3 : 4;
         for (size_t i = n; i-- > 1;) s[i] = (uint8_t)(0x80 | (c >> (6 * (n - 1 - i)) & 0x3F));
         s[0] = (uint8_t)(n == 1 ? c : (0xF00u >> n & 0xFF) | c >> (6 * (n - 1)));
-        uint32_t code, expected = c >= 0xD800 && c < 0xE000 ? BROKEN : c;
+        uint32_t code, expected = c >= 0xD800 && c < 0xE000 ? (uint32_t)BROKEN : c;
         size_t length = utf8_character(s, n, &code);
         CHECK(code == expected && length == (expected == c ? n : 1), "U+%04X is read as U+%04X, %zu bytes", c, code,
               length);
@@ -3236,7 +3236,7 @@ static void test_utf8_print(void) {
     begin_capture();
     Utf8Printer printer = {{0}, 0};
     utf8_print(&printer, (const uint8_t*)"\xe4\xb8\x9c", 3, false);
-    size_t size;
+    size_t size = 0;
     char* printed = end_capture(&size);
     CHECK(size == 3, "%zu bytes of a character of 3 are printed", size);
     free(printed);

@@ -1934,9 +1934,10 @@ static size_t utf8_character(const uint8_t* s, size_t n, uint32_t* code) {
         if (i == n || (s[i] & 0xC0) != 0x80) return 1;
         c = c << 6 | (s[i] & 0x3F);
     }
-    bool broken = length == 0 || c < least[length] || c > 0x10FFFF || (c >= 0xD800 && c < 0xE000);
-    *code = broken ? BROKEN : c;
-    return broken ? 1 : length;
+    *code = BROKEN;
+    if (length == 0 || c < least[length] || c > 0x10FFFF || (c >= 0xD800 && c < 0xE000)) return 1;
+    *code = c;
+    return length;
 }
 
 // The class of the character at s, whose length is put in *length.
