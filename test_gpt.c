@@ -4392,11 +4392,7 @@ static void test_cli_mismatch(void) {
         write_file(in_folder("tampered"), file, size);
         CHECK_FAILURE(cli("--data %s --resume --steps 5 --checkpoint %s", data, in_folder("tampered")), 1, "--beta1",
                       "an impossible option in the checkpoint");
-        beta[-10] = 'x'; // x-beta1, and --beta1 never
-        write_file(in_folder("tampered"), file, size);
-        CHECK_FAILURE(cli("--data %s --resume --steps 5 --checkpoint %s", data, in_folder("tampered")), 1, "--beta1",
-                      "an option missing in the checkpoint");
-        beta[-10] = '-', beta[-4] = '2'; // --beta2 twice
+        beta[-4] = '2'; // --beta2 twice
         write_file(in_folder("tampered"), file, size);
         CHECK_FAILURE(cli("--data %s --resume --steps 5 --checkpoint %s", data, in_folder("tampered")), 1,
                       "has --beta2 twice", "a key twice in the checkpoint");
