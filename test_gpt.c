@@ -3003,7 +3003,7 @@ static void test_checkpoint_json(void) {
         {"{\"a\":" T("[1.0]", "0", "4") "}", 4, "is '1.0', not a whole number"},
         {"{\"a\":" T("[1e0]", "0", "4") "}", 4, "is '1e0', not a whole number"},
         {"{\"a\":" T("2", "0", "8") "}", 8, "tensor a has the wrong size"},
-        {"{\"a\":" T("[1,1,1,1,1]", "0", "4") "}", 4, "more than 4 dimensions"},
+        {"{\"a\":" T("[1,1,1,1,1]", "0", "4") "}", 4, "over 4 dimensions"},
         {"{\"a\":" T("[99999999999999999999]", "0", "4") "}", 4, "not a whole number"},
         {"{\"a\":" T("[1]", "0", "18446744073709551616") "}", 4, "its a/data_offsets/1 is '18446744073709551616'"},
         {"{\"a\":" T("[4294967296,4294967296]", "0", "4") "}", 4, "too large"},

@@ -2010,7 +2010,7 @@ static size_t encode_piece(const Tokenizer* t, const uint8_t* s, size_t n, uint3
         size[left] = (uint32_t)length;
         size[right] = 0;
         push_join(t, s, n, size, heap, left);
-        while (left > 0 && !size[--left]) continue; // to where the part before begins
+        while (left > 0 && !size[--left]) continue; // to the part before, if there is one
         push_join(t, s, n, size, heap, left);
     }
     for (size_t i = 0; i < n; i += size[i]) tokens[made++] = find_token(t, s + i, size[i]);
@@ -2305,10 +2305,10 @@ static void read_entry(const Checkpoint* c, Entry* e, size_t data_size) {
     e->from = whole_number(path, from);
     e->to = whole_number(path, to);
     size_t bytes = type_size(e->type);
-    for (size_t d = 0; (length = find_pair(&c->json, "%s/shape/%zu", name, d)); e->dimensions = ++d) {
-        if (d == MAX_DIMENSIONS) die("%s: tensor %s has more than %d dimensions", path, name, MAX_DIMENSIONS);
-        e->shape[d] = whole_number(path, length);
-        if (__builtin_mul_overflow(bytes, e->shape[d], &bytes)) die("%s: tensor %s is too large", path, name);
+    for (; (length = find_pair(&c->json, "%s/shape/%zu", name, e->dimensions)); e->dimensions++) {
+        if (e->dimensions == MAX_DIMENSIONS) die("%s: tensor %s has over %d dimensions", path, name, MAX_DIMENSIONS);
+        size_t n = e->shape[e->dimensions] = whole_number(path, length);
+        if (__builtin_mul_overflow(bytes, n, &bytes)) die("%s: tensor %s is too large", path, name);
     }
     bool misplaced = e->from > e->to || e->to > data_size;
     for (const Entry* other = c->entries; other < e; other++)
