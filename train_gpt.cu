@@ -570,9 +570,9 @@ static void add_slices(float* first, float* second, const float* partial, size_t
            C, n);
 }
 
-// A block takes LAYERNORM_SLICE rows, then the next LAYERNORM_SLICE that are nobody's, and so on. In each slice a warp first finds dx of a
-// row, as in the forward pass. Then a thread takes N columns at a time and adds up dy n and dy over the slice, which by
-// now is near at hand: so dy and x come from afar once. partial (blocks,2,C).
+// A block takes a slice of the rows, then the next one that is nobody's, and so on. In each slice a warp first finds dx
+// of a row, as in the forward pass. Then a thread takes N columns at a time and adds up dy n and dy over the slice, which
+// by now is near at hand: so dy and x come from afar once. partial (blocks,2,C).
 enum { LAYERNORM_SLICE = 16 };
 template <int W>
 __global__ static void layernorm_backward_kernel(real* dx, const real* dy, const real* x, const float* mean,
@@ -778,9 +778,12 @@ static void cross_entropy(float* losses, float* lse, real* logits, const int* ta
 // ====================================================================================================================
 // Attention
 //
-// It works on tiles as on the CPU, but tiles of a size that fits a block's shared memory, and each warp keeps
-// its sums in registers. What a warp multiplies at a time is 16 x 16 by 16 x 8, the shape of the matrix units'
-// instruction. In that, each of the 32 threads holds certain elements of each operand, its "fragment". With row =
+// It works on tiles as on the CPU, but tiles of a size that fits a block's shared memory, and each warp keeps its sums in
+// registers. (The steps that lead here are in dev/learn/cuda/attention.cu.) First come a warp's means: the multiply, and
+// the copies in the background; then the forward pass, then the backward pass.
+//
+// What a warp multiplies at a time is 16 x 16 by 16 x 8, the shape of the matrix units' instruction. In that, each of
+// the 32 threads holds certain elements of each operand, its "fragment". With row =
 // thread / 4 and column = 2 (thread % 4), the pairs of neighbours that a thread has are
 //     of A (16,16):  A[row][column..], A[row + 8][column..], A[row][column + 8..], A[row + 8][column + 8..],
 //     of B (16,8):   B[column..][row], B[column + 8..][row],
