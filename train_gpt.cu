@@ -2,7 +2,7 @@
 // higher (Ampere, Ada, Hopper, ...), nothing else.
 //
 //     make train_gpt_cu && ./train_gpt_cu       the same options, files and output as ./train_gpt
-//     ./train_gpt_cu --compare                  the CPU and the GPU side by side, layer by layer
+//     ./train_gpt_cu --compare                  the CPU and the GPU side by side, kernel by kernel
 //     make train_gpt_cu PRECISION=fp32          all in float32, to compare numbers with the CPU's
 //
 // Read train_gpt.c first. Everything that is not arithmetic on tensors is taken from there. What follows are its layers
@@ -55,8 +55,8 @@ typedef uint32_t pair;
 // Errors and launches
 
 static void check_status(cudaError_t status, const char* call, int line) {
-    const char* advice =
-        status == cudaErrorIllegalAddress ? "; CUDA_LAUNCH_BLOCKING=1 tells which kernel's fault it is" : "";
+    bool by_kernel = status >= cudaErrorIllegalAddress && status <= cudaErrorLaunchFailure;
+    const char* advice = by_kernel ? "; CUDA_LAUNCH_BLOCKING=1 tells which kernel's fault it is" : "";
     if (status) die("%s failed: %s%s (train_gpt.cu, line %d)", call, cudaGetErrorString(status), advice, line);
 }
 static size_t multiplied[3]; // M, N, K of the latest multiply
@@ -783,8 +783,8 @@ static void cross_entropy(float* losses, float* lse, real* logits, const int* ta
 // the copies in the background; then the forward pass, then the backward pass.
 //
 // What a warp multiplies at a time is 16 x 16 by 16 x 8, the shape of the matrix units' instruction. In that, each of
-// the 32 threads holds certain elements of each operand, its "fragment". With row =
-// thread / 4 and column = 2 (thread % 4), the pairs of neighbours that a thread has are
+// the 32 threads holds certain elements of each operand, its "fragment". With row = thread / 4 and
+// column = 2 (thread % 4), the pairs of neighbours that a thread has are
 //     of A (16,16):  A[row][column..], A[row + 8][column..], A[row][column + 8..], A[row + 8][column + 8..],
 //     of B (16,8):   B[column..][row], B[column + 8..][row],
 //     of C (16,8):   C[row][column..], C[row + 8][column..].
