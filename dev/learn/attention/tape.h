@@ -30,6 +30,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "quick.h"
+
 typedef struct Tape Tape;
 typedef struct Node Node;
 
@@ -73,26 +75,6 @@ static inline float normal(uint64_t* seed) { // mean 0, variance 1 (Box and Mull
     float radius = sqrtf(-2 * logf(uniform(seed)));
     return radius * cosf(6.2831853f * uniform(seed));
 }
-
-// e^x to 2 units in the last place, in a form that compilers vectorise: x = n ln2 + r with |r| <= ln2/2, so that
-// e^x = 2^n e^r. Adding 1.5 2^23 rounds x/ln2 to n, and leaves n in the low bits, from where it is shifted into the
-// exponent. ln2 is subtracted in two parts, of which n times the first is exact. e^r is Taylor's polynomial.
-static inline float exp_quick(float x) {
-    float clamped = x < -87.3f ? -87.3f : x > 88.3f ? 88.3f : x;
-    float shifted = clamped * 1.44269504f + 12582912.0f, n = shifted - 12582912.0f;
-    float r = clamped - n * 0.693145752f - n * 1.42860677e-6f;
-    float p = 1.98412698e-4f * r + 1.38888889e-3f;
-    p = (((p * r + 8.33333333e-3f) * r + 4.16666667e-2f) * r + 1.66666667e-1f) * r;
-    p = ((p + 0.5f) * r + 1) * r + 1;
-    uint32_t bits, power;
-    memcpy(&bits, &shifted, 4);
-    power = (bits << 23) + (127u << 23);
-    float two_n;
-    memcpy(&two_n, &power, 4);
-    return x < -87.3f ? 0 : p * two_n;
-}
-static inline float logistic_quick(float x) { return 1 / (1 + exp_quick(-x)); }
-static inline float tanh_quick(float x) { return 1 - 2 / (1 + exp_quick(2 * x)); } // absolute error 1e-7
 
 // ---- the tape ------------------------------------------------------------------------------------------------------
 
@@ -352,31 +334,31 @@ static inline Node* scale(Node* a, float s) {
 static inline Node* subtract(Node* a, Node* b) { return add(a, scale(b, -1)); }
 
 // y = tanh a.  da = dy (1 - y^2).
-static inline void tanh_backward(Node* y) {
+static inline void tanh_of_backward(Node* y) {
     for (size_t i = 0; i < size(y); i++) y->in[0]->grad[i] += y->grad[i] * (1 - y->value[i] * y->value[i]);
 }
 static inline Node* tanh_of(Node* a) {
-    Node* y = record(a->tape, a->rows, a->cols, tanh_backward, 1, &a, 0);
+    Node* y = record(a->tape, a->rows, a->cols, tanh_of_backward, 1, &a, 0);
     for (size_t i = 0; i < size(y); i++) y->value[i] = tanh_quick(a->value[i]);
     return y;
 }
 
 // y = 1 / (1 + e^-a).  da = dy y (1 - y).
-static inline void logistic_backward(Node* y) {
+static inline void logistic_of_backward(Node* y) {
     for (size_t i = 0; i < size(y); i++) y->in[0]->grad[i] += y->grad[i] * y->value[i] * (1 - y->value[i]);
 }
 static inline Node* logistic_of(Node* a) {
-    Node* y = record(a->tape, a->rows, a->cols, logistic_backward, 1, &a, 0);
+    Node* y = record(a->tape, a->rows, a->cols, logistic_of_backward, 1, &a, 0);
     for (size_t i = 0; i < size(y); i++) y->value[i] = logistic_quick(a->value[i]);
     return y;
 }
 
 // y = max(0, a).  da = dy where a > 0.
-static inline void relu_backward(Node* y) {
+static inline void relu_of_backward(Node* y) {
     for (size_t i = 0; i < size(y); i++) y->in[0]->grad[i] += y->value[i] > 0 ? y->grad[i] : 0;
 }
 static inline Node* relu_of(Node* a) {
-    Node* y = record(a->tape, a->rows, a->cols, relu_backward, 1, &a, 0);
+    Node* y = record(a->tape, a->rows, a->cols, relu_of_backward, 1, &a, 0);
     for (size_t i = 0; i < size(y); i++) y->value[i] = a->value[i] > 0 ? a->value[i] : 0;
     return y;
 }
@@ -394,7 +376,7 @@ static inline void softmax_row(float* p, const float* x, int n) {
 }
 
 // Each row's softmax.  dy_j/da_k = y_j ([j = k] - y_k), therefore da_k = y_k (dy_k - sum_j dy_j y_j).
-static inline void softmax_backward(Node* y) {
+static inline void softmax_rows_backward(Node* y) {
     for (int i = 0; i < y->rows; i++) {
         const float *p = y->value + i * y->cols, *dp = y->grad + i * y->cols;
         float *da = y->in[0]->grad + i * y->cols, sum = 0;
@@ -403,7 +385,7 @@ static inline void softmax_backward(Node* y) {
     }
 }
 static inline Node* softmax_rows(Node* a) {
-    Node* y = record(a->tape, a->rows, a->cols, softmax_backward, 1, &a, 0);
+    Node* y = record(a->tape, a->rows, a->cols, softmax_rows_backward, 1, &a, 0);
     for (int i = 0; i < y->rows; i++) softmax_row(y->value + i * y->cols, a->value + i * y->cols, y->cols);
     return y;
 }
@@ -411,7 +393,7 @@ static inline Node* softmax_rows(Node* a) {
 // Layer normalisation (Ba, Kiros and Hinton 2016): each row x to mean 0, variance 1, then times gain, plus bias (1,n).
 // With z = (x - mean) / deviation, dz = dy gain:  dx = (dz - mean(dz) - z mean(dz z)) / deviation, as mean and
 // deviation depend on x as well.  dgain = sum over rows of dy z,  dbias = sum of dy.
-static inline void layernorm_backward(Node* y) {
+static inline void layernorm_rows_backward(Node* y) {
     Node *a = y->in[0], *gain = y->in[1], *bias = y->in[2];
     int n = y->cols;
     for (int i = 0; i < y->rows; i++) {
@@ -427,7 +409,7 @@ static inline void layernorm_backward(Node* y) {
 static inline Node* layernorm_rows(Node* a, Node* gain, Node* bias) {
     int n = a->cols;
     insist(size(gain) == (size_t)n && size(bias) == (size_t)n, "layernorm of %d columns", n);
-    Node* y = record(a->tape, a->rows, n, layernorm_backward, 3, (Node*[]){a, gain, bias},
+    Node* y = record(a->tape, a->rows, n, layernorm_rows_backward, 3, (Node*[]){a, gain, bias},
                      sizeof(float) * (size_t)a->rows * (size_t)(n + 1)); // z and 1/deviation of each row
     for (int i = 0; i < y->rows; i++) {
         const float* x = a->value + i * n;
@@ -496,14 +478,14 @@ static inline Node* slice_columns(Node* a, int from, int count) {
     return y;
 }
 
-static inline void gather_backward(Node* y) {
+static inline void gather_rows_backward(Node* y) {
     const int* index = (int*)y->extra;
     for (int i = 0; i < y->rows; i++)
         for (int j = 0; j < y->cols; j++) y->in[0]->grad[index[i] * y->cols + j] += y->grad[i * y->cols + j];
 }
 // Row i of y = row index[i] of a: the embedding of tokens, if a is a table; rows in another order; or some of them.
 static inline Node* gather_rows(Node* a, int count, const int* index) {
-    Node* y = record(a->tape, count, a->cols, gather_backward, 1, &a, sizeof(int) * (size_t)count);
+    Node* y = record(a->tape, count, a->cols, gather_rows_backward, 1, &a, sizeof(int) * (size_t)count);
     for (int i = 0; i < count; i++) {
         insist(index[i] >= 0 && index[i] < a->rows, "row %d of %d", index[i], a->rows);
         ((int*)y->extra)[i] = index[i];
@@ -539,12 +521,12 @@ static inline Node* transpose(Node* a) {
 // ---- losses --------------------------------------------------------------------------------------------------------
 
 // The mean of all elements, (1,1).
-static inline void mean_backward(Node* y) {
+static inline void mean_of_backward(Node* y) {
     Node* a = y->in[0];
     for (size_t i = 0; i < size(a); i++) a->grad[i] += y->grad[0] / (float)size(a);
 }
 static inline Node* mean_of(Node* a) {
-    Node* y = record(a->tape, 1, 1, mean_backward, 1, &a, 0);
+    Node* y = record(a->tape, 1, 1, mean_of_backward, 1, &a, 0);
     double sum = 0;
     for (size_t i = 0; i < size(a); i++) sum += (double)a->value[i];
     y->value[0] = (float)(sum / (double)size(a));
