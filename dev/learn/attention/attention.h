@@ -39,6 +39,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "quick.h"
+
 // ====================================================================================================================
 // Products
 
@@ -171,8 +173,12 @@ static inline void score_forward(float* scores, float* work, Sizes size, const f
         add_ab(a, q, s.W_q, m, dq, s.h);
         add_ab(b, k, s.W_k, n, dk, s.h);
         for (int i = 0; i < m; i++)
-            for (int j = 0; j < n; j++)
-                for (int c = 0; c < s.h; c++) scores[i * n + j] += s.v_a[c] * tanhf(a[i * s.h + c] + b[j * s.h + c]);
+            for (int j = 0; j < n; j++) {
+                float sum = 0;
+#pragma omp simd reduction(+ : sum)
+                for (int c = 0; c < s.h; c++) sum += s.v_a[c] * tanh_quick(a[i * s.h + c] + b[j * s.h + c]);
+                scores[i * n + j] = sum;
+            }
         break;
     }
     case COSINE: {
@@ -237,7 +243,7 @@ static inline void score_backward(float* dq, float* dk, ScoreGradient d, float* 
         for (int i = 0; i < m; i++)
             for (int j = 0; j < n; j++)
                 for (int c = 0; c < h; c++) {
-                    float ds = dscores[i * n + j], t = tanhf(a[i * h + c] + b[j * h + c]);
+                    float ds = dscores[i * n + j], t = tanh_quick(a[i * h + c] + b[j * h + c]);
                     float dt = ds * s.v_a[c] * (1 - t * t);
                     d.v_a[c] += ds * t;
                     da[i * h + c] += dt;
@@ -321,13 +327,18 @@ static inline bool may_see(Mask mask, int i, int j) { return !mask.sees || mask.
 // changes nothing, numerator and denominator being divided by the same e^largest, but keeps e^score finite.
 static inline void softmax_forward(float* weights, const float* scores, int m, int n, Mask mask) {
     for (int i = 0; i < m; i++) {
-        const float* s = scores + i * n;
         float *p = weights + i * n, largest = -INFINITY, sum = 0;
-        for (int j = 0; j < n; j++)
-            if (may_see(mask, i, j) && !(s[j] <= largest)) largest = s[j];
-        for (int j = 0; j < n; j++)
-            sum += p[j] = may_see(mask, i, j) && largest != -INFINITY ? expf(s[j] - largest) : 0;
-        for (int j = 0; j < n && sum != 0; j++) p[j] /= sum;
+        for (int j = 0; j < n; j++) {
+            p[j] = may_see(mask, i, j) ? scores[i * n + j] : -INFINITY; // e^-infinity = 0
+            if (!(p[j] <= largest)) largest = p[j];
+        }
+        if (largest == -INFINITY) { // nothing is seen
+            zero(p, (size_t)n);
+            continue;
+        }
+#pragma omp simd reduction(+ : sum)
+        for (int j = 0; j < n; j++) sum += p[j] = exp_quick(p[j] - largest);
+        for (int j = 0; j < n; j++) p[j] /= sum;
     }
 }
 
@@ -470,7 +481,7 @@ typedef struct {
 static inline float center_unit(Local local, const float* qi, int dq, int c) {
     float sum = 0;
     for (int r = 0; r < dq; r++) sum += qi[r] * local.W_p[r * local.h + c];
-    return tanhf(sum);
+    return tanh_quick(sum);
 }
 
 typedef struct {
@@ -483,7 +494,7 @@ static inline bool near_center(const void* data, int i, int j) {
 }
 
 // e^(-(j - p)^2 / (2 sigma^2)) with sigma = D / 2
-static inline float nearness(float distance, int D) { return expf(-2 * distance * distance / (float)(D * D)); }
+static inline float nearness(float distance, int D) { return exp_quick(-2 * distance * distance / (float)(D * D)); }
 
 // out (m,dv), weights (m,n), aligned (m,n), centers (m): p; work: score_work() floats.
 static inline void local_forward(float* out, float* weights, float* aligned, float* centers, float* work, Sizes size,
@@ -492,7 +503,7 @@ static inline void local_forward(float* out, float* weights, float* aligned, flo
     for (int i = 0; i < m; i++) {
         float z = 0;
         for (int c = 0; c < local.h; c++) z += local.v_p[c] * center_unit(local, q + i * size.dq, size.dq, c);
-        centers[i] = (float)(n - 1) / (1 + expf(-z));
+        centers[i] = (float)(n - 1) * logistic_quick(z);
     }
     Near near = {centers, local.D};
     score_forward(aligned, work, size, q, k, score);
@@ -571,11 +582,11 @@ static inline void flash_forward(float* out, float* lse, Sizes size, const float
                     if (!(s[j - j0] <= *top)) *top = s[j - j0];
                 }
                 if (*top == -INFINITY) continue; // nothing seen so far
-                float shrink = expf(before - *top);
+                float shrink = exp_quick(before - *top);
                 sum[i - i0] *= shrink;
                 for (int d = 0; d < size.dv; d++) o[d] *= shrink;
                 for (int j = j0; j < j1; j++) {
-                    float p = expf(s[j - j0] - *top);
+                    float p = exp_quick(s[j - j0] - *top);
                     sum[i - i0] += p;
                     add_scaled(o, p, v + (size_t)j * size.dv, size.dv);
                 }
@@ -605,7 +616,7 @@ static inline void flash_backward(float* dq, float* dk, float* dv, const float* 
                     if (!may_see(mask, i, j)) continue;
                     size_t at_q = (size_t)i * size.dq, at_k = (size_t)j * size.dk, at_v = (size_t)j * size.dv;
                     const float* dout_i = dout + (size_t)i * size.dv;
-                    float p = expf(scale * inner(q + at_q, k + at_k, size.dk) - lse[i]);
+                    float p = exp_quick(scale * inner(q + at_q, k + at_k, size.dk) - lse[i]);
                     float ds = p * (inner(dout_i, v + at_v, size.dv) - mean[i - i0]) * scale;
                     add_scaled(dv + at_v, p, dout_i, size.dv);
                     add_scaled(dq + at_q, ds, k + at_k, size.dk);
@@ -625,8 +636,8 @@ static inline void flash_backward(float* dq, float* dk, float* dv, const float* 
 // to by adding outer products, as in the fast weights of Schmidhuber 1992. Causal: S and z as they are after key i, so
 // it is a recurrent network. Time (m + n) dk dv, memory dk dv.
 
-static inline float phi(float x) { return x > 0 ? x + 1 : expf(x); }
-static inline float phi_slope(float x) { return x > 0 ? 1 : expf(x); } // its derivative
+static inline float phi(float x) { return x > 0 ? x + 1 : exp_quick(x); }
+static inline float phi_slope(float x) { return x > 0 ? 1 : exp_quick(x); } // its derivative
 
 // Floats of scratch: forward S (dk,dv) and z (dk); backward their gradients, too.
 static inline size_t linear_work(Sizes size) { return 2 * (size_t)size.dk * (size_t)(size.dv + 1); }
