@@ -7,7 +7,7 @@
 
 // e^x to 2 units in the last place, in a form that compilers vectorise: x = n ln2 + r with |r| <= ln2/2, so that
 // e^x = 2^n e^r. Adding 1.5 2^23 rounds x/ln2 to n, and leaves n in the low bits, from where it is shifted into the
-// exponent. ln2 is subtracted in two parts, of which n times the first is exact. e^r is Taylor's polynomial.
+// exponent. ln2 is subtracted in two parts, of which n times the first is exact. e^r is Taylor's polynomial. Below -87.3 the result is 0, above 88.3 it grows no more; NaN stays NaN.
 static inline float exp_quick(float x) {
     float clamped = x < -87.3f ? -87.3f : x > 88.3f ? 88.3f : x;
     float shifted = clamped * 1.44269504f + 12582912.0f, n = shifted - 12582912.0f;

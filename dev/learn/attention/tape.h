@@ -260,37 +260,32 @@ static inline Node* matmul(Node* a, Node* b) {
 
 // ---- element by element --------------------------------------------------------------------------------------------
 //
-// In add and multiply b may also be one row (1,n), used for every row of a, or one column (m,1), for every column. Its
-// gradient is then summed over all the places where it was used.
+// In add and multiply b may also be one row (1,n), used for every row of a, or one column (m,1), for every column: then
+// a step down, or right, stays in place. Its gradient is summed over all the places where it was used.
 
-static inline int row_step(const Node* a, const Node* b) {
+static inline int step_down(const Node* b) { return b->rows == 1 ? 0 : b->cols; }
+static inline int step_right(const Node* b) { return b->cols == 1 ? 0 : 1; }
+
+static inline Node* record_pair(Node* a, Node* b, void (*run_backward)(Node*)) {
     insist((b->rows == a->rows || b->rows == 1) && (b->cols == a->cols || b->cols == 1), "%d x %d beside %d x %d",
            a->rows, a->cols, b->rows, b->cols);
-    return b->rows == 1 ? 0 : b->cols;
+    return record(a->tape, a->rows, a->cols, run_backward, 2, (Node*[]){a, b}, 0);
 }
 
 // y = a + b.  da = dy,  db = dy.
 static inline void add_backward(Node* y) {
     Node *a = y->in[0], *b = y->in[1];
-    for (int i = 0; i < y->rows; i++) {
-        const float* dy = y->grad + i * y->cols;
-        float *da = a->grad + i * y->cols, *db = b->grad + i * row_step(a, b);
-        for (int j = 0; j < y->cols; j++) da[j] += dy[j];
-        if (b->cols == y->cols)
-            for (int j = 0; j < y->cols; j++) db[j] += dy[j];
-        else
-            for (int j = 0; j < y->cols; j++) *db += dy[j];
+    for (int i = 0, n = y->cols, right = step_right(b); i < y->rows; i++) {
+        float *dy = y->grad + i * n, *da = a->grad + i * n, *db = b->grad + i * step_down(b);
+        for (int j = 0; j < n; j++) da[j] += dy[j];
+        for (int j = 0; j < n; j++) db[j * right] += dy[j];
     }
 }
 static inline Node* add(Node* a, Node* b) {
-    Node* y = record(a->tape, a->rows, a->cols, add_backward, 2, (Node*[]){a, b}, 0);
-    for (int i = 0; i < y->rows; i++) {
-        const float *x = a->value + i * y->cols, *z = b->value + i * row_step(a, b);
-        float* to = y->value + i * y->cols;
-        if (b->cols == y->cols)
-            for (int j = 0; j < y->cols; j++) to[j] = x[j] + z[j];
-        else
-            for (int j = 0; j < y->cols; j++) to[j] = x[j] + *z;
+    Node* y = record_pair(a, b, add_backward);
+    for (int i = 0, n = y->cols, right = step_right(b); i < y->rows; i++) {
+        const float *x = a->value + i * n, *z = b->value + i * step_down(b);
+        for (int j = 0; j < n; j++) y->value[i * n + j] = x[j] + z[j * right];
     }
     return y;
 }
@@ -298,24 +293,18 @@ static inline Node* add(Node* a, Node* b) {
 // y = a b, each element by its own.  da = dy b,  db = dy a.
 static inline void multiply_backward(Node* y) {
     Node *a = y->in[0], *b = y->in[1];
-    for (int i = 0; i < y->rows; i++) {
-        const float *dy = y->grad + i * y->cols, *x = a->value + i * y->cols, *z = b->value + i * row_step(a, b);
-        float *da = a->grad + i * y->cols, *db = b->grad + i * row_step(a, b);
-        if (b->cols == y->cols)
-            for (int j = 0; j < y->cols; j++) da[j] += dy[j] * z[j], db[j] += dy[j] * x[j];
-        else
-            for (int j = 0; j < y->cols; j++) da[j] += dy[j] * *z, *db += dy[j] * x[j];
+    for (int i = 0, n = y->cols, right = step_right(b); i < y->rows; i++) {
+        const float *dy = y->grad + i * n, *x = a->value + i * n, *z = b->value + i * step_down(b);
+        float *da = a->grad + i * n, *db = b->grad + i * step_down(b);
+        for (int j = 0; j < n; j++) da[j] += dy[j] * z[j * right];
+        for (int j = 0; j < n; j++) db[j * right] += dy[j] * x[j];
     }
 }
 static inline Node* multiply(Node* a, Node* b) {
-    Node* y = record(a->tape, a->rows, a->cols, multiply_backward, 2, (Node*[]){a, b}, 0);
-    for (int i = 0; i < y->rows; i++) {
-        const float *x = a->value + i * y->cols, *z = b->value + i * row_step(a, b);
-        float* to = y->value + i * y->cols;
-        if (b->cols == y->cols)
-            for (int j = 0; j < y->cols; j++) to[j] = x[j] * z[j];
-        else
-            for (int j = 0; j < y->cols; j++) to[j] = x[j] * *z;
+    Node* y = record_pair(a, b, multiply_backward);
+    for (int i = 0, n = y->cols, right = step_right(b); i < y->rows; i++) {
+        const float *x = a->value + i * n, *z = b->value + i * step_down(b);
+        for (int j = 0; j < n; j++) y->value[i * n + j] = x[j] * z[j * right];
     }
     return y;
 }
@@ -494,17 +483,11 @@ static inline Node* gather_rows(Node* a, int count, const int* index) {
     return y;
 }
 
-static inline void slice_rows_backward(Node* y) {
-    float* da = y->in[0]->grad + *(int*)y->extra * y->cols;
-    for (size_t i = 0; i < size(y); i++) da[i] += y->grad[i];
-}
 // Rows from, from + 1, ... of a, `count` of them.
 static inline Node* slice_rows(Node* a, int from, int count) {
-    insist(from >= 0 && count > 0 && from + count <= a->rows, "rows %d + %d of %d", from, count, a->rows);
-    Node* y = record(a->tape, count, a->cols, slice_rows_backward, 1, &a, sizeof from);
-    *(int*)y->extra = from;
-    memcpy(y->value, a->value + from * a->cols, sizeof(float) * size(y));
-    return y;
+    int* index = (int*)take(a->tape, sizeof(int) * (size_t)count);
+    for (int i = 0; i < count; i++) index[i] = from + i;
+    return gather_rows(a, count, index);
 }
 
 static inline void transpose_backward(Node* y) {
