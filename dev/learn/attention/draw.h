@@ -402,7 +402,7 @@ static void curves_in_terminal(const Axes* axes, const Series* series, int count
     }
     printf("%9s +", "");
     for (int col = 0; col < PLOT_WIDTH; col++) putchar('-');
-    printf("\n%10s %-9.3g%*s%-10.3g%*s%9.3g\n", "", value_at(rx, 0), PLOT_WIDTH / 2 - 14, "", value_at(rx, 0.5f),
+    printf("\n%10s %-9.4g%*s%-10.4g%*s%9.4g\n", "", value_at(rx, 0), PLOT_WIDTH / 2 - 14, "", value_at(rx, 0.5f),
            PLOT_WIDTH / 2 - 14, "", value_at(rx, 1));
     printf("%10s x: %s%s, y: %s%s\n", "", axes->x, axes->log_x ? " (log)" : "", axes->y, axes->log_y ? " (log)" : "");
     for (int s = 0; s < count; s++)
