@@ -153,6 +153,6 @@ int main(int count, char** arguments) {
 //     the differences of its scores.
 //   - In worked_example(), halve the state to [5, 2.5, 5]. The weights of the other keys become the square roots of
 //     what they were, and the gradients follow: how long a query is sets how hard it looks.
-//   - In alignment(), set D to 2. Three keys in a plane suffice, if they are not on a line, but these nearly are: even a
-//     million steps only come to within 0.002. Set D to 1, and no number of steps does: of three keys on a line, no query
-//     likes the one in the middle best.
+//   - In alignment(), set D to 2. Three keys in a plane suffice, if they are not on a line, but these nearly are: even
+//     a million steps only come to within 0.002. Set D to 1, and no number of steps does: of three keys on a line, no
+//     query likes the one in the middle best.

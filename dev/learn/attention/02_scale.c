@@ -80,13 +80,13 @@ static void gradients(void) {
         for (int s = 0; s < 2; s++) measured[s][i] = measure(1 << i, s);
     for (int s = 0; s < 2; s++) {
         printf("\n%s\n", s ? "scaled by 1/sqrt(d)" : "not scaled");
-        printf("       scores   weights          loss behind the values           loss on weights\n");
-        printf("   d  variance entropy  top   |ds| median mean   |dq| median mean     |ds|   |dq|\n");
+        printf("      scores   weights          loss behind the values           loss on weights\n");
+        printf("   d variance entropy  top   |ds| median mean   |dq| median mean     |ds|   |dq|\n");
         for (int i = 0; i < SIZES; i++) {
             Measured r = measured[s][i];
             d[i] = (float)(1 << i), entropy[s][i] = r.entropy, median[s][i] = r.dq_median;
             if (!s) mean[i] = r.dq_mean;
-            printf("%4.0f  %8.2f  %5.2f  %4.2f  %10.1e %6.3f  %10.1e %6.3f  %7.3f %6.2f\n", d[i], r.variance, r.entropy,
+            printf("%4.0f %8.2f  %5.2f  %4.2f  %10.1e %6.3f  %10.1e %6.3f  %7.3f %6.2f\n", d[i], r.variance, r.entropy,
                    r.top, r.ds_median, r.ds_mean, r.dq_median, r.dq_mean, r.ds_direct, r.dq_direct);
         }
     }
@@ -176,13 +176,13 @@ static void learning(void) {
                 loss[o][s][r] = learn(s, (Optimizer)o, first_rate[o] * powf(3, (float)r), 7);
     printf("\nLoss after %d steps, relative to that of the average of all values, d = %d\n", STEPS, D);
     for (int o = 0; o < OPTIMIZERS; o++) {
-        printf("%-18s", names[o]);
-        for (int r = 0; r < RATES; r++) printf("%6.2g ", first_rate[o] * powf(3, (float)r));
+        printf("%-17s", names[o]);
+        for (int r = 0; r < RATES; r++) printf(" %6.2g", first_rate[o] * powf(3, (float)r));
         for (int s = 0; s < 2; s++) {
             best[o][s] = INFINITY;
-            printf("\n%-18s", s ? "  scaled" : "  not scaled");
+            printf("\n%-17s", s ? "  scaled" : "  not scaled");
             for (int r = 0; r < RATES; r++)
-                printf("%6.4f ", loss[o][s][r]), best[o][s] = fminf(best[o][s], loss[o][s][r]);
+                printf(" %6.4f", loss[o][s][r]), best[o][s] = fminf(best[o][s], loss[o][s][r]);
         }
         putchar('\n');
     }

@@ -31,14 +31,29 @@ DRAW_FUNCTION void lesson_begins(const char* program) {
     draw_colours = isatty(STDOUT_FILENO) && !getenv("NO_COLOR");
 }
 
-// Says whether what the lesson claims is so. A lesson goes on after a claim that failed, and ends with status 1.
+// The number of characters, not of bytes, in UTF-8: continuation bytes are 10xxxxxx.
+static int text_length(const char* text) {
+    int count = 0;
+    for (; *text; text++) count += (*text & 0xC0) != 0x80;
+    return count;
+}
+
+// Says whether what the lesson claims is so, in lines of at most 80 columns. A lesson goes on after a claim that
+// failed, and ends with status 1.
 __attribute__((unused, format(printf, 2, 3))) static bool claim(bool holds, const char* format, ...) {
-    const char* colour = !draw_colours ? "" : holds ? "\033[32m" : "\033[1;31m";
-    printf("%s%s%s", colour, holds ? "claim holds: " : "CLAIM FAILS: ", draw_colours ? "\033[0m" : "");
+    char text[1024];
     va_list arguments;
     va_start(arguments, format);
-    vprintf(format, arguments);
+    vsnprintf(text, sizeof text, format, arguments);
     va_end(arguments);
+    const char* colour = !draw_colours ? "" : holds ? "\033[32m" : "\033[1;31m";
+    printf("%s%s%s", colour, holds ? "claim holds:" : "CLAIM FAILS:", draw_colours ? "\033[0m" : "");
+    int column = 12;
+    for (char* word = strtok(text, " "); word; word = strtok(NULL, " ")) {
+        int length = text_length(word);
+        if (column + 1 + length > 80) printf("\n%*s", column = 12, "");
+        printf(" %s", word), column += 1 + length;
+    }
     putchar('\n');
     fflush(stdout);
     claims_made++, claims_failed += !holds;
@@ -53,13 +68,6 @@ DRAW_FUNCTION int lesson_ends(void) {
 
 // ====================================================================================================================
 // Text and colours
-
-// The number of characters, not of bytes, in UTF-8: continuation bytes are 10xxxxxx.
-static int text_length(const char* text) {
-    int count = 0;
-    for (; *text; text++) count += (*text & 0xC0) != 0x80;
-    return count;
-}
 
 // The bytes that the first `count` characters take.
 static int text_bytes(const char* text, int count) {
@@ -113,8 +121,8 @@ static void terminal_shade(const int rgb[3]) {
     printf("\033[48;5;%d;38;5;%dm", cube, is_dark(rgb) ? 231 : 16);
 }
 
-// What tells the series of a plot apart: colours that most colour-blind readers can tell apart (Okabe and Ito 2008), and
-// letters. The terminal's numbers are the nearest of its cube.
+// What tells the series of a plot apart: colours that most colour-blind readers can tell apart (Okabe and Ito 2008),
+// and letters. The terminal's numbers are the nearest of its cube.
 enum { MAX_SERIES = 8 };
 static const char* const series_colour[MAX_SERIES] = {"#0072b2", "#d55e00", "#009e73", "#cc79a7",
                                                       "#e69f00", "#56b4e9", "#000000", "#999999"};
@@ -253,7 +261,7 @@ static void heat_as_svg(const char* name, const char* title, const float* x, int
     bool turned = long_cols * 8 > wide;
     int top = 50 + (turned ? 6 + 6 * long_cols : 16), every = high >= 13 ? 1 : (15 + high) / high, rgb[3];
     int width = left + n * wide + 24 + (turned ? 6 * long_cols : 0),
-        title_width = title ? 32 + 8 * text_length(title) : 0;
+        title_width = title ? 32 + 10 * text_length(title) : 0;
     FILE* f = svg_open(name, width > title_width ? width : title_width, top + m * high + 20, title);
     for (int j = 0; j < n; j += every)
         svg_text(f, (float)(left + j * wide) + 0.5f * (float)wide + (turned ? 4 : 0), (float)top - 8,
@@ -277,8 +285,8 @@ static void heat_as_svg(const char* name, const char* title, const float* x, int
     svg_close(f, name);
 }
 
-// A matrix x (m,n), row labels at the left, column labels above. White is 0 and the darkest shade the largest magnitude;
-// where there are negative values, those are red (in characters: marked with -).
+// A matrix x (m,n), row labels at the left, column labels above. White is 0 and the darkest shade the largest
+// magnitude; where there are negative values, those are red (in characters: marked with -).
 DRAW_FUNCTION void draw_heat(const char* name, const char* title, const float* x, int m, int n, const char* const* rows,
                              const char* const* cols) {
     bool negative;
@@ -307,7 +315,7 @@ DRAW_FUNCTION void draw_bars(const char* name, const char* title, const float* v
         printf("%s %.4g\n", draw_colours ? "\033[0m" : "", values[i]);
     }
     if (!name) return;
-    int left = 28 + 8 * longest_label(labels, n), title_width = title ? 32 + 8 * text_length(title) : 0;
+    int left = 28 + 8 * longest_label(labels, n), title_width = title ? 32 + 10 * text_length(title) : 0;
     int width = left + 400 + 90;
     FILE* f = svg_open(name, width > title_width ? width : title_width, 60 + 26 * n, title);
     for (int i = 0; i < n; i++) {
@@ -365,6 +373,10 @@ static Range range_of(const Series* series, int count, bool of_y, bool log, bool
             if (isfinite(value)) range.low = fminf(range.low, value), range.high = fmaxf(range.high, value);
         }
     if (zero && !log && range.low > 0) range.low = 0;
+    if (count > 0 && series[0].dots) { // room around a cloud
+        float room = 0.04f * (range.high - range.low);
+        range.low -= room, range.high += room;
+    }
     if (!(range.high >= range.low)) range.low = 0, range.high = 1;
     if (range.high == range.low) range.low -= 0.5f, range.high += 0.5f;
     return range;
@@ -441,7 +453,7 @@ static void curves_as_svg(const char* name, const char* title, const Axes* axes,
     for (int s = 0; s < count; s++)
         if (series[s].label && text_length(series[s].label) > longest) longest = text_length(series[s].label);
     int width = LEFT + WIDE + 24 + (longest ? 24 + 8 * longest : 0),
-        title_width = title ? 32 + 8 * text_length(title) : 0;
+        title_width = title ? 32 + 10 * text_length(title) : 0;
     FILE* f = svg_open(name, width > title_width ? width : title_width, TOP + HIGH + 62, title);
     float ticks[24];
     char number[32];
