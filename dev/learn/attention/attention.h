@@ -104,7 +104,7 @@ typedef enum {
 typedef struct {
     ScoreKind kind;
     int h;                                   // columns of W_q, W_k and of concat's and location's W
-    const float *W, *W_q, *W_k, *v_a, *beta; // beta NULL: 1
+    const float *W, *W_q, *W_k, *v_a, *beta; // beta NULL: 1; W_q, W_k NULL: q, k of size h are projected already
     const float* bias;                       // (m,n), added to the scores of any kind, or NULL; its gradient is dscores
 } Score;
 
@@ -147,6 +147,14 @@ static inline void inverse_norms(float* inverse, const float* x, int rows, int s
 // variance dk: divided by sqrt(dk) it has 1 at any size, and softmax stays where its gradient is alive.
 static inline float dot_scale(ScoreKind kind, int dk) { return kind == SCALED_DOT ? 1 / sqrtf((float)dk) : 1; }
 
+// x W (rows,h), put into y; or x itself where W is NULL.
+static inline const float* projected(float* y, const float* x, const float* W, int rows, int inside, int h) {
+    if (!W) return x;
+    zero(y, (size_t)rows * h);
+    add_ab(y, x, W, rows, inside, h);
+    return y;
+}
+
 // scores (m,n) from q (m,dq), k (n,dk).
 static inline void score_forward(float* scores, float* work, Sizes size, const float* q, const float* k, Score s) {
     int m = size.m, n = size.n, dq = size.dq, dk = size.dk;
@@ -168,10 +176,7 @@ static inline void score_forward(float* scores, float* work, Sizes size, const f
         break;
     }
     case ADDITIVE: { // each side is projected once, m + n times in all; each pair then costs h tanh
-        float *a = work, *b = a + m * s.h; // q W_q (m,h), k W_k (n,h)
-        zero(a, (size_t)(m + n) * s.h);
-        add_ab(a, q, s.W_q, m, dq, s.h);
-        add_ab(b, k, s.W_k, n, dk, s.h);
+        const float *a = projected(work, q, s.W_q, m, dq, s.h), *b = projected(work + m * s.h, k, s.W_k, n, dk, s.h);
         for (int i = 0; i < m; i++)
             for (int j = 0; j < n; j++) {
                 float sum = 0;
@@ -236,23 +241,23 @@ static inline void score_backward(float* dq, float* dk, ScoreGradient d, float* 
         break;
     }
     case ADDITIVE: {
-        float *a = work, *b = a + m * h, *da = b + n * h, *db = da + m * h;
-        zero(work, (size_t)2 * (m + n) * h);
-        add_ab(a, q, s.W_q, m, size.dq, h);
-        add_ab(b, k, s.W_k, n, size.dk, h);
+        const float* a = projected(work, q, s.W_q, m, size.dq, h);
+        const float* b = projected(work + m * h, k, s.W_k, n, size.dk, h);
+        float *da = s.W_q ? work + (m + n) * h : dq, *db = s.W_k ? work + (2 * m + n) * h : dk;
+        zero(work + (m + n) * h, (size_t)(m + n) * h);
         for (int i = 0; i < m; i++)
-            for (int j = 0; j < n; j++)
+            for (int j = 0; j < n; j++) {
+                float ds = dscores[i * n + j];
+#pragma omp simd
                 for (int c = 0; c < h; c++) {
-                    float ds = dscores[i * n + j], t = tanh_quick(a[i * h + c] + b[j * h + c]);
-                    float dt = ds * s.v_a[c] * (1 - t * t);
+                    float t = tanh_quick(a[i * h + c] + b[j * h + c]), dt = ds * s.v_a[c] * (1 - t * t);
                     d.v_a[c] += ds * t;
                     da[i * h + c] += dt;
                     db[j * h + c] += dt;
                 }
-        add_abt(dq, da, s.W_q, m, h, size.dq);
-        add_atb(d.W_q, q, da, size.dq, m, h);
-        add_abt(dk, db, s.W_k, n, h, size.dk);
-        add_atb(d.W_k, k, db, size.dk, n, h);
+            }
+        if (s.W_q) add_abt(dq, da, s.W_q, m, h, size.dq), add_atb(d.W_q, q, da, size.dq, m, h);
+        if (s.W_k) add_abt(dk, db, s.W_k, n, h, size.dk), add_atb(d.W_k, k, db, size.dk, n, h);
         break;
     }
     case COSINE: {
