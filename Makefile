@@ -1,6 +1,7 @@
 # make help lists the targets.
 #
-# CC=clang works as well as gcc. DEBUG=1 builds with the address and undefined-behaviour sanitizers.
+# CC=clang works as well as gcc. DEBUG=1 builds with the address and undefined-behaviour sanitizers, PLAIN=1 with the
+# plain multiply and attention. CFLAGS is yours to set; what the code cannot do without is in REQUIRED.
 # No -ffast-math: NaN and infinity stay visible, and sums keep their order. The -fno- options only give up errno and
 # floating-point traps, which nothing here looks at and which keep loops from being vectorised.
 
@@ -8,13 +9,15 @@ CC       = gcc
 PYTHON   = python3
 ARCH     = -march=native
 WARNINGS = -Wall -Wextra -Wpedantic -Wshadow
-CFLAGS   = -std=c11 -O3 $(ARCH) -ffp-contract=fast -fno-math-errno -fno-trapping-math -fopenmp $(WARNINGS)
+CFLAGS   = -O3 $(ARCH)
 LDLIBS   = -lm
+REQUIRED = -ffp-contract=fast -fno-math-errno -fno-trapping-math -fopenmp
+COMPILE  = $(CC) -std=c11 $(REQUIRED) $(WARNINGS) $(CFLAGS) $(if $(PLAIN),-DPLAIN=1) $(SANITIZE)
 
 # train_gpt.cu: in bfloat16 or, with PRECISION=fp32, in float32; for the GPU that is here, else for any of compute
 # capability 8.0 or higher. On the CPU it is C++ like any other.
 CXX       = g++
-CXXFLAGS  = -std=c++17 $(ARCH) -ffp-contract=fast -fno-math-errno -fno-trapping-math -fopenmp
+CXXFLAGS  = -std=c++17 $(ARCH) $(REQUIRED)
 NVCC      = $(firstword $(shell command -v nvcc) $(wildcard /usr/local/cuda/bin/nvcc) nvcc)
 NVCC_ARCH = $(shell nvidia-smi >/dev/null 2>&1 && echo native || echo sm_80)
 NVCCFLAGS = -std=c++17 -O3 -arch=$(NVCC_ARCH) -Xcompiler "$(filter-out -std=%,$(CXXFLAGS))" -diag-suppress 1675
@@ -23,7 +26,7 @@ FP32      = $(if $(filter fp32,$(PRECISION)),-DPRECISION_FP32)
 ON_CPU    = $(CXX) -x c++ -DCUDA_ON_CPU $(CXXFLAGS) -Wno-unknown-pragmas -Wno-unused-function
 
 ifdef DEBUG
-CFLAGS  += -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=undefined
+SANITIZE = -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=undefined
 endif
 
 ifeq ($(filter $(PRECISION),bf16 fp32),)
@@ -35,33 +38,58 @@ endif
 all: train_gpt
 
 help:
-	@echo "make train_gpt    the program; prepares data/ if there is none"
-	@echo "make train_gpt_cu the same for an NVIDIA GPU; PRECISION=fp32: all in float32; NVCC_ARCH=sm_90: for that GPU"
-	@echo "make test         all checks; a few minutes"
-	@echo "make test_gpt_cu  those of train_gpt_cu, on the GPU"
-	@echo "make train_gpt_cu_on_cpu  train_gpt_cu without a GPU, slow, to look into with a debugger"
-	@echo "make bench        times a training step, layer by layer; BENCH=\"--help\" lists what else"
-	@echo "make cpu_path     the matrix multiply in steps, from three loops to train_gpt.c's, each timed; ten seconds"
-	@echo "make mutate       small errors in train_gpt.c, each of which the tests must catch; half an hour"
-	@echo "make fuzz         made-up inputs to everything that reads files; FUZZ_SECONDS=60 for each of seven"
-	@echo "make faults       every call that can fail, fails in turn: memory, files, disk; two minutes"
-	@echo "make coverage     lists the lines of train_gpt.c that the tests do not run; two minutes"
-	@echo "make clean        removes what was built (data/ and checkpoints stay)"
+	@echo "run"
+	@echo "  make train_gpt     the program; prepares data/ if there is none"
+	@echo "  make train_gpt_cu  the same for an NVIDIA GPU; PRECISION=fp32: all in float32;"
+	@echo "                     NVCC_ARCH=sm_90: for that GPU"
+	@echo "  make clean         removes what was built (data/ and checkpoints stay)"
 	@echo
-	@echo "make CC=clang ... with another compiler       make DEBUG=1 ... with sanitizers"
-	@echo "make ARCH= ...    for any machine of this kind, not just for this one"
+	@echo "learn, more in dev/learn/README.md"
+	@echo "  make cpu_path      the multiply in steps, from three loops to train_gpt.c's,"
+	@echo "                     each timed; ten seconds"
+	@echo "  make -C dev/learn/cuda check"
+	@echo "                     GPU kernels in steps, each checked, without a GPU"
+	@echo "  make train_gpt_cu_on_cpu"
+	@echo "                     train_gpt_cu without a GPU, slow, to look into with gdb"
 	@echo
-	@echo "make test CC=aarch64-linux-gnu-gcc ARCH= EMULATOR='qemu-aarch64 -L /usr/aarch64-linux-gnu'"
-	@echo "                  tests it for another kind of machine"
+	@echo "check, more in dev/check/README.md"
+	@echo "  make test          all checks; a few minutes"
+	@echo "  make test_gpt_cu   those of train_gpt_cu, on the GPU"
+	@echo "  make mutate        small errors in train_gpt.c, each of which the tests must"
+	@echo "                     catch; half an hour"
+	@echo "  make fuzz          made-up inputs to everything that reads files;"
+	@echo "                     FUZZ_SECONDS=60 for each of seven"
+	@echo "  make faults        every call that can fail, fails in turn: memory, files,"
+	@echo "                     disk; two minutes"
+	@echo "  make coverage      lists the lines of train_gpt.c that the tests do not run;"
+	@echo "                     two minutes"
+	@echo
+	@echo "measure, more in dev/bench/README.md"
+	@echo "  make bench         times a training step, layer by layer; BENCH=\"--help\" lists"
+	@echo "                     what else"
+	@echo
+	@echo "with any of these"
+	@echo "  make CC=clang ...  with another compiler"
+	@echo "  make DEBUG=1 ...   with sanitizers"
+	@echo "  make PLAIN=1 ...   with the plain multiply and attention: slow, and as the formula"
+	@echo "  make ARCH= ...     for any machine of this kind, not just for this one"
+	@echo "  for another kind of machine, tested here: see dev/check/README.md"
 
 tools:
 	@command -v $(firstword $(CC)) >/dev/null || { echo "make: $(CC) is not installed; it is needed to build" >&2; exit 1; }
 	@echo 'int main(void) { return 0; }' | $(CC) -x c -fopenmp - -o /dev/null 2>/dev/null || \
 	    { echo "make: $(CC) cannot build OpenMP programs here; its OpenMP library (libgomp or libomp) is missing" >&2; exit 1; }
 
+# Hold how programs were built last, and are newer than a program that was built otherwise.
+build/compile build/compile_cu: FORCE
+	@mkdir -p build
+	@echo '$(subst ','\'',$($(@F)))' | cmp -s - $@ || echo '$(subst ','\'',$($(@F)))' >$@
+compile    = $(COMPILE)
+compile_cu = $(NVCC) $(NVCCFLAGS) $(ON_CPU) $(FP32)
+
 # The prerequisite after | is checked each time, but does not make the program out of date.
-train_gpt: train_gpt.c Makefile | tools data
-	$(CC) $(CFLAGS) $< -o $@ $(LDLIBS)
+train_gpt: train_gpt.c Makefile build/compile | tools data
+	$(COMPILE) $< -o $@ $(LDLIBS)
 
 data: data/train.bin
 
@@ -69,26 +97,29 @@ data/train.bin:
 	@command -v $(PYTHON) >/dev/null || { echo "make: $(PYTHON) is not installed; it is needed to prepare data/" >&2; exit 1; }
 	$(PYTHON) prepare_data.py
 
-build/test_gpt: test_gpt.c train_gpt.c Makefile | tools
-	@mkdir -p build
-	$(CC) $(CFLAGS) $< -o $@ $(LDLIBS)
+build/test_gpt: test_gpt.c train_gpt.c Makefile build/compile | tools
+	$(COMPILE) $< -o $@ $(LDLIBS)
 
-test: build/test_gpt
+# The layers and the model once more, on the plain multiply and attention.
+build/test_plain: test_gpt.c train_gpt.c Makefile build/compile | tools
+	$(COMPILE) -UPLAIN -DPLAIN=1 $< -o $@ $(LDLIBS)
+
+LAYERS = matmul embedding layernorm linear attention gelu cross_entropy model adamw generation_cache threads
+test: build/test_gpt build/test_plain
 	$(EMULATOR) ./build/test_gpt
+	$(EMULATOR) ./build/test_plain $(LAYERS)
 	@if [ -n "$(DEBUG)" ]; then echo "skipped: train_gpt.cu's tests; the sanitizers do not know its threads"; \
 	elif ! command -v $(CXX) >/dev/null; then echo "skipped: train_gpt.cu's tests; $(CXX) is not installed"; \
 	else $(MAKE) --no-print-directory test_twin; fi
-	$(PYTHON) dev/test_prepare_data.py
+	$(PYTHON) dev/check/test_prepare_data.py
 
 # The twin's checks, with its kernels on the CPU.
-TWIN = train_gpt.cu train_gpt.c dev/cuda_on_cpu.h Makefile
+TWIN = train_gpt.cu train_gpt.c dev/check/cuda_on_cpu.h Makefile build/compile_cu
 
 build/test_twin_bf16 build/test_twin_fp32: build/test_twin_%: test_gpt.c $(TWIN) | tools
-	@mkdir -p build
 	$(ON_CPU) -O2 -DTWIN='"train_gpt.cu"' $(if $(filter fp32,$*),-DPRECISION_FP32) $< -o $@ $(LDLIBS)
 
-build/test_cuda_on_cpu: dev/test_cuda_on_cpu.cpp $(TWIN) | tools
-	@mkdir -p build
+build/test_cuda_on_cpu: dev/check/test_cuda_on_cpu.cpp $(TWIN) | tools
 	$(ON_CPU) -O2 $< -o $@ $(LDLIBS)
 
 test_twin: build/test_cuda_on_cpu build/test_twin_bf16 build/test_twin_fp32
@@ -99,55 +130,48 @@ test_twin: build/test_cuda_on_cpu build/test_twin_bf16 build/test_twin_fp32
 nvcc:
 	@command -v $(NVCC) >/dev/null || { echo "make: nvcc is not installed; the CUDA Toolkit, 12 or later, has it" >&2; exit 1; }
 
-# Holds what PRECISION was, and is newer than a program of the other.
-build/precision: FORCE
-	@mkdir -p build
-	@echo $(PRECISION) | cmp -s - $@ || echo $(PRECISION) >$@
-
-train_gpt_cu: train_gpt.cu train_gpt.c Makefile build/precision | nvcc data
+train_gpt_cu: train_gpt.cu train_gpt.c Makefile build/compile_cu | nvcc data
 	$(NVCC) $(NVCCFLAGS) $(FP32) $< -o $@ -lcublasLt
 
-train_gpt_cu_on_cpu: $(TWIN) build/precision | tools data
+train_gpt_cu_on_cpu: $(TWIN) | tools data
 	$(ON_CPU) $(WARNINGS) -O1 -g $(FP32) $< -o $@ $(LDLIBS)
 
-build/test_gpt_cu: test_gpt.c train_gpt.cu train_gpt.c Makefile build/precision | nvcc
+build/test_gpt_cu: test_gpt.c train_gpt.cu train_gpt.c Makefile build/compile_cu | nvcc
 	$(NVCC) $(NVCCFLAGS) $(FP32) -x cu -DTWIN='"train_gpt.cu"' $< -o $@ -lcublasLt
 
 test_gpt_cu: build/test_gpt_cu
 	./build/test_gpt_cu
 
-build/bench: dev/bench/bench.c train_gpt.c Makefile | tools
-	@mkdir -p build
-	$(CC) $(CFLAGS) -Wno-unused-function $< -o $@ $(LDLIBS)
+build/bench: dev/bench/bench.c train_gpt.c Makefile build/compile | tools
+	$(COMPILE) -Wno-unused-function $< -o $@ $(LDLIBS)
 
 bench: build/bench
 	./build/bench $(BENCH)
 	@if nvidia-smi -L >/dev/null 2>&1 && command -v $(NVCC) >/dev/null; then \
 	    $(MAKE) --no-print-directory train_gpt_cu && ./train_gpt_cu --compare; fi
 
-build/cpu_path: dev/cpu/matmul.c train_gpt.c Makefile | tools
-	@mkdir -p build
-	$(CC) $(CFLAGS) -Wno-unused-function $< -o $@ $(LDLIBS)
+build/cpu_path: dev/learn/cpu/matmul.c train_gpt.c Makefile build/compile | tools
+	$(COMPILE) -Wno-unused-function $< -o $@ $(LDLIBS)
 
 cpu_path: build/cpu_path
 	./build/cpu_path $(CPU_PATH)
 
 mutate: | tools
-	$(PYTHON) dev/mutate.py
+	$(PYTHON) dev/check/mutate.py
 
 FUZZ_SECONDS = 60
 fuzz:
-	$(PYTHON) dev/fuzz/run.py $(FUZZ_SECONDS)
+	$(PYTHON) dev/check/fuzz/run.py $(FUZZ_SECONDS)
 
-build/shim.so: dev/faults/shim.c | tools
+build/shim.so: dev/check/faults/shim.c | tools
 	@mkdir -p build
 	$(CC) -std=c11 -O1 -Wall -Wextra -shared -fPIC $< -o $@
 
 faults: train_gpt build/shim.so
-	$(PYTHON) dev/faults/run.py
+	$(PYTHON) dev/check/faults/run.py
 
 coverage: build/shim.so
-	$(PYTHON) dev/coverage.py
+	$(PYTHON) dev/check/coverage.py
 
 clean:
 	rm -rf build train_gpt train_gpt_cu train_gpt_cu_on_cpu __pycache__

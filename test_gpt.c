@@ -81,6 +81,12 @@ static void write_file(const char* path, const void* data, size_t size) {
     if (!f || fwrite(data, 1, size, f) != size || fclose(f)) CHECK(false, "cannot write %s: %s", path, strerror(errno));
 }
 
+// B sequences of T positions, of which those from start on ask, with C channels in H heads.
+static Attention attention_shape(size_t B, size_t T, size_t start, size_t C, size_t H) {
+    Attention a = {B, T, start, H, C / H};
+    return a;
+}
+
 static bool exists(const char* path) { return !access(path, F_OK); }
 
 static bool same_files(const char* a, const char* b) {
@@ -723,25 +729,23 @@ static void linear_backward(float* dx_, float* dw_, float* db_, const float* dy_
 }
 
 // The weights are rounded before they meet the values; in the backward pass ds is, too.
-static void attention_forward(float* out_, float* lse_, const float* qkv_, size_t B, size_t T, size_t start, size_t C,
-                              size_t H) {
-    size_t rows = B * (T - start);
-    Both<real> out(NULL, rows * C), qkv(qkv_, B * T * 3 * C);
+static void attention_forward(float* out_, float* lse_, const float* qkv_, Attention a) {
+    size_t rows = a.B * (a.T - a.start), H = a.H, C = H * a.D;
+    Both<real> out(NULL, rows * C), qkv(qkv_, a.B * a.T * 3 * C);
     Both<float> lse(NULL, rows * H);
-    gpu::attention_forward(out.device, lse.device, qkv.device, B, T, start, C, H);
-    ::attention_forward(out.host, lse.host, qkv.host, B, T, start, C, H);
+    gpu::attention_forward(out.device, lse.device, qkv.device, a);
+    ::attention_forward(out.host, lse.host, qkv.host, a);
     out.finish(out_, "out", 2);
     lse.finish(lse_, "lse");
 }
 
 static void attention_backward(float* dqkv_, const float* dout_, const float* qkv_, const float* out_,
-                               const float* lse_, size_t B, size_t T, size_t C, size_t H) {
-    size_t rows = B * T;
+                               const float* lse_, Attention a) {
+    size_t rows = a.B * a.T, H = a.H, C = H * a.D;
     Both<real> dqkv(NULL, rows * 3 * C), dout(dout_, rows * C), qkv(qkv_, rows * 3 * C), out(out_, rows * C);
     Both<float> lse(lse_, rows * H), work(NULL, rows * H * 2);
-    gpu::attention_backward(dqkv.device, (float2*)work.device, dout.device, qkv.device, out.device, lse.device, B, T, C,
-                            H);
-    ::attention_backward(dqkv.host, dout.host, qkv.host, out.host, lse.host, B, T, C, H);
+    gpu::attention_backward(dqkv.device, (float2*)work.device, dout.device, qkv.device, out.device, lse.device, a);
+    ::attention_backward(dqkv.host, dout.host, qkv.host, out.host, lse.host, a);
     double largest = 0; // a weight is e^(s - lse), so the rounding of lse is its relative error
     for (size_t i = 0; i < rows * H; i++) largest = fmax(largest, fabsf(lse.host[i]));
     dqkv.finish(dqkv_, "dqkv", 2, largest * 0x1p-23);
@@ -850,7 +854,7 @@ static void test_exp(void) {
     }
 }
 
-// What dev/reference.py has left in dev/fixtures/ is what PyTorch computes in float64. Each layer alone, fed with the
+// What dev/check/reference.py has left in fixtures/ is what PyTorch computes in float64. Each layer alone, fed with the
 // reference's inputs, the whole model and a run of AdamW are held against it. GPT_FIXTURES names another folder of
 // fixtures, written from another seed for instance.
 static const struct {
@@ -912,7 +916,7 @@ __attribute__((format(printf, 1, 2))) static const float* stored(const char* for
     va_start(args, format);
     Stored s = find_stored(format, args);
     va_end(args);
-    if (!s.p) die("fixture %s has no %s; dev/reference.py writes them anew", fixture.name, s.name);
+    if (!s.p) die("fixture %s has no %s; dev/check/reference.py writes them anew", fixture.name, s.name);
     return s.p;
 }
 
@@ -927,8 +931,8 @@ static bool open_fixture(size_t i) {
     static char path[4096];
     const char* directory = getenv("GPT_FIXTURES");
     fixture.name = fixtures[i].name;
-    snprintf(path, sizeof path, "%s/%s.safetensors", directory ? directory : "dev/fixtures", fixture.name);
-    if (!CHECK(!access(path, R_OK), "%s is missing; dev/reference.py writes it", path)) return false;
+    snprintf(path, sizeof path, "%s/%s.safetensors", directory ? directory : "dev/check/fixtures", fixture.name);
+    if (!CHECK(!access(path, R_OK), "%s is missing; dev/check/reference.py writes it", path)) return false;
     fixture.file = open_checkpoint(path, "");
     Config c = read_config(&fixture.file);
     fixture.V = c.V, fixture.T = c.T, fixture.C = c.C, fixture.H = c.H, fixture.L = c.L;
@@ -1102,11 +1106,11 @@ static void compare_attention(void) {
     for (size_t l = 0; l < L; l++) {
         const float* qkv = stored("h.%zu.qkv", l);
         float *out = borrow(rows * C), *lse = borrow(rows * H), *dqkv = borrow(rows * 3 * C);
-        attention_forward(out, lse, qkv, B, T, 0, C, H);
+        attention_forward(out, lse, qkv, attention_shape(B, T, 0, C, H));
         compare(out, rows * C, "h.%zu.att", l);
         compare(lse, rows * H, "h.%zu.lse", l);
-        attention_backward(dqkv, stored("d.h.%zu.att", l), qkv, stored("h.%zu.att", l), stored("h.%zu.lse", l), B, T, C,
-                           H);
+        attention_backward(dqkv, stored("d.h.%zu.att", l), qkv, stored("h.%zu.att", l), stored("h.%zu.lse", l),
+                           attention_shape(B, T, 0, C, H));
         compare(dqkv, rows * 3 * C, "d.h.%zu.qkv", l);
     }
 }
@@ -1304,8 +1308,9 @@ static void test_adamw_run(void) {
                 device->forward(&model, &a, tokens + at, targets + at, B, T, 0);
                 device->backward(&model, &a, tokens + at, targets + at, B, T, 1 / (float)accumulate);
             }
-            AdamW o = {learning_rate(step + 1),          fixture_option("--beta1"), fixture_option("--beta2"),
-                       fixture_option("--weight-decay"), fixture_option("--clip"),  step + 1};
+            AdamW o = {rate_at(step + 1),         fixture_option("--beta1"),
+                       fixture_option("--beta2"), fixture_option("--weight-decay"),
+                       fixture_option("--clip"),  step + 1};
             device->update(&model, o);
             losses[step] = (float)take_loss(&model);
             norms[step] = (float)model.gradient_norm;
@@ -1438,7 +1443,7 @@ static void test_memory(void) {
     for (size_t l = 0; l < (kind == CACHE || (kind == EACH && training) ? L : kind != GRADIENT || training); l++) { \
         at[count].name = #field;                                                                                    \
         at[count].from = (const char*)*((float**)((char*)&a + offsetof(Activations, field)) + l);                   \
-        at[count++].bytes = (kind == HEAD && !training ? 1 : rows) * (width) *                                      \
+        at[count++].bytes = (kind == LOGITS && !training ? 1 : rows) * (width) *                                    \
                             (BFLOAT16 && !strcmp(#type, "real") ? 2 : sizeof(float));                               \
     }
             ACTIVATIONS(PLACE)
@@ -1560,7 +1565,7 @@ static void test_attention_definition(void) {
             float *out = borrow(2 * T * channels), *lse = borrow(2 * T * heads);
             double* right = (double*)borrow(2 * T * D);
             double *right_lse = (double*)borrow(2 * T), *weights = (double*)borrow(2 * T * T);
-            attention_forward(out, lse, qkv, 2, T, 0, channels, heads);
+            attention_forward(out, lse, qkv, attention_shape(2, T, 0, channels, heads));
             for (size_t b = 0; b < 2; b++)
                 for (size_t h = 0; h < heads; h++) {
                     attention_defined(right, right_lse, weights, qkv + b * T * stride + h * D, stride, T, D, channels);
@@ -1576,7 +1581,7 @@ static void test_attention_definition(void) {
             for (size_t start = 1; start < T; start += start < 3 ? 1 : T / 5 + 1) {
                 size_t N = T - start;
                 float *last = borrow(2 * N * channels), *last_lse = borrow(2 * N * heads);
-                attention_forward(last, last_lse, qkv, 2, T, start, channels, heads);
+                attention_forward(last, last_lse, qkv, attention_shape(2, T, start, channels, heads));
                 double error = 0;
                 for (size_t b = 0; b < 2; b++)
                     error = larger(error, larger(euclidean_distance(last + b * N * channels,
@@ -1600,7 +1605,7 @@ static void test_attention_weights(void) {
     for (size_t j0 = 0; j0 < LENGTH; j0 += D) {
         for (size_t j = 0; j < LENGTH; j++)
             for (size_t c = 0; c < D; c++) qkv[j * 3 * D + 2 * D + c] = j == j0 + c;
-        attention_forward(out, lse, qkv, 1, LENGTH, 0, D, 1);
+        attention_forward(out, lse, qkv, attention_shape(1, LENGTH, 0, D, 1));
         for (size_t i = 0; i < LENGTH; i++)
             for (size_t c = 0; c < D && j0 + c < LENGTH; c++) {
                 float p = out[i * D + c];
@@ -1618,7 +1623,7 @@ static void test_attention_properties(void) {
     size_t n = LENGTH * CHANNELS, last = (LENGTH - 1) * CHANNELS;
     const float* qkv = borrow_random(LENGTH * WIDTH, 1);
     float *out = borrow(n), *lse = borrow(LENGTH * HEADS), *out2 = borrow(n), *lse2 = borrow(LENGTH * HEADS);
-    attention_forward(out, lse, qkv, 1, LENGTH, 0, CHANNELS, HEADS);
+    attention_forward(out, lse, qkv, attention_shape(1, LENGTH, 0, CHANNELS, HEADS));
 
     // An average of values lies among them.
     for (size_t c = 0; c < CHANNELS; c++) {
@@ -1637,7 +1642,7 @@ static void test_attention_properties(void) {
         size_t j = changed[k];
         float* x = borrow_copy(qkv, LENGTH * WIDTH);
         for (size_t c = 0; c < WIDTH; c++) x[j * WIDTH + c] = 3 - x[j * WIDTH + c];
-        attention_forward(out2, lse2, x, 1, LENGTH, 0, CHANNELS, HEADS);
+        attention_forward(out2, lse2, x, attention_shape(1, LENGTH, 0, CHANNELS, HEADS));
         CHECK(!memcmp(out, out2, j * CHANNELS * sizeof(float)) && !memcmp(lse, lse2, j * HEADS * sizeof(float)),
               "position %zu is seen by an earlier one", j);
         for (size_t i = j; i < LENGTH; i++)
@@ -1649,7 +1654,7 @@ static void test_attention_properties(void) {
     float* x = borrow_copy(qkv, LENGTH * WIDTH);
     for (size_t i = 0; i < LENGTH; i++)
         memcpy(x + i * WIDTH + CHANNELS, qkv + shuffled(i, LENGTH, 5) * WIDTH + CHANNELS, 2 * CHANNELS * sizeof(float));
-    attention_forward(out2, lse2, x, 1, LENGTH, 0, CHANNELS, HEADS);
+    attention_forward(out2, lse2, x, attention_shape(1, LENGTH, 0, CHANNELS, HEADS));
     double error = euclidean_distance(out + last, out2 + last, CHANNELS);
     CHECK(error < 2e-6, "with keys and values in another order the last output differs by %.1e", error);
 
@@ -1657,7 +1662,7 @@ static void test_attention_properties(void) {
     x = borrow_copy(qkv, LENGTH * WIDTH);
     for (size_t i = 0; i < LENGTH; i++)
         for (size_t c = 0; c < CHANNELS; c++) x[i * WIDTH + CHANNELS + c] += 2 * random_normal(7, c);
-    attention_forward(out2, lse2, x, 1, LENGTH, 0, CHANNELS, HEADS);
+    attention_forward(out2, lse2, x, attention_shape(1, LENGTH, 0, CHANNELS, HEADS));
     error = euclidean_distance(out, out2, n) / euclidean_norm(out, n);
     CHECK(error < 3e-6, "with a vector added to all keys the output differs by %.1e", error);
     for (size_t i = 0; i < LENGTH * HEADS; i++) {
@@ -1672,7 +1677,7 @@ static void test_attention_properties(void) {
     x = borrow_copy(qkv, LENGTH * WIDTH);
     for (size_t i = 0; i < LENGTH * WIDTH; i++)
         if (i % WIDTH < 2 * CHANNELS) x[i] *= 1e15f;
-    attention_forward(out2, lse2, x, 1, LENGTH, 0, CHANNELS, HEADS);
+    attention_forward(out2, lse2, x, attention_shape(1, LENGTH, 0, CHANNELS, HEADS));
     for (size_t i = 0; i < LENGTH; i++)
         for (size_t h = 0; h < HEADS; h++) {
             double best_score = -INFINITY;
@@ -1691,9 +1696,9 @@ static void test_attention_properties(void) {
 
     // The same on the way back, with scores as large as a training run gone wrong may have them.
     for (size_t i = 0; i < LENGTH * WIDTH; i++) x[i] = i % WIDTH < 2 * CHANNELS ? qkv[i] * 300 : qkv[i];
-    attention_forward(out2, lse2, x, 1, LENGTH, 0, CHANNELS, HEADS);
+    attention_forward(out2, lse2, x, attention_shape(1, LENGTH, 0, CHANNELS, HEADS));
     float* dqkv = borrow(LENGTH * WIDTH);
-    attention_backward(dqkv, out, x, out2, lse2, 1, LENGTH, CHANNELS, HEADS);
+    attention_backward(dqkv, out, x, out2, lse2, attention_shape(1, LENGTH, 0, CHANNELS, HEADS));
     for (size_t i = 0; i < LENGTH * WIDTH; i++) CHECK(isfinite(dqkv[i]), "large scores: the gradient is %g", dqkv[i]);
     free_borrowed();
 }
@@ -1708,8 +1713,8 @@ static void test_attention_gradient(void) {
             float *qkv = borrow_random(N * stride, 100 + n * 10 + s), *dout = borrow_random(N * channels, n * 10 + s);
             float *out = borrow(N * channels), *lse = borrow(N * heads), *dqkv = borrow(N * stride);
             double *o = (double*)borrow(2 * N * D), *l = (double*)borrow(2 * N), *p = (double*)borrow(2 * N * N);
-            attention_forward(out, lse, qkv, 1, N, 0, channels, heads);
-            attention_backward(dqkv, dout, qkv, out, lse, 1, N, channels, heads);
+            attention_forward(out, lse, qkv, attention_shape(1, N, 0, channels, heads));
+            attention_backward(dqkv, dout, qkv, out, lse, attention_shape(1, N, 0, channels, heads));
             double* right = (double*)borrow(2 * N * stride);
             for (size_t i = 0; i < N * stride; i++) right[i] = 0;
             for (size_t h = 0; h < heads; h++) {

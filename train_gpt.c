@@ -4,24 +4,29 @@
 //     ./train_gpt --generate "ROMEO:"           continue a prompt from what was trained
 //     ./train_gpt --help                        all options
 //
-// The file is meant to be read once, from top to bottom, by somebody who knows C and has read "Attention Is All
-// You Need" (Vaswani et al. 2017). Its rooms:
+// The file is meant to be read from top to bottom by somebody who knows C and has read one article on attention. The
+// idea comes first, then what makes it fast, then what reads files and options. The first five rooms are a whole GPT:
+// what it computes, why each gradient is what it is, how it learns and how it writes.
 //
-//     errors and files         every failure is one line and exit status 1; files are mapped, and replaced whole
+//     layers                   embedding, layernorm, linear, attention, gelu, cross-entropy: each forward is directly
+//                              followed by its backward
+//     model                    the table of parameters, the table of activations, forward, backward
+//     learning                 first values, AdamW, the learning rate
+//     generation               drawing the next token, again and again
+//     ---                      an hour's reading ends here
+//     made fast                matrix multiply, attention in tiles, the exponential
 //     random numbers           number i of stream k, computed, not stored
-//     matrix multiply          the one routine in which nearly all time goes
-//     layers                   embedding, layernorm, linear, attention, gelu, cross-entropy: each forward is
-//                              directly followed by its backward
-//     model                    the table of parameters, the table of activations, forward, backward, AdamW
+//     errors and files         every failure is one line and exit status 1; files are mapped, and replaced whole
+//     the model in memory      where each tensor lies; what a device is
 //     tokenizer                text to tokens and back
 //     data loader              shards of tokens, shuffled windows
 //     checkpoint               safetensors, with Hugging Face's names for GPT-2's weights
-//     generation               sampling with a key/value cache
 //     command line, training   the options and the loop
 //
 // Letters used throughout: B sequences in a batch, T tokens in a sequence, C channels, H heads, D = C/H channels
 // of a head, V tokens in the vocabulary, L layers. A comment such as "x (B,T,C)" gives a tensor's shape, the last
-// index running fastest. A gradient of the loss is called d + the name of what it is the gradient of.
+// index running fastest. A gradient of the loss is called d + the name of what it is the gradient of: dx is the
+// derivative of the loss with respect to x, and has x's shape.
 //
 // The same build, seed, data and options give the same bits for any number of threads: work is cut into pieces by
 // the problem's sizes, each piece is computed by one thread, and every sum is taken in a fixed order.
@@ -29,6 +34,7 @@
 #define _GNU_SOURCE 1 // as C++ compilers predefine it
 #include <errno.h>
 #include <fcntl.h>
+#include <float.h>
 #include <glob.h>
 #include <math.h>
 #include <omp.h>
@@ -48,211 +54,871 @@
 #define VERSION "1.0"
 
 // ====================================================================================================================
-// Errors and files
-//
-// Whatever goes wrong is said in one line on stderr that names the thing and what to do about it, and the program
-// ends with status 1 (2 for a wrong command line). Files are read through mmap with every size checked before it is
-// used, and written under a temporary name that replaces the old file only when all of it is on the disk.
+// What later rooms provide
 
-static size_t min_size(size_t a, size_t b) { return a < b ? a : b; }
-
-static void clear_live_line(void); // the training loop's progress line, wiped before anything else is printed
-
-__attribute__((noreturn, format(printf, 2, 3))) static void fail(int status, const char* format, ...) {
-    clear_live_line();
-    fflush(stdout);
-    va_list args;
-    va_start(args, format);
-    fputs("train_gpt: ", stderr);
-    vfprintf(stderr, format, args);
-    fputc('\n', stderr);
-    va_end(args);
-    exit(status);
-}
-
+// Ends the program with one line on stderr and this status; die is for everything but a wrong command line, which is 2.
+__attribute__((noreturn, format(printf, 2, 3))) static void fail(int status, const char* format, ...);
 #define die(...) fail(1, __VA_ARGS__)
 
-// count * size bytes of zeroed memory, aligned to cache lines. Large blocks are aligned to huge pages, which Linux
-// gives if asked and with which address translation costs less. All threads touch their parts first, for them to lie
-// near.
-enum { HUGE_PAGE = 1 << 21 };
-static void* allocate(size_t count, size_t size, const char* what) {
-    size_t bytes;
-    if (__builtin_mul_overflow(count, size, &bytes) || bytes > SIZE_MAX - HUGE_PAGE) die("%s is too large", what);
-    size_t unit = bytes < HUGE_PAGE ? 64 : HUGE_PAGE, blocks = bytes ? (bytes + unit - 1) / unit : 1;
-    char* p = (char*)aligned_alloc(unit, blocks * unit);
-    if (!p) die("no memory for %s (%.1f MB)", what, (double)bytes / 1e6);
-#ifdef MADV_HUGEPAGE
-    if (unit == HUGE_PAGE) madvise(p, blocks * unit, MADV_HUGEPAGE);
-#endif
-#pragma omp parallel for schedule(static) if (unit == HUGE_PAGE)
-    for (size_t i = 0; i < blocks; i++) memset(p + i * unit, 0, unit);
-    return p;
-}
+// count * size bytes of zeroed memory for `what`, or the program ends and says so. Freed with free().
+static void* allocate(size_t count, size_t size, const char* what);
 
-// Bytes of memory that a program may take: what the system calls available, or a container's limit.
-static size_t memory_available(void) {
-    size_t available = (size_t)sysconf(_SC_PHYS_PAGES) * (size_t)sysconf(_SC_PAGESIZE), kb, limit;
-    char line[256];
-    FILE* f = fopen("/proc/meminfo", "r");
-    while (f && fgets(line, sizeof line, f))
-        if (sscanf(line, "MemAvailable: %zu", &kb) == 1) available = kb * 1024;
-    if (f) fclose(f);
-    f = fopen("/sys/fs/cgroup/memory.max", "r");
-    if (f && fscanf(f, "%zu", &limit) == 1) available = min_size(available, limit);
-    if (f) fclose(f);
-    return available;
-}
+static inline float exp_(float x);                      // e^x; loops over it vectorise, which libm's do not
+static uint64_t random_bits(uint64_t key, uint64_t i);  // number i of the stream called key
+static double random_uniform(uint64_t key, uint64_t i); // the same, uniform in (0,1)
+static float random_normal(uint64_t key, uint64_t i);   // the same, normal with mean 0 and variance 1
+static size_t min_size(size_t a, size_t b) { return a < b ? a : b; }
 
-enum { MAX_PATH = 4096 };
-
-// folder/name, until the next call.
-static const char* path_in(const char* folder, const char* name) {
-    static char path[MAX_PATH];
-    if (snprintf(path, sizeof path, "%s/%s", folder, name) >= MAX_PATH) die("the name %.40s... is too long", folder);
-    return path;
-}
-
-// A file's bytes, read-only. The mapping is paged in as it is touched, so a shard may be larger than memory.
-typedef struct {
-    char path[MAX_PATH];
-    const uint8_t* data;
-    size_t size;
-} File;
-
-static File map_file(const char* path, const char* advice) {
-    File file = {"", (const uint8_t*)"", 0}; // an empty file cannot be mapped
-    struct stat info;
-    if (strlen(path) >= MAX_PATH) die("the name %.40s... is too long", path);
-    memcpy(file.path, path, strlen(path) + 1);
-    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); // a pipe without a writer would wait for one
-    if (fd < 0 || fstat(fd, &info) < 0) die("cannot open %s: %s%s", path, strerror(errno), advice);
-    if (!S_ISREG(info.st_mode)) die("%s is not a regular file%s", path, advice);
-    file.size = (size_t)info.st_size;
-    if (file.size) {
-        void* p = mmap(NULL, file.size, PROT_READ, MAP_PRIVATE, fd, 0);
-        if (p == MAP_FAILED) die("cannot map %s: %s", path, strerror(errno));
-        file.data = (const uint8_t*)p;
-    }
-    close(fd);
-    return file;
-}
-
-static void unmap_file(File* file) {
-    if (file->size) munmap((void*)file->data, file->size);
-    file->size = 0;
-}
-
-// A file being written. Until replace() renames it, whatever stood under its final name stays whole.
-typedef struct {
-    FILE* stream;
-    char path[MAX_PATH], temporary[MAX_PATH + 8];
-} Output;
-
-__attribute__((noreturn)) static void output_failed(Output* out) {
-    int error = errno;
-    if (out->stream) {
-        fclose(out->stream);
-        unlink(out->temporary);
-    }
-    die("cannot write %s: %s; whatever stood there before is untouched", out->path, strerror(error));
-}
-
-static void output_open(Output* out, const char* path) {
-    out->stream = NULL;
-    if (strlen(path) >= sizeof out->path) die("the name %.40s... is too long", path);
-    snprintf(out->path, sizeof out->path, "%s", path);
-    snprintf(out->temporary, sizeof out->temporary, "%s.tmp", path);
-    struct stat info; // a folder cannot be replaced, and a device such as /dev/null must not be
-    if (!stat(path, &info) && !S_ISREG(info.st_mode)) die("cannot write %s: it is not a regular file", path);
-    out->stream = fopen(out->temporary, "wb");
-    if (!out->stream) output_failed(out);
-}
-
-static void output_write(Output* out, const void* data, size_t bytes) {
-    if (fwrite(data, 1, bytes, out->stream) != bytes) output_failed(out);
-}
-
-static void output_replace(Output* out) {
-    if (fflush(out->stream) || fsync(fileno(out->stream))) output_failed(out);
-    FILE* stream = out->stream;
-    out->stream = NULL;
-    if (fclose(stream) || rename(out->temporary, out->path)) {
-        int error = errno;
-        unlink(out->temporary);
-        errno = error;
-        output_failed(out);
-    }
-    // The rename itself reaches the disk with the directory.
-    char* slash = strrchr(out->path, '/');
-    char directory[MAX_PATH] = ".";
-    if (slash) snprintf(directory, sizeof directory, "%.*s", (int)(slash - out->path + 1), out->path);
-    int fd = open(directory, O_RDONLY | O_CLOEXEC);
-    if (fd >= 0) {
-        fsync(fd);
-        close(fd);
-    }
-}
-
-static double seconds(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
+typedef struct Tokenizer Tokenizer;
+static bool is_end_of_text(const Tokenizer* t, int token); // the token that stands between documents
+static void print_token(const Tokenizer* t, int token);    // its text on stdout, UTF-8 characters never cut in two
+static void print_rest(void);                              // what print_token has kept back, at the end
+static volatile sig_atomic_t signalled;                    // by Ctrl-C, say: what runs long then ends early
 
 // ====================================================================================================================
-// Random numbers
+// Layers
 //
-// There is no state to save or to pass around: number i of stream `key` is a hash of the two, the finaliser of
-// SplitMix64 (Steele, Lea and Flood 2014), which passes the usual statistical tests on consecutive i. A stream's key
-// is itself drawn, from the seed, the purpose and, say, the epoch. So weights can be drawn by many threads in any
-// order, and a run that resumes at step 700 draws what the uninterrupted run draws there.
+// A GPT is a few kinds of layer, stacked. Each kind is two functions here. X_forward computes the layer's output y from
+// its input x and its parameters. X_backward is given dy, how the loss would change with each number of y, and works
+// out by the chain rule how it would change with each number of x (dx) and of the parameters (dw, db): that is what the
+// parameters are then moved along, and all that "deep learning" means in this file.
+//
+// Rows are positions: (rows,C) stands for (B,T,C) wherever a layer treats every position alike. All do but attention,
+// the only place where one position sees another. Gradients of parameters are added to what is there, so that several
+// batches may be summed; gradients of inputs are too where the comment says so.
+//
+// `#pragma omp parallel for` shares a loop whose turns are independent among threads, `omp simd` lets a sum be taken in
+// several lanes at once; without them the code means the same. The multiply and attention, where nearly all time goes,
+// are defined here in their plain form. `make PLAIN=1` builds with these; otherwise the room "made fast" has versions
+// of them that give the same results, but for rounding, many times as fast.
 
-enum { STREAM_WEIGHTS = 1 << 8, STREAM_SHUFFLE, STREAM_PHASE, STREAM_SAMPLE };
+// A matrix in memory: element (i,j) is p[i * row + j * column]. So the transpose is the same numbers with the two
+// strides exchanged.
+typedef struct {
+    const float* p;
+    size_t row, column;
+} Matrix;
 
-static uint64_t random_bits(uint64_t key, uint64_t i) {
-    uint64_t x = key + (i + 1) * 0x9E3779B97F4A7C15u;
-    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9u;
-    x = (x ^ (x >> 27)) * 0x94D049BB133111EBu;
-    return x ^ (x >> 31);
+static Matrix matrix(const float* p, size_t width) {
+    Matrix m = {p, width, 1};
+    return m;
+}
+static Matrix transposed(const float* p, size_t width) {
+    Matrix m = {p, 1, width};
+    return m;
 }
 
-// Uniform in (0,1), 52 bits and a half: never 0, so its logarithm is finite, and never 1.
-static double random_uniform(uint64_t key, uint64_t i) {
-    return ((double)(random_bits(key, i) >> 12) + 0.5) * (1.0 / 4503599627370496.0);
-}
-
-// Normal with mean 0 and variance 1 (Box and Muller 1958).
-static float random_normal(uint64_t key, uint64_t i) {
-    double radius = sqrt(-2 * log(random_uniform(key, 2 * i)));
-    return (float)(radius * cos(6.283185307179586 * random_uniform(key, 2 * i + 1)));
-}
-
-// Where element i of 0..n-1 goes in the shuffle named by key: a permutation computed one element at a time, so that
-// the windows of a corpus of any size are shuffled without a list of them. Four Feistel rounds (Luby and Rackoff
-// 1988) permute the numbers of an even count of bits that covers n; a result of n or more is permuted again until
-// it falls below ("cycle walking"), which takes under four turns on average and keeps it a permutation.
-static uint64_t shuffled(uint64_t i, uint64_t n, uint64_t key) {
-    int half = 1;
-    while (half < 31 && (uint64_t)1 << (2 * half) < n) half++;
-    uint64_t mask = ((uint64_t)1 << half) - 1;
-    do {
-        uint64_t left = i >> half, right = i & mask;
-        for (uint64_t round = 0; round < 4; round++) {
-            uint64_t next = left ^ (random_bits(key + round, right) & mask);
-            left = right;
-            right = next;
+// c (M,N) = a (M,K) times b (K,N), plus bias (N), plus add (M,N), each of which may be NULL. c's rows are dense. With
+// add == c the product is added to what is there.
+static void matmul_plain(float* c, Matrix a, Matrix b, const float* bias, const float* add, size_t M, size_t N,
+                         size_t K) {
+#pragma omp parallel for schedule(static)
+    for (size_t i = 0; i < M; i++)
+        for (size_t j = 0; j < N; j++) {
+            float sum = 0;
+            for (size_t k = 0; k < K; k++) sum += a.p[i * a.row + k * a.column] * b.p[k * b.row + j * b.column];
+            c[i * N + j] = sum + (bias ? bias[j] : 0) + (add ? add[i * N + j] : 0);
         }
-        i = left << half | right;
-    } while (i >= n);
-    return i;
+}
+
+// The one that is used: matmul_plain or matmul_fast.
+static void matmul(float* c, Matrix a, Matrix b, const float* bias, const float* add, size_t M, size_t N, size_t K);
+
+// sum (n) += sum over rows of x (rows,n). Threads share out the columns, so each sum has one order.
+enum { STRIP = 32 }; // columns in a share
+static void sum_rows(float* sum, const float* x, size_t rows, size_t n) {
+#pragma omp parallel for schedule(static)
+    for (size_t j0 = 0; j0 < n; j0 += STRIP) {
+        float strip[STRIP] = {0};
+        size_t width = min_size(STRIP, n - j0);
+        for (size_t i = 0; i < rows; i++)
+            for (size_t j = 0; j < width; j++) strip[j] += x[i * n + j0 + j];
+        for (size_t j = 0; j < width; j++) sum[j0 + j] += strip[j];
+    }
+}
+
+// Embedding: x (B,T,C) = wte[token] + wpe[position], what the token is and where it stands, each a learned vector
+// (Radford et al. 2018, equation 2; learned positions: Gehring et al. 2017, section 3.1).
+// wte (V,C), wpe (.,C); the first of the T positions is `start`.
+static void embedding_forward(float* x, const int* tokens, const float* wte, const float* wpe, size_t B, size_t T,
+                              size_t start, size_t C) {
+#pragma omp parallel for schedule(static)
+    for (size_t i = 0; i < B * T; i++) {
+        const float* token = wte + (size_t)tokens[i] * C;
+        const float* position = wpe + (start + i % T) * C;
+        for (size_t c = 0; c < C; c++) x[i * C + c] = token[c] + position[c];
+    }
+}
+
+// x is a sum of two vectors, so the gradient of each is dx: dwte[token] += dx, dwpe[position] += dx.
+// A token may occur in many rows, so threads share out the channels, not the rows, and each walks all rows in order:
+// sums in a fixed order, and no two threads in one place.
+static void embedding_backward(float* dwte, float* dwpe, const float* dx, const int* tokens, size_t B, size_t T,
+                               size_t C) {
+#pragma omp parallel for schedule(static)
+    for (size_t c0 = 0; c0 < C; c0 += STRIP)
+        for (size_t i = 0; i < B * T; i++) {
+            float *token = dwte + (size_t)tokens[i] * C, *position = dwpe + i % T * C;
+            for (size_t c = c0; c < min_size(C, c0 + STRIP); c++) {
+                token[c] += dx[i * C + c];
+                position[c] += dx[i * C + c];
+            }
+        }
+}
+
+// Layer normalisation (Ba, Kiros and Hinton 2016, equation 3 for a row): y = n w + b with n = (x - mean) rstd,
+// rstd = 1/sqrt(var + eps), mean and (biased) variance over a row's channels. Whatever the size of x, n has mean 0 and
+// variance 1, and w and b then give each channel the scale and the zero that suit the layer which follows.
+// y, x (rows,C); mean, rstd (rows) are kept for the backward pass; w, b (C).
+static void layernorm_forward(float* y, float* mean, float* rstd, const float* x, const float* w, const float* b,
+                              size_t rows, size_t C) {
+#pragma omp parallel for schedule(static)
+    for (size_t i = 0; i < rows; i++) {
+        const float* row = x + i * C;
+        float sum = 0, squares = 0;
+#pragma omp simd reduction(+ : sum)
+        for (size_t c = 0; c < C; c++) sum += row[c];
+        float m = sum / (float)C;
+#pragma omp simd reduction(+ : squares)
+        for (size_t c = 0; c < C; c++) squares += (row[c] - m) * (row[c] - m);
+        float r = 1 / sqrtf(squares / (float)C + 1e-5f);
+        for (size_t c = 0; c < C; c++) y[i * C + c] = (row[c] - m) * r * w[c] + b[c];
+        mean[i] = m;
+        rstd[i] = r;
+    }
+}
+
+// With g = dy w, the gradient with respect to n, and avg(.) the mean over the row's channels:
+//     dx += rstd (g - avg(g) - n avg(g n)),    dw += sum over rows of dy n,    db += sum over rows of dy.
+// For x_i moves n_j in three ways. Directly, if i = j, by rstd. Through the mean, which moves by 1/C, by -rstd/C. And
+// through the variance: dvar/dx_i = 2 (x_i - mean)/C, drstd/dvar = -rstd^3/2, so drstd/dx_i = -rstd^2 n_i/C, which
+// moves n_j = (x_j - mean) rstd by -rstd n_i n_j/C. Together dn_j/dx_i = rstd ([i = j] - 1/C - n_i n_j/C), and dx_i is
+// the sum over j of g_j dn_j/dx_i.
+static void layernorm_backward(float* dx, float* dw, float* db, const float* dy, const float* x, const float* mean,
+                               const float* rstd, const float* w, size_t rows, size_t C) {
+#pragma omp parallel
+    {
+#pragma omp for schedule(static) nowait
+        for (size_t i = 0; i < rows; i++) {
+            const float *dyi = dy + i * C, *xi = x + i * C, m = mean[i], r = rstd[i];
+            float *dxi = dx + i * C, g_sum = 0, gn_sum = 0;
+#pragma omp simd reduction(+ : g_sum, gn_sum)
+            for (size_t c = 0; c < C; c++) {
+                g_sum += dyi[c] * w[c];
+                gn_sum += dyi[c] * w[c] * ((xi[c] - m) * r);
+            }
+            float g_avg = g_sum / (float)C, gn_avg = gn_sum / (float)C;
+            for (size_t c = 0; c < C; c++) dxi[c] += r * (dyi[c] * w[c] - g_avg - (xi[c] - m) * r * gn_avg);
+        }
+#pragma omp for schedule(static)
+        for (size_t c0 = 0; c0 < C; c0 += STRIP) { // as in sum_rows
+            float dw_sum[STRIP] = {0}, db_sum[STRIP] = {0};
+            size_t n = min_size(STRIP, C - c0);
+            for (size_t i = 0; i < rows; i++) {
+                const float *dyi = dy + i * C + c0, *xi = x + i * C + c0;
+                for (size_t c = 0; c < n; c++) {
+                    dw_sum[c] += dyi[c] * ((xi[c] - mean[i]) * rstd[i]);
+                    db_sum[c] += dyi[c];
+                }
+            }
+            for (size_t c = 0; c < n; c++) {
+                dw[c0 + c] += dw_sum[c];
+                db[c0 + c] += db_sum[c];
+            }
+        }
+    }
+}
+
+// Linear: y = x W + b, every output a weighted sum of all inputs of its row. With `residual` not NULL that is added:
+// the layer's output joins the residual stream (He et al. 2016).
+// y, residual (rows,OC); x (rows,IC); w (IC,OC); b (OC).
+static void linear_forward(float* y, const float* x, const float* w, const float* b, const float* residual, size_t rows,
+                           size_t IC, size_t OC) {
+    matmul(y, matrix(x, IC), matrix(w, OC), b, residual, rows, OC, IC);
+}
+
+// y_ro = sum over i of x_ri W_io + b_o. The loss sees x_ri through every y_ro of its row, W_io through every row, and
+// b_o likewise, so
+//     dx_ri  = sum over o of dy_ro W_io,     that is dx = dy W^T,
+//     dW_io += sum over r of x_ri dy_ro,     that is dW += x^T dy    (Rumelhart, Hinton and Williams 1986),
+//     db_o  += sum over r of dy_ro.
+// The residual's gradient is dy itself. dx may be NULL.
+static void linear_backward(float* dx, float* dw, float* db, const float* dy, const float* x, const float* w,
+                            size_t rows, size_t IC, size_t OC) {
+    if (dx) matmul(dx, matrix(dy, OC), transposed(w, OC), NULL, NULL, rows, IC, OC);
+    matmul(dw, transposed(x, IC), matrix(dy, OC), NULL, dw, IC, OC, rows);
+    sum_rows(db, dy, rows, OC);
+}
+
+// Attention (Vaswani et al. 2017, section 3.2): every position looks at the positions before it and at itself, and
+// takes from each as much as it finds fitting.
+//
+// A position has three vectors, all made from its x by the linear layer before. Its query says what it is looking for,
+// its key what it has to offer, its value what it hands over to those who look: q asks, k answers, v is handed over.
+// How well key j answers query i is a number, their dot product, which softmax turns into a share of 1:
+//     score_j = q_i . k_j / sqrt(D),    p_j = e^score_j / sum over j' of e^score_j',    out_i = sum over j of p_j v_j,
+// j running over the keys that query i may see. In a GPT they are 0 to i (causal attention): row i of the output
+// depends on rows 0 to i of the input and on no later one, so that all positions of a text can be trained on at once,
+// each to predict its next token. Everything else in the network treats each position by itself.
+//
+// Several heads do this side by side, each with D = C/H channels of its own, to look for several things at once. The
+// paper's matrices W^Q, W^K and W^V stand side by side in `qkv_w` (C,3C), head h owning columns hD to hD + D-1 of each
+// third; so a row of qkv is q, k, v, each with its heads next to one another. The heads' outputs fill a row of out in
+// the same way, and that is the paper's Concat: nothing is moved. `att_w`, the linear layer after, is W^O.
+//
+// Why sqrt(D)? If the numbers of q and k have variance 1, their dot product, a sum of D products, has variance D.
+// Scores of such a size make p nearly one-hot, and then its derivative p_i ([i = j] - p_j) is nearly 0 everywhere:
+// the gradient that reaches q and k vanishes (it does not explode, as is sometimes said), and they learn no more.
+//
+// The weights p form a (T,T) matrix a head, of which only a row exists at a time. What the forward pass keeps for the
+// backward pass is one number a query, lse = log of the sum over j of e^score_j: with it p_j = e^(score_j - lse) is had
+// again, without sum or maximum. Memory so grows with T, while the time still grows with T^2 (Dao et al. 2022).
+typedef struct {
+    size_t B, T, start; // sequences; positions in each; the first of them that asks
+    size_t H, D;        // heads; channels of a head
+} Attention;
+
+// The keys that query i may see: first to end - 1. Everything that computes attention asks here. Neither may fall
+// when i grows.
+typedef struct {
+    size_t first, end;
+} Range;
+
+static inline Range visible_keys(size_t i) {
+    Range keys = {0, i + 1};
+    return keys;
+}
+
+// qkv (B,T,3C). Outputs are for the Q = T - start positions that ask: out (B,Q,C), lse (B,Q,H). Training has start = 0;
+// in generation the rows before start are the key/value cache.
+static void attention_forward_plain(float* out, float* lse, const float* qkv, Attention a) {
+    size_t D = a.D, C = a.H * D, Q = a.T - a.start;
+    float scale = 1 / sqrtf((float)D);
+#pragma omp parallel for collapse(2) schedule(static)
+    for (size_t b = 0; b < a.B; b++)
+        for (size_t h = 0; h < a.H; h++) {
+            float* p = (float*)allocate(a.T, sizeof(float), "a row of attention's weights");
+            const float *queries = qkv + b * a.T * 3 * C + h * D, *keys = queries + C, *values = keys + C;
+            for (size_t i = a.start; i < a.T; i++) {
+                size_t row = b * Q + i - a.start;
+                const float* q = queries + i * 3 * C;
+                float *o = out + row * C + h * D, largest = -INFINITY, sum = 0;
+                Range seen = visible_keys(i);
+                // 1. Scores. The largest is taken out before e^x, so that nothing overflows; p stays the same.
+                for (size_t j = seen.first; j < seen.end; j++) {
+                    const float* k = keys + j * 3 * C;
+                    float score = 0;
+                    for (size_t c = 0; c < D; c++) score += q[c] * k[c];
+                    p[j] = score * scale;
+                    largest = fmaxf(largest, p[j]);
+                }
+                // 2. Their softmax.
+                for (size_t j = seen.first; j < seen.end; j++) {
+                    p[j] = exp_(p[j] - largest);
+                    sum += p[j];
+                }
+                for (size_t j = seen.first; j < seen.end; j++) p[j] /= sum;
+                lse[row * a.H + h] = largest + logf(sum);
+                // 3. The weighted sum of the values.
+                for (size_t c = 0; c < D; c++) o[c] = 0;
+                for (size_t j = seen.first; j < seen.end; j++) {
+                    const float* v = values + j * 3 * C;
+                    for (size_t c = 0; c < D; c++) o[c] += p[j] * v[c];
+                }
+            }
+            free(p);
+        }
+}
+
+// The three steps, differentiated from the last to the first, for the output o of one query and with do for do_i:
+//     o = sum over j of p_j v_j:     dv_j += p_j do,    dp_j = do . v_j
+//     p = softmax(score):            dscore_j = sum over j' of dp_j' p_j' ([j = j'] - p_j)
+//                                             = p_j (dp_j - sum over j' of p_j' dp_j')
+//     score_j = q . k_j scale:       dq += dscore_j scale k_j,    dk_j += dscore_j scale q
+// where dp_j'/dscore_j = p_j' ([j = j'] - p_j), since p_j' = e^score_j' / sum: the numerator moves with its own score
+// only, the sum with every one.
+// dqkv (B,T,3C) is overwritten; dout, out (B,T,C), lse (B,T,H). All positions ask: start is 0.
+static void attention_backward_plain(float* dqkv, const float* dout, const float* qkv, const float* out,
+                                     const float* lse, Attention a) {
+    size_t D = a.D, C = a.H * D;
+    float scale = 1 / sqrtf((float)D);
+    (void)out; // the fast one's
+    memset(dqkv, 0, a.B * a.T * 3 * C * sizeof(float));
+#pragma omp parallel for collapse(2) schedule(static)
+    for (size_t b = 0; b < a.B; b++)
+        for (size_t h = 0; h < a.H; h++) {
+            float* p = (float*)allocate(2 * a.T, sizeof(float), "a row of attention's weights, and its gradient");
+            float* dp = p + a.T;
+            size_t at = b * a.T * 3 * C + h * D;
+            const float *queries = qkv + at, *keys = queries + C, *values = keys + C;
+            float *dqueries = dqkv + at, *dkeys = dqueries + C, *dvalues = dkeys + C;
+            for (size_t i = 0; i < a.T; i++) {
+                size_t row = b * a.T + i;
+                const float *q = queries + i * 3 * C, *d_o = dout + row * C + h * D; // `do` is a word of C's
+                float *dq = dqueries + i * 3 * C, sum = 0;
+                Range seen = visible_keys(i);
+                // The weights again, from step 1 and lse.
+                for (size_t j = seen.first; j < seen.end; j++) {
+                    const float* k = keys + j * 3 * C;
+                    float score = 0;
+                    for (size_t c = 0; c < D; c++) score += q[c] * k[c];
+                    p[j] = exp_(score * scale - lse[row * a.H + h]);
+                }
+                // Back through step 3.
+                for (size_t j = seen.first; j < seen.end; j++) {
+                    const float* v = values + j * 3 * C;
+                    float* dv = dvalues + j * 3 * C;
+                    dp[j] = 0;
+                    for (size_t c = 0; c < D; c++) {
+                        dp[j] += d_o[c] * v[c];
+                        dv[c] += p[j] * d_o[c];
+                    }
+                    sum += p[j] * dp[j];
+                }
+                // Back through step 2, then step 1.
+                for (size_t j = seen.first; j < seen.end; j++) {
+                    const float* k = keys + j * 3 * C;
+                    float *dk = dkeys + j * 3 * C, dscore = p[j] * (dp[j] - sum);
+                    for (size_t c = 0; c < D; c++) {
+                        dq[c] += dscore * scale * k[c];
+                        dk[c] += dscore * scale * q[c];
+                    }
+                }
+            }
+            free(p);
+        }
+}
+
+// The ones that are used: these two, or their tiled versions.
+static void attention_forward(float* out, float* lse, const float* qkv, Attention a);
+static void attention_backward(float* dqkv, const float* dout, const float* qkv, const float* out, const float* lse,
+                               Attention a);
+
+// GELU (Hendrycks and Gimpel 2016): y = x Phi(x), where Phi(x) is the probability that a normal random number is below
+// x: large inputs pass, negative ones are held back, and in between there is no corner. GPT-2 has it in the paper's
+// approximation, Phi(x) = (1 + tanh u)/2 with u = sqrt(2/pi) (x + 0.044715 x^3). Since (1 + tanh u)/2 = 1/(1 + e^-2u),
+// it needs one exponential, and loses no digits where tanh u is near -1.
+static inline float gelu_gate(float x) { return 1 / (1 + exp_(-1.59576912f * (x + 0.044715f * x * x * x))); }
+
+enum { CHUNK = 1 << 12 }; // numbers in a thread's share where every number is treated alike
+
+static void gelu_forward(float* y, const float* x, size_t n) {
+#pragma omp parallel for schedule(static)
+    for (size_t start = 0; start < n; start += CHUNK) {
+        size_t end = min_size(n, start + CHUNK);
+#pragma omp simd
+        for (size_t i = start; i < end; i++) y[i] = x[i] * gelu_gate(x[i]);
+    }
+}
+
+// With s = gelu_gate(x), the logistic function of 2u, whose derivative is s (1-s): dy/dx = s + x s (1-s) 2u', and
+// 2u' = 2 sqrt(2/pi) (1 + 3 * 0.044715 x^2).
+// dx may be dy itself.
+static void gelu_backward(float* dx, const float* dy, const float* x, size_t n) {
+#pragma omp parallel for schedule(static)
+    for (size_t start = 0; start < n; start += CHUNK) {
+        size_t end = min_size(n, start + CHUNK);
+#pragma omp simd
+        for (size_t i = start; i < end; i++) {
+            float s = gelu_gate(x[i]);
+            dx[i] = dy[i] * (s + x[i] * s * (1 - s) * 1.59576912f * (1 + 0.134145f * x[i] * x[i]));
+        }
+    }
+}
+
+// Cross-entropy: the loss of a row is -log p[target] with p = softmax(logits). Divided by log 2 these are the bits that
+// it takes to write down the true next token in a code made for p (Shannon 1948, section 9). It is
+// lse - logits[target] with lse = log of the sum of e^logit, the largest logit taken out so that nothing overflows.
+// losses, lse (rows); logits (rows,V).
+static void cross_entropy_forward(float* losses, float* lse, const float* logits, const int* targets, size_t rows,
+                                  size_t V) {
+#pragma omp parallel for schedule(static)
+    for (size_t i = 0; i < rows; i++) {
+        const float* row = logits + i * V;
+        float largest = -INFINITY, sum = 0;
+#pragma omp simd reduction(max : largest)
+        for (size_t v = 0; v < V; v++) largest = row[v] > largest ? row[v] : largest;
+#pragma omp simd reduction(+ : sum)
+        for (size_t v = 0; v < V; v++) sum += exp_(row[v] - largest);
+        lse[i] = largest + logf(sum);
+        losses[i] = lse[i] - row[targets[i]];
+    }
+}
+
+// dlogits = scale (p - [v = target]), since dlse/dlogit_v = e^logit_v / sum = p_v: what the model said, less what it
+// should have said. It is written over the logits, which nobody reads again: there is no second (rows,V) tensor.
+// `scale` is the weight of a row in the loss that is minimised, one over the number of all rows.
+static void cross_entropy_backward(float* logits, const float* lse, const int* targets, float scale, size_t rows,
+                                   size_t V) {
+#pragma omp parallel for schedule(static)
+    for (size_t i = 0; i < rows; i++) {
+        float *row = logits + i * V, row_lse = lse[i];
+        for (size_t v = 0; v < V; v++) row[v] = scale * exp_(row[v] - row_lse);
+        row[targets[i]] -= scale;
+    }
 }
 
 // ====================================================================================================================
-// Matrix multiply
+// Model
 //
-// Nearly all of a step's arithmetic is C = A B, so this is where speed is won. A core's vector units can do far more
-// multiplications than its memory system can feed, so each number brought near must be used many times:
+// GPT-2 (Radford et al. 2019) is the decoder of the 2017 Transformer with four differences: there is no encoder, and so
+// no second attention that looks at one; layernorm stands before each branch instead of after it; positions are learned
+// vectors instead of sines; and the activation is GELU instead of ReLU. Its heart is the residual stream, a row of C
+// numbers for each position, to which every branch adds something:
+//
+//     x = wte[token] + wpe[position]
+//     L times:  mid = x   + att_w(attention(qkv_w(ln1(x))))    positions look at one another
+//               out = mid + mlp_w(gelu(fc_w(ln2(mid))))        each position by itself
+//               x = out
+//     logits = lnf(x) wte^T                                    how well would each token fit as the next?
+//
+// where qkv_w(.) and the like are linear layers. There is no dropout: transformers' GPT-2 has it in training, but a run
+// that sees its text a few times needs little, and its weights compute the same without.
+//
+// Every tensor is named once, in one of two tables. Sizes, pointers, initialisation, the optimiser, checkpoints and
+// tests all walk them.
+
+enum { MAX_LAYERS = 96, MAX_SIZE = 1 << 16 }; // of V, T, C, H and B: no product of them overflows 64 bits
+typedef struct {
+    size_t V, T, C, H, L; // vocabulary, longest sequence ("context"), channels, heads, layers
+} Config;
+
+// How many of a tensor there are, and when.
+typedef enum {
+    ONE,      // one for the model
+    EACH,     // one for each layer; in generation, which never looks back, the layers share one
+    CACHE,    // one for each layer always: generation's keys and values
+    LOGITS,   // one, but for a single position in generation
+    GRADIENT, // one, shared by all layers, and only in training
+} Kind;
+#define FIELD_ONE(type, name)      type* name;
+#define FIELD_EACH(type, name)     type* name[MAX_LAYERS];
+#define FIELD_CACHE(type, name)    type* name[MAX_LAYERS];
+#define FIELD_LOGITS(type, name)   type* name;
+#define FIELD_GRADIENT(type, name) type* name;
+
+// The parameters, under the names and in the shapes of Hugging Face's GPT-2 files. A tensor starts as mean + std *
+// normal. Those with rows, that is matrices and embeddings, decay; biases and layernorms do not. (The code released
+// with GPT-2 draws wpe with a std of 0.01. Here it is 0.02 like the rest, as in GPT-1's paper and in transformers.)
+// clang-format off
+// kind, field, name, rows, columns, mean, std
+#define PARAMETERS(X)                                                                                      \
+    X(ONE,  wte,   "wte.weight",               V,     C,     0, 0.02f)    /* token embedding, and logits */ \
+    X(ONE,  wpe,   "wpe.weight",               T,     C,     0, 0.02f)    /* position embedding */         \
+    X(EACH, ln1_w, "h.%zu.ln_1.weight",        0,     C,     1, 0)                                         \
+    X(EACH, ln1_b, "h.%zu.ln_1.bias",          0,     C,     0, 0)                                         \
+    X(EACH, qkv_w, "h.%zu.attn.c_attn.weight", C,     3 * C, 0, 0.02f)    /* W^Q, W^K, W^V */              \
+    X(EACH, qkv_b, "h.%zu.attn.c_attn.bias",   0,     3 * C, 0, 0)                                         \
+    X(EACH, att_w, "h.%zu.attn.c_proj.weight", C,     C,     0, residual) /* W^O: heads to residual */     \
+    X(EACH, att_b, "h.%zu.attn.c_proj.bias",   0,     C,     0, 0)                                         \
+    X(EACH, ln2_w, "h.%zu.ln_2.weight",        0,     C,     1, 0)                                         \
+    X(EACH, ln2_b, "h.%zu.ln_2.bias",          0,     C,     0, 0)                                         \
+    X(EACH, fc_w,  "h.%zu.mlp.c_fc.weight",    C,     4 * C, 0, 0.02f)    /* the MLP's first matrix */     \
+    X(EACH, fc_b,  "h.%zu.mlp.c_fc.bias",      0,     4 * C, 0, 0)                                         \
+    X(EACH, mlp_w, "h.%zu.mlp.c_proj.weight",  4 * C, C,     0, residual) /* its second, to residual */    \
+    X(EACH, mlp_b, "h.%zu.mlp.c_proj.bias",    0,     C,     0, 0)                                         \
+    X(ONE,  lnf_w, "ln_f.weight",              0,     C,     1, 0)                                         \
+    X(ONE,  lnf_b, "ln_f.bias",                0,     C,     0, 0)
+
+// What a forward pass computes, one row a position, and what the backward pass reads again.
+// kind, type, field, width
+#define ACTIVATIONS(X)                                                                            \
+    X(ONE,      real,  embedded,   C)     /* token + position */                                  \
+    X(EACH,     real,  ln1,        C)                                                             \
+    X(EACH,     float, ln1_mean,   1)                                                             \
+    X(EACH,     float, ln1_rstd,   1)                                                             \
+    X(CACHE,    real,  qkv,        3 * C) /* queries, keys, values of all heads */                \
+    X(EACH,     real,  att,        C)     /* the heads' outputs side by side */                   \
+    X(EACH,     float, lse,        H)     /* log-sum-exp of each head's scores */                 \
+    X(EACH,     real,  mid,        C)     /* residual stream after attention */                   \
+    X(EACH,     real,  ln2,        C)                                                             \
+    X(EACH,     float, ln2_mean,   1)                                                             \
+    X(EACH,     float, ln2_rstd,   1)                                                             \
+    X(EACH,     real,  fc,         4 * C)                                                         \
+    X(EACH,     real,  gelu,       4 * C)                                                         \
+    X(EACH,     real,  out,        C)     /* residual stream after the MLP: the layer's output */ \
+    X(ONE,      real,  lnf,        C)                                                             \
+    X(ONE,      float, lnf_mean,   1)                                                             \
+    X(ONE,      float, lnf_rstd,   1)                                                             \
+    X(LOGITS,   real,  logits,     V)     /* in the backward pass their gradient */               \
+    X(LOGITS,   float, logits_lse, 1)                                                             \
+    X(LOGITS,   float, losses,     1)                                                             \
+    X(GRADIENT, real,  dresidual,  C)     /* the residual stream's, on its way down */            \
+    X(GRADIENT, real,  dnormed,    C)     /* a layernorm's output's */                            \
+    X(GRADIENT, real,  dqkv,       3 * C)                                                         \
+    X(GRADIENT, real,  datt,       C)                                                             \
+    X(GRADIENT, real,  dfc,        4 * C) /* gelu's output's, then its input's */
+// clang-format on
+
+// X stands for what each row is to become: a macro that is given to the table. Below, a row becomes a field of a
+// struct, so that X(ONE, wte, ...) and X(EACH, ln1_w, ...) turn into
+//     float* wte;    and    float* ln1_w[MAX_LAYERS];
+// and in the room "the model in memory" the same rows become initialisers that tell name, shape and first values.
+// On the CPU a `real` is a float; on a GPU it may be a number of fewer bits. That, and the two pointers called `extra`,
+// is all that is here for the GPU's sake.
+#define PARAMETER_FIELD(kind, field, name, rows, columns, mean, std) FIELD_##kind(float, field)
+#define ACTIVATION_FIELD(kind, type, field, width)                   FIELD_##kind(float, field)
+typedef struct {
+    PARAMETERS(PARAMETER_FIELD)
+} Parameters;
+
+typedef struct {
+    size_t B, T; // the most sequences, and positions in each
+    bool training;
+    float* block;
+    void* extra; // what a GPU keeps besides
+    ACTIVATIONS(ACTIVATION_FIELD)
+} Activations;
+
+typedef struct {
+    char name[64];
+    size_t rows, columns; // rows 0: a vector
+    float mean, std;
+    size_t offset, size; // floats: place in the block, rows * columns
+    size_t slot;         // place of its pointer in a Parameters, bytes
+} Tensor;
+
+typedef struct {
+    Config config;
+    Tensor* tensors;
+    size_t tensor_count, parameter_count;
+    size_t block_size; // floats in each of the four blocks below, tensors padded to cache lines
+    float *weights, *gradients, *moment1, *moment2; // the last three only in training
+    Parameters w, d;                                // pointers into weights and into gradients
+    double loss_sum, loss_count, gradient_norm;
+    void* extra; // what a GPU keeps besides
+} Model;
+
+// The right column of the two passes says which layer is done, for a benchmark that sets layer_done.
+static void (*layer_done)(const char* layer);
+static void done(const char* layer) {
+    if (layer_done) layer_done(layer);
+}
+
+// The whole network. tokens and targets (B,Q): positions start..T-1 of each sequence, Q = T - start. With targets,
+// the mean loss is added to the model's. Without, only the last position's logits are computed, which is all that
+// generation needs, and B must be 1. Likewise start > 0, where the rows of qkv before start hold what earlier calls
+// computed, so that a new token costs the work of one position.
+static void cpu_forward(Model* model, Activations* a, const int* tokens, const int* targets, size_t B, size_t T,
+                        size_t start) {
+    const Parameters* w = &model->w;
+    size_t V = model->config.V, C = model->config.C, H = model->config.H, L = model->config.L;
+    size_t Q = T - start, rows = B * Q;
+    Attention shape = {B, T, start, H, C / H};
+    // clang-format off
+    embedding_forward(a->embedded, tokens, w->wte, w->wpe, B, Q, start, C);                           done("embedding");
+    const float* x = a->embedded;
+    for (size_t l = 0; l < L; l++) {
+        layernorm_forward(a->ln1[l], a->ln1_mean[l], a->ln1_rstd[l], x, w->ln1_w[l], w->ln1_b[l],
+                          rows, C);                                                                   done("ln1");
+        linear_forward(a->qkv[l] + start * 3 * C, a->ln1[l], w->qkv_w[l], w->qkv_b[l], NULL, rows, C,
+                       3 * C);                                                                        done("qkv_w");
+        attention_forward(a->att[l], a->lse[l], a->qkv[l], shape);                                    done("attention");
+        linear_forward(a->mid[l], a->att[l], w->att_w[l], w->att_b[l], x, rows, C, C);                done("att_w");
+        layernorm_forward(a->ln2[l], a->ln2_mean[l], a->ln2_rstd[l], a->mid[l], w->ln2_w[l],
+                          w->ln2_b[l], rows, C);                                                      done("ln2");
+        linear_forward(a->fc[l], a->ln2[l], w->fc_w[l], w->fc_b[l], NULL, rows, C, 4 * C);            done("fc_w");
+        gelu_forward(a->gelu[l], a->fc[l], rows * 4 * C);                                             done("gelu");
+        linear_forward(a->out[l], a->gelu[l], w->mlp_w[l], w->mlp_b[l], a->mid[l], rows, 4 * C, C);   done("mlp_w");
+        x = a->out[l];
+    }
+    layernorm_forward(a->lnf, a->lnf_mean, a->lnf_rstd, x, w->lnf_w, w->lnf_b, rows, C);              done("lnf");
+    // logits (.,V) = lnf wte^T: the dot product of each row with every token's own embedding (Press and Wolf 2017).
+    size_t first = targets ? 0 : rows - 1;
+    matmul(a->logits, matrix(a->lnf + first * C, C), transposed(w->wte, C), NULL, NULL, rows - first,
+           V, C);                                                                                     done("logits");
+    if (!targets) return;
+    cross_entropy_forward(a->losses, a->logits_lse, a->logits, targets, rows, V);                     done("loss");
+    // clang-format on
+    double sum = 0;
+    for (size_t i = 0; i < rows; i++) sum += a->losses[i];
+    model->loss_sum += sum / (double)rows;
+    model->loss_count += 1;
+}
+
+// Adds to the gradients those of `share` times the mean loss of the forward pass just made on the same B and T: the
+// same calls from the last to the first. Two gradients have two sources. The residual stream is read by a branch and by
+// the addition after it, which passes the gradient on unchanged; so it keeps one gradient, to which every layernorm on
+// the way down adds its branch's share. And wte is used twice, for the logits and for the embedding.
+static void cpu_backward(Model* model, Activations* a, const int* tokens, const int* targets, size_t B, size_t T,
+                         float share) {
+    const Parameters *w = &model->w, *d = &model->d;
+    size_t V = model->config.V, C = model->config.C, H = model->config.H, L = model->config.L, rows = B * T;
+    Attention shape = {B, T, 0, H, C / H};
+    float* dlogits = a->logits; // over which they are written
+    // clang-format off
+    cross_entropy_backward(dlogits, a->logits_lse, targets, share / (float)rows, rows, V);            done("loss");
+    matmul(a->dnormed, matrix(dlogits, V), matrix(w->wte, C), NULL, NULL, rows, C, V);        // dlnf = dlogits wte
+    matmul(d->wte, transposed(dlogits, V), matrix(a->lnf, C), NULL, d->wte, V, C, rows);              done("logits");
+    memset(a->dresidual, 0, rows * C * sizeof(float));
+    layernorm_backward(a->dresidual, d->lnf_w, d->lnf_b, a->dnormed, a->out[L - 1], a->lnf_mean,
+                       a->lnf_rstd, w->lnf_w, rows, C);                                               done("lnf");
+    for (size_t l = L; l-- > 0;) {
+        const float* x = l > 0 ? a->out[l - 1] : a->embedded;
+        linear_backward(a->dfc, d->mlp_w[l], d->mlp_b[l], a->dresidual, a->gelu[l], w->mlp_w[l],
+                        rows, 4 * C, C);                                                              done("mlp_w");
+        gelu_backward(a->dfc, a->dfc, a->fc[l], rows * 4 * C);                                        done("gelu");
+        linear_backward(a->dnormed, d->fc_w[l], d->fc_b[l], a->dfc, a->ln2[l], w->fc_w[l], rows, C,
+                        4 * C);                                                                       done("fc_w");
+        layernorm_backward(a->dresidual, d->ln2_w[l], d->ln2_b[l], a->dnormed, a->mid[l],
+                           a->ln2_mean[l], a->ln2_rstd[l], w->ln2_w[l], rows, C);                     done("ln2");
+        linear_backward(a->datt, d->att_w[l], d->att_b[l], a->dresidual, a->att[l], w->att_w[l],
+                        rows, C, C);                                                                  done("att_w");
+        attention_backward(a->dqkv, a->datt, a->qkv[l], a->att[l], a->lse[l], shape);                 done("attention");
+        linear_backward(a->dnormed, d->qkv_w[l], d->qkv_b[l], a->dqkv, a->ln1[l], w->qkv_w[l], rows,
+                        C, 3 * C);                                                                    done("qkv_w");
+        layernorm_backward(a->dresidual, d->ln1_w[l], d->ln1_b[l], a->dnormed, x, a->ln1_mean[l],
+                           a->ln1_rstd[l], w->ln1_w[l], rows, C);                                     done("ln1");
+    }
+    embedding_backward(d->wte, d->wpe, a->dresidual, tokens, B, T, C);                                done("embedding");
+    // clang-format on
+}
+
+// ====================================================================================================================
+// Learning
+//
+// A step: the mean loss of a batch forward, its gradient backward, and then every weight moves a little against its own
+// gradient. That is all; the rest is about how little.
+
+// The first values. Biases are 0, layernorms change nothing yet, and matrices are small random numbers: equal ones
+// would get equal gradients and stay equal for ever. The two projections into the residual stream in each of L layers
+// are smaller by sqrt(2L), so that the sum of 2L such branches has the size that one would have (Radford et al. 2019,
+// section 2.3).
+static float residual_std(size_t L) { return 0.02f / sqrtf(2 * (float)L); }
+
+static void initial_values(float* w, const Tensor* t, uint64_t key) {
+#pragma omp parallel for schedule(static)
+    for (size_t j = 0; j < t->size; j++) w[j] = t->std > 0 ? t->mean + t->std * random_normal(key, j) : t->mean;
+}
+
+// The learning rate rises for `warmup` steps from 0, then falls along half a cosine to `least` (Loshchilov and Hutter
+// 2017, equation 5):
+//     lr_t = peak t / warmup                                       for t <= warmup,
+//     lr_t = least + (peak - least) (1 + cos(pi progress)) / 2     after it, progress going from 0 to 1.
+// It rises because AdamW's averages over past gradients mean little while there are few of those, and it falls because
+// steps that were right far from the goal jump over it when it is near. step counts from 1.
+static double learning_rate(size_t step, size_t warmup, size_t steps, double peak, double least) {
+    if (step <= warmup) return peak * (double)step / (double)warmup;
+    double progress = steps > warmup ? fmin(1, (double)(step - warmup) / (double)(steps - warmup)) : 1;
+    return least + 0.5 * (peak - least) * (1 + cos(3.141592653589793 * progress));
+}
+
+// What an update is asked for.
+typedef struct {
+    double lr, beta1, beta2, weight_decay, clip; // clip 0: never
+    size_t step;                                 // counted from 1
+} AdamW;
+
+// The length of x as one vector, summed in 1,024 parts, whatever the number of threads.
+static double norm(const float* x, size_t n) {
+    enum { PARTS = 1024 };
+    double partial[PARTS], sum = 0;
+#pragma omp parallel for schedule(static)
+    for (size_t i = 0; i < PARTS; i++) {
+        double s = 0;
+#pragma omp simd reduction(+ : s)
+        for (size_t j = n * i / PARTS; j < n * (i + 1) / PARTS; j++) s += (double)x[j] * x[j];
+        partial[i] = s;
+    }
+    for (size_t i = 0; i < PARTS; i++) sum += partial[i];
+    return sqrt(sum);
+}
+
+// AdamW (Kingma and Ba 2015, algorithm 1; decay decoupled as by Loshchilov and Hutter 2019, algorithm 2). Each weight
+// keeps two moving averages, m of its gradient g and v of its gradient's square:
+//     m = b1 m + (1-b1) g,    v = b2 v + (1-b2) g^2,
+//     w = (1 - lr decay) w - lr (m / (1-b1^t)) / (sqrt(v / (1-b2^t)) + 1e-8).
+// sqrt(v) is the gradient's usual size, so m / sqrt(v) is about 1 where gradients agree in sign and small where they do
+// not: a step is about lr, however large the gradients are. m and v begin at 0 and so are too small at first, by 1-b1^t
+// and 1-b2^t, the sum of the weights that t gradients have in the average; hence the division. Decay draws each weight
+// towards 0 by a share of itself, whatever its gradient.
+// g is the clipped gradient: all gradients are scaled so that their common norm is at most `clip`, for one bad batch
+// not to undo the work of many (Pascanu et al. 2013).
+//
+// The numbers that are the same for all weights: rate = lr / (1-b1^t), root = 1 / sqrt(1-b2^t), keep = 1 - lr decay.
+typedef struct {
+    float b1, a1, b2, a2, rate, root, keep; // a = 1 - b
+    double clip;
+} Factors;
+
+static Factors adamw_factors(AdamW o) {
+    double correction1 = 1 - pow(o.beta1, (double)o.step), correction2 = 1 - pow(o.beta2, (double)o.step);
+    Factors f = {(float)o.beta1,
+                 (float)(1 - o.beta1),
+                 (float)o.beta2,
+                 (float)(1 - o.beta2),
+                 (float)(o.lr / correction1),
+                 (float)(1 / sqrt(correction2)),
+                 (float)(1 - o.lr * o.weight_decay),
+                 o.clip};
+    return f;
+}
+
+// Leaves the gradients zero for the next step.
+static void cpu_update(Model* model, AdamW o) {
+    model->gradient_norm = norm(model->gradients, model->block_size);
+    done("norm");
+    float clip = o.clip > 0 ? (float)fmin(1, o.clip / (model->gradient_norm + 1e-6)) : 1;
+    Factors f = adamw_factors(o);
+#pragma omp parallel
+    for (size_t i = 0; i < model->tensor_count; i++) {
+        const Tensor* t = &model->tensors[i];
+        float keep = t->rows ? f.keep : 1;
+        float* __restrict__ w = model->weights + t->offset;
+        float* __restrict__ d = model->gradients + t->offset;
+        float* __restrict__ m = model->moment1 + t->offset;
+        float* __restrict__ v = model->moment2 + t->offset;
+#pragma omp for schedule(static) nowait
+        for (size_t start = 0; start < t->size; start += CHUNK) {
+            size_t end = min_size(t->size, start + CHUNK);
+#pragma omp simd
+            for (size_t j = start; j < end; j++) {
+                float g = clip * d[j];
+                m[j] = f.b1 * m[j] + f.a1 * g;
+                v[j] = f.b2 * v[j] + f.a2 * g * g;
+                w[j] = keep * w[j] - f.rate * m[j] / (sqrtf(v[j]) * f.root + 1e-8f);
+                d[j] = 0;
+            }
+        }
+    }
+    done("adamw");
+}
+
+// Floating-point operations of one training step on B sequences of T tokens. A weight of a matrix takes part in one
+// multiplication and one addition for each token forward, and in four operations backward, where dx and dW are two
+// products of the same size: 6 in all. A layer has 12 C^2 such weights: 3 C^2 in qkv_w, C^2 in att_w, 4 C^2 in fc_w and
+// as many in mlp_w; and there is wte (V,C) for the logits. Attention multiplies each query with the T/2 keys that it
+// sees on average, and as many weights with values: 2 * C * T/2 multiply-adds for each token and layer. What the
+// backward pass computes again is not counted.
+static double step_operations(Config c, size_t B, size_t T) {
+    double C = (double)c.C, L = (double)c.L, weights = 12 * C * C * L + (double)c.V * C;
+    return 6 * (weights + C * L * (double)T) * (double)(B * T);
+}
+
+// A device is what carries these passes out: the functions of this file, or train_gpt.cu's of the same names. The
+// training loop and generation drive either through this struct. `wait` returns when all that was asked for is done;
+// loss and gradient norm may be read from the model only then.
+typedef struct {
+    const char* (*start)(void); // readies the device and describes it
+    size_t (*memory_available)(void);
+    size_t (*memory)(Config config, size_t B, size_t T, bool training);
+    double (*peak)(void);
+    void (*create_model)(Model* model, bool training);
+    void (*create_activations)(Activations* a, const Model* model, size_t B, size_t T, bool training);
+    void (*free_model)(Model* model);
+    void (*free_activations)(Activations* a);
+    void (*forward)(Model* model, Activations* a, const int* tokens, const int* targets, size_t B, size_t T,
+                    size_t start);
+    void (*backward)(Model* model, Activations* a, const int* tokens, const int* targets, size_t B, size_t T,
+                     float share);
+    void (*update)(Model* model, AdamW o);
+    void (*wait)(Model* model);
+    void (*to_host)(float* to, const float* from, size_t n); // between the model's blocks and the host
+    void (*to_device)(float* to, const float* from, size_t n);
+    void (*read_activation)(float* to, const Activations* a, const float* tensor, size_t n); // first n of one of a's
+} Device;
+extern const Device cpu; // this file's
+static const Device* device = &cpu;
+
+// ====================================================================================================================
+// Generation
+//
+// The model gives a distribution over the next token; one is drawn, appended, and so on. Keys and values of earlier
+// positions stay in the activations, so each new token costs one position's work. When the context is full, the older
+// half of it is forgotten and the rest computed anew, since positions are counted from the window's first token.
+
+typedef struct {
+    double temperature, top_p; // 0: always the likeliest token; top_p 1: no limit
+    size_t top_k, tokens;      // top_k 0: no limit
+    uint64_t key;              // the stream of random numbers
+} Sampling;
+
+typedef struct {
+    float p;
+    int token;
+} Candidate;
+
+static int compare_candidates(const void* a, const void* b) {
+    const Candidate *x = (const Candidate*)a, *y = (const Candidate*)b;
+    return x->p != y->p ? (x->p < y->p) - (x->p > y->p) : x->token - y->token;
+}
+
+// Draws a token: softmax(logits / temperature), of that the top_k likeliest, of those the fewest whose probabilities
+// sum to top_p (nucleus sampling, Holtzman et al. 2020). u: uniform in (0,1). c: working memory (V).
+static int sample_token(const float* logits, size_t V, const Sampling* s, double u, Candidate* c) {
+    size_t best = 0, n = 0;
+    for (size_t v = 0; v < V; v++) {
+        if (!(logits[v] < INFINITY)) die("the model's output is not a number: its weights are damaged");
+        if (logits[v] > logits[best]) best = v;
+    }
+    if (s->temperature == 0) return (int)best;
+    double sum = 0, kept = 0;
+    for (size_t v = 0; v < V; v++) {
+        c[v].p = v == best ? 1.0f : exp_((float)((logits[v] - logits[best]) / s->temperature));
+        c[v].token = (int)v;
+        sum += c[v].p;
+    }
+    n = V;
+    if (s->top_k || s->top_p < 1) {
+        // Tokens that each have under (1 - top_p)/V sum to under 1 - top_p, so none is needed: fewer to sort.
+        double least = s->top_k ? 0 : sum * (1 - s->top_p) / (double)V;
+        n = 0;
+        for (size_t v = 0; v < V; v++)
+            if (c[v].p >= least) c[n++] = c[v];
+        qsort(c, n, sizeof *c, compare_candidates);
+        if (s->top_k && s->top_k < n) {
+            n = s->top_k;
+            sum = 0;
+            for (size_t i = 0; i < n; i++) sum += c[i].p;
+        }
+        for (size_t i = 0; i < n; i++) {
+            kept += c[i].p;
+            if (kept >= s->top_p * sum) n = i + 1;
+        }
+        sum = kept;
+    }
+    for (size_t i = 0; i < n; i++)
+        if ((u -= c[i].p / sum) < 0) return c[i].token;
+    return c[n - 1].token; // rounding
+}
+
+// Continues a prompt of n > 0 tokens on stdout. a: activations for one sequence of the model's context.
+static void generate(Model* model, Activations* a, const Tokenizer* t, const int* prompt, size_t n, const Sampling* s) {
+    size_t V = model->config.V, T = model->config.T, used = min_size(n, T), cached = 0;
+    int* window = (int*)allocate(T, sizeof(int), "the context");
+    float* logits = (float*)allocate(V, sizeof(float), "logits");
+    Candidate* candidates = (Candidate*)allocate(V, sizeof(Candidate), "candidates");
+    memcpy(window, prompt + n - used, used * sizeof(int));
+    for (size_t i = 0; i < s->tokens && !signalled; i++) {
+        device->forward(model, a, window + cached, NULL, 1, used, cached);
+        device->wait(model);
+        device->read_activation(logits, a, a->logits, V);
+        int token = sample_token(logits, V, s, random_uniform(s->key, i), candidates);
+        if (is_end_of_text(t, token)) break;
+        print_token(t, token);
+        cached = used;
+        if (used == T) {
+            used = T / 2;
+            cached = 0;
+            memmove(window, window + T - used, used * sizeof(int));
+        }
+        window[used++] = token;
+    }
+    print_rest();
+    free(window);
+    free(logits);
+    free(candidates);
+}
+
+// ====================================================================================================================
+// Made fast
+//
+// From here on nothing new is computed. The multiply and attention of the layers' room follow again, in the form in
+// which they are quick, and the exponential, which is quick by being our own.
+//
+// First the multiply. Nearly all of a step's arithmetic is C = A B, so this is where speed is won. A core's vector
+// units can do far more multiplications than its memory system can feed, so each number brought near must be used many
+// times:
 //
 //  - The kernel keeps a tile of MR x NR sums of C in registers and walks along k: per step it loads NR numbers of B,
 //    MR numbers of A, and does MR*NR multiply-adds with them.
@@ -278,20 +944,6 @@ enum { LANES = 4, MR = 6 };
 enum { NR = 2 * LANES, KC = 768, MC = 8 * MR, NC = 1536, TILE = 64 };
 typedef float vec __attribute__((vector_size(LANES * sizeof(float))));
 
-// A matrix in memory: element (i,j) is p[i * row + j * column].
-typedef struct {
-    const float* p;
-    size_t row, column;
-} Matrix;
-
-static Matrix matrix(const float* p, size_t width) {
-    Matrix m = {p, width, 1};
-    return m;
-}
-static Matrix transposed(const float* p, size_t width) {
-    Matrix m = {p, 1, width};
-    return m;
-}
 static Matrix block_at(Matrix m, size_t i, size_t j) {
     m.p += i * m.row + j * m.column;
     return m;
@@ -446,11 +1098,11 @@ static size_t even_part(size_t n, size_t most, size_t unit) {
     return units ? units * unit : unit;
 }
 
-// c (M,N) = a (M,K) times b (K,N), plus bias (N), plus add (M,N), each of which may be NULL; with add == c the
-// product is accumulated. c's rows are dense. c is cut into pieces, MC rows by `width` columns, fine enough to keep all
-// threads busy to the end; a thread takes neighbours, so as to pack their common rows of A once. One thread computes
-// all of a piece, and its sums run along k in order, so the bits do not depend on the number of threads.
-static void matmul(float* c, Matrix a, Matrix b, const float* bias, const float* add, size_t M, size_t N, size_t K) {
+// As matmul_plain. c is cut into pieces, MC rows by `width` columns, fine enough to keep all threads busy to the end; a
+// thread takes neighbours, so as to pack their common rows of A once. One thread computes all of a piece, and its sums
+// run along k in order, so the bits do not depend on the number of threads.
+static void matmul_fast(float* c, Matrix a, Matrix b, const float* bias, const float* add, size_t M, size_t N,
+                        size_t K) {
     if (M == 1) {
         multiply_row(c, a, b, bias, add, N, K);
         return;
@@ -513,13 +1165,214 @@ static void matmul_tile(float* c, size_t width, bool accumulate, Matrix a, Matri
         }
 }
 
-// ====================================================================================================================
-// Layers
+// Attention in tiles. The plain version walks over all keys and values once for each query, and does one multiply-add
+// for each number it loads. Here TILE queries take TILE keys at a time, so that every number loaded is used TILE times,
+// by the multiply's kernel. No query has seen all of its keys when a tile is to be summed, so the softmax is kept
+// running ("online": Milakov and Gimelshein 2018; in tiles: FlashAttention, Dao et al. 2022, algorithm 1). A query
+// keeps the largest score so far, m, and the sums over the keys so far of e^(score - m) and of e^(score - m) v. When a
+// later tile raises m by d, both are scaled by e^-d. In the end out is the second sum divided by the first, and
+// lse = m + log(first). Tiles that no query sees are not visited.
 //
-// Each layer's forward is directly followed by its backward, which is given the gradient of the loss with respect to
-// the layer's output (dy) and computes that with respect to the inputs (dx) and the parameters (dw, db). Parameters'
-// gradients are added to what is there, so that several batches may be summed; inputs' gradients are too where the
-// comment says so. Rows are positions: (rows,C) stands for (B,T,C) wherever a layer treats every position alike.
+// Of the keys from j0 on, the tile that the queries i0 .. i0 + queries - 1 take next.
+typedef struct {
+    size_t keys;  // in the tile
+    size_t first; // queries before this one, counted from i0, see none of them
+    bool whole;   // every query sees all of them
+} KeyTile;
+
+static KeyTile next_tile(size_t i0, size_t queries, size_t j0) {
+    Range seen_first = visible_keys(i0), seen_last = visible_keys(i0 + queries - 1);
+    KeyTile t = {min_size(TILE, seen_last.end - j0), 0, false};
+    t.whole = seen_last.first <= j0 && j0 + t.keys <= seen_first.end;
+    if (t.whole) return t;
+    t.keys = min_size(NR, t.keys); // smaller ones where part is not seen: less is computed in vain
+    while (visible_keys(i0 + t.first + NR - 1).end <= j0) t.first += NR;
+    return t;
+}
+
+// scores (keys,TILE): -infinity where key j0 + j is hidden from query i0 + i.
+static void hide(float* scores, KeyTile t, size_t i0, size_t j0) {
+    int first[TILE], end[TILE];
+    for (size_t i = t.first; i < TILE; i++) {
+        Range seen = visible_keys(i0 + i);
+        first[i] = (int)seen.first, end[i] = (int)seen.end;
+    }
+    for (size_t j = 0; j < t.keys; j++)
+        for (size_t i = t.first; i < TILE; i++) {
+            int key = (int)(j0 + j);
+            scores[j * TILE + i] = key < first[i] || key >= end[i] ? -INFINITY : scores[j * TILE + i];
+        }
+}
+
+// A tile of scores has a row for each key and a column for each query, transposed against the formula: so vectors run
+// along queries, each with its own maximum and sum. Queries are turned once, before the loop over keys, in which the
+// kernel then reads its matrices where they lie, but for what is left over at edges (of the values, if D is no multiple
+// of NR).
+static void attention_forward_tiles(float* out, float* lse, const float* qkv, Attention a) {
+    size_t T = a.T, D = a.D, C = a.H * D, Q = T - a.start;
+    float scale = 1 / sqrtf((float)D), *turned = workspace((size_t)omp_get_max_threads() * D * TILE);
+#pragma omp parallel for collapse(3) schedule(dynamic)
+    for (size_t b = 0; b < a.B; b++)
+        for (size_t h = 0; h < a.H; h++)
+            for (size_t i0 = a.start; i0 < T; i0 += TILE) {
+                size_t queries = min_size(TILE, T - i0), row = b * Q + i0 - a.start, tile_keys;
+                Range seen = {visible_keys(i0).first, visible_keys(i0 + queries - 1).end};
+                const float* keys = qkv + b * T * 3 * C + C + h * D;
+                float* o = out + row * C + h * D;
+                float s[TILE * TILE], largest[TILE], sum[TILE], shrink[TILE];
+                float* q = turned + (size_t)omp_get_thread_num() * D * TILE; // (D,TILE)
+                pack(q, matrix(qkv + (b * T + i0) * 3 * C + h * D, 3 * C), queries, TILE, D);
+                for (size_t i = 0; i < TILE; i++) largest[i] = -FLT_MAX, sum[i] = 0;
+                for (size_t j0 = seen.first; j0 < seen.end; j0 += tile_keys) {
+                    KeyTile t = next_tile(i0, queries, j0);
+                    bool begun = j0 > seen.first; // o holds sums already
+                    const float *k = keys + j0 * 3 * C, *v = k + C;
+                    tile_keys = t.keys;
+                    // Scores, and the largest so far.
+                    matmul_tile(s + t.first, TILE, false, matrix(k, 3 * C), matrix(q + t.first, TILE), t.keys,
+                                TILE - t.first, D);
+                    if (!t.whole) hide(s, t, i0, j0);
+                    memcpy(shrink, largest, sizeof shrink);
+                    for (size_t j = 0; j < t.keys; j++)
+                        for (size_t i = t.first; i < TILE; i++) {
+                            float score = s[j * TILE + i] * scale;
+                            s[j * TILE + i] = score;
+                            largest[i] = score > largest[i] ? score : largest[i];
+                        }
+                    // Both sums shrink to the new maximum, and grow by this tile's keys.
+                    for (size_t i = t.first; i < TILE; i++) {
+                        shrink[i] = exp_(shrink[i] - largest[i]);
+                        sum[i] *= shrink[i];
+                    }
+                    for (size_t j = 0; j < t.keys; j++)
+                        for (size_t i = t.first; i < TILE; i++) {
+                            float p = exp_(s[j * TILE + i] - largest[i]);
+                            s[j * TILE + i] = p;
+                            sum[i] += p;
+                        }
+                    for (size_t i = t.first; i < queries && begun; i++)
+                        for (size_t c = 0; c < D; c++) o[i * C + c] *= shrink[i];
+                    matmul_tile(o + t.first * C, C, begun, transposed(s + t.first, TILE), matrix(v, 3 * C),
+                                queries - t.first, D, t.keys);
+                }
+                for (size_t i = 0; i < queries; i++) {
+                    for (size_t c = 0; c < D; c++) o[i * C + c] /= sum[i];
+                    lse[(row + i) * a.H + h] = largest[i] + logf(sum[i]);
+                }
+            }
+}
+
+// Only the last position asks, as in generation: it has no other query to share keys with, and reads each once, at the
+// speed of memory.
+static void attention_forward_last(float* out, float* lse, const float* qkv, Attention a) {
+    size_t T = a.T, D = a.D, C = a.H * D;
+    float scale = 1 / sqrtf((float)D);
+#pragma omp parallel for collapse(2) schedule(static)
+    for (size_t b = 0; b < a.B; b++)
+        for (size_t h = 0; h < a.H; h++) {
+            const float *q = qkv + (b * T + T - 1) * 3 * C + h * D, *keys = qkv + b * T * 3 * C + C + h * D;
+            float *o = out + b * C + h * D, largest = -FLT_MAX, sum = 0, s[TILE];
+            Range seen = visible_keys(T - 1);
+            memset(o, 0, D * sizeof(float));
+            for (size_t j0 = seen.first; j0 < seen.end; j0 += TILE) {
+                const float *k = keys + j0 * 3 * C, *v = k + C;
+                size_t n = min_size(TILE, seen.end - j0);
+                float before = largest;
+                for (size_t j = 0; j < n; j++) {
+                    s[j] = scale * dot(q, k + j * 3 * C, D);
+                    largest = fmaxf(largest, s[j]);
+                }
+                float shrink = exp_(before - largest);
+                for (size_t c = 0; c < D; c++) o[c] *= shrink;
+                sum *= shrink;
+                for (size_t j = 0; j < n; j++) {
+                    float p = exp_(s[j] - largest);
+                    for (size_t c = 0; c < D; c++) o[c] += p * v[j * 3 * C + c];
+                    sum += p;
+                }
+            }
+            for (size_t c = 0; c < D; c++) o[c] /= sum;
+            lse[b * a.H + h] = largest + logf(sum);
+        }
+}
+
+static void attention_forward_fast(float* out, float* lse, const float* qkv, Attention a) {
+    (a.T - a.start == 1 ? attention_forward_last : attention_forward_tiles)(out, lse, qkv, a);
+}
+
+// As in the plain version, a tile at a time, with two differences. The sum over j' of p_j' dp_j' would need the tiles
+// of all keys first; but it is sum over j' of p_j' (do . v_j') = do . sum over j' of p_j' v_j' = do . out, which needs
+// none. And `ds` has the scale in it, which both dq and dk want. A thread does a whole head of a sequence, so its sums
+// have one order.
+static void attention_backward_fast(float* dqkv, const float* dout, const float* qkv, const float* out,
+                                    const float* lse, Attention a) {
+    size_t T = a.T, D = a.D, C = a.H * D;
+    float scale = 1 / sqrtf((float)D), *turned = workspace((size_t)omp_get_max_threads() * 2 * D * TILE);
+#pragma omp parallel for collapse(2) schedule(dynamic)
+    for (size_t b = 0; b < a.B; b++)
+        for (size_t h = 0; h < a.H; h++) {
+            const float *q = qkv + b * T * 3 * C + h * D, *k = q + C, *v = q + 2 * C;
+            const float *o = out + b * T * C + h * D, *d_o = dout + b * T * C + h * D;
+            float *dq = dqkv + b * T * 3 * C + h * D, *dk = dq + C, *dv = dq + 2 * C;
+            float* q_turned = turned + (size_t)omp_get_thread_num() * 2 * D * TILE; // (D,TILE)
+            float* d_o_turned = q_turned + D * TILE;                                // (D,TILE)
+            for (size_t j = 0; j < T; j++) {
+                memset(dk + j * 3 * C, 0, D * sizeof(float));
+                memset(dv + j * 3 * C, 0, D * sizeof(float));
+            }
+            for (size_t i0 = 0; i0 < T; i0 += TILE) {
+                size_t queries = min_size(TILE, T - i0), tile_keys;
+                Range seen = {visible_keys(i0).first, visible_keys(i0 + queries - 1).end};
+                float p[TILE * TILE], ds[TILE * TILE], p_dp[TILE] = {0}, row_lse[TILE] = {0};
+                Matrix qi = matrix(q + i0 * 3 * C, 3 * C), d_oi = matrix(d_o + i0 * C, C);
+                pack(q_turned, qi, queries, TILE, D);
+                pack(d_o_turned, d_oi, queries, TILE, D);
+                for (size_t i = 0; i < queries; i++) {
+                    p_dp[i] = dot(d_o + (i0 + i) * C, o + (i0 + i) * C, D); // sum over j of p_j dp_j
+                    row_lse[i] = lse[(b * T + i0 + i) * a.H + h];
+                }
+                for (size_t j0 = seen.first; j0 < seen.end; j0 += tile_keys) {
+                    KeyTile t = next_tile(i0, queries, j0);
+                    size_t first = t.first, rows = queries - first, at = j0 * 3 * C;
+                    Matrix kj = matrix(k + at, 3 * C), vj = matrix(v + at, 3 * C);
+                    tile_keys = t.keys;
+                    matmul_tile(p + first, TILE, false, kj, matrix(q_turned + first, TILE), t.keys, TILE - first, D);
+                    matmul_tile(ds + first, TILE, false, vj, matrix(d_o_turned + first, TILE), t.keys, TILE - first, D);
+                    if (!t.whole) hide(p, t, i0, j0);
+                    for (size_t j = 0; j < t.keys; j++)
+                        for (size_t i = first; i < TILE; i++) {
+                            float *pji = p + j * TILE + i, *dsji = ds + j * TILE + i; // *dsji is dp yet
+                            float log_p = *pji * scale - row_lse[i];
+                            *pji = exp_(log_p > 0 ? 0 : log_p); // rounding must not make p larger than 1
+                            *dsji = *pji * (*dsji - p_dp[i]) * scale;
+                        }
+                    Matrix pj = matrix(p + first, TILE), dsj = matrix(ds + first, TILE);
+                    matmul_tile(dv + at, 3 * C, true, pj, block_at(d_oi, first, 0), t.keys, D, rows);
+                    matmul_tile(dk + at, 3 * C, true, dsj, block_at(qi, first, 0), t.keys, D, rows);
+                    matmul_tile(dq + (i0 + first) * 3 * C, 3 * C, j0 > seen.first, transposed(ds + first, TILE), kj,
+                                rows, D, t.keys);
+                }
+            }
+        }
+}
+
+// The plain versions or the fast ones. Both are always compiled, so that the tests can compare them.
+#ifndef PLAIN
+#define PLAIN 0
+#endif
+
+static void matmul(float* c, Matrix a, Matrix b, const float* bias, const float* add, size_t M, size_t N, size_t K) {
+    (PLAIN ? matmul_plain : matmul_fast)(c, a, b, bias, add, M, N, K);
+}
+
+static void attention_forward(float* out, float* lse, const float* qkv, Attention a) {
+    (PLAIN ? attention_forward_plain : attention_forward_fast)(out, lse, qkv, a);
+}
+
+static void attention_backward(float* dqkv, const float* dout, const float* qkv, const float* out, const float* lse,
+                               Attention a) {
+    (PLAIN ? attention_backward_plain : attention_backward_fast)(dqkv, dout, qkv, out, lse, a);
+}
 
 // e^x to 2 units in the last place, without libm so that loops vectorise and bits do not depend on the library.
 // x = n ln2 + r with |r| <= ln2/2, so e^x = 2^n e^r. Adding 1.5 * 2^23 rounds x/ln2 to the integer n, which then
@@ -551,453 +1404,219 @@ static inline float exp_(float x) {
     return x > 88.3f ? INFINITY : y;
 }
 
-// The largest of n numbers (NaN passed over, -infinity for n = 0), kept for each of 16 lanes so that it vectorises.
-static inline float largest_of(const float* x, size_t n) {
-    float lanes[16], largest = -INFINITY;
-    size_t whole = n / 16 * 16;
-    for (int l = 0; l < 16; l++) lanes[l] = -INFINITY;
-    for (size_t i = 0; i < whole; i += 16)
-        for (int l = 0; l < 16; l++) lanes[l] = x[i + l] > lanes[l] ? x[i + l] : lanes[l];
-    for (int l = 0; l < 16; l++) largest = lanes[l] > largest ? lanes[l] : largest;
-    for (size_t i = whole; i < n; i++) largest = x[i] > largest ? x[i] : largest;
-    return largest;
+// ====================================================================================================================
+// Random numbers
+//
+// There is no state to save or to pass around: number i of stream `key` is a hash of the two, the finaliser of
+// SplitMix64 (Steele, Lea and Flood 2014), which passes the usual statistical tests on consecutive i. A stream's key
+// is itself drawn, from the seed, the purpose and, say, the epoch. So weights can be drawn by many threads in any
+// order, and a run that resumes at step 700 draws what the uninterrupted run draws there.
+
+enum { STREAM_WEIGHTS = 1 << 8, STREAM_SHUFFLE, STREAM_PHASE, STREAM_SAMPLE };
+
+static uint64_t random_bits(uint64_t key, uint64_t i) {
+    uint64_t x = key + (i + 1) * 0x9E3779B97F4A7C15u;
+    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9u;
+    x = (x ^ (x >> 27)) * 0x94D049BB133111EBu;
+    return x ^ (x >> 31);
 }
 
-// x (B,T,C) = wte[token] + wpe[position]: what the token is and where it stands.
-// wte (V,C), wpe (.,C); the first of the T positions is `start`.
-static void embedding_forward(float* x, const int* tokens, const float* wte, const float* wpe, size_t B, size_t T,
-                              size_t start, size_t C) {
-#pragma omp parallel for schedule(static)
-    for (size_t i = 0; i < B * T; i++) {
-        const float* token = wte + (size_t)tokens[i] * C;
-        const float* position = wpe + (start + i % T) * C;
-        for (size_t c = 0; c < C; c++) x[i * C + c] = token[c] + position[c];
-    }
+// Uniform in (0,1), 52 bits and a half: never 0, so its logarithm is finite, and never 1.
+static double random_uniform(uint64_t key, uint64_t i) {
+    return ((double)(random_bits(key, i) >> 12) + 0.5) * (1.0 / 4503599627370496.0);
 }
 
-// dwte[token] += dx, dwpe[position] += dx. A token may occur in many rows, so threads share out the channels, not
-// the rows, and each walks all rows in order: sums in a fixed order, and no two threads in one place.
-enum { STRIP = 32 }; // channels in a share
-static void embedding_backward(float* dwte, float* dwpe, const float* dx, const int* tokens, size_t B, size_t T,
-                               size_t C) {
-#pragma omp parallel for schedule(static)
-    for (size_t c0 = 0; c0 < C; c0 += STRIP)
-        for (size_t i = 0; i < B * T; i++) {
-            float *token = dwte + (size_t)tokens[i] * C, *position = dwpe + i % T * C;
-            for (size_t c = c0; c < min_size(C, c0 + STRIP); c++) {
-                token[c] += dx[i * C + c];
-                position[c] += dx[i * C + c];
-            }
+// Normal with mean 0 and variance 1 (Box and Muller 1958).
+static float random_normal(uint64_t key, uint64_t i) {
+    double radius = sqrt(-2 * log(random_uniform(key, 2 * i)));
+    return (float)(radius * cos(6.283185307179586 * random_uniform(key, 2 * i + 1)));
+}
+
+// Where element i of 0..n-1 goes in the shuffle named by key: a permutation computed one element at a time, so that
+// the windows of a corpus of any size are shuffled without a list of them. Four Feistel rounds (Luby and Rackoff
+// 1988) permute the numbers of an even count of bits that covers n; a result of n or more is permuted again until
+// it falls below ("cycle walking"), which takes under four turns on average and keeps it a permutation.
+static uint64_t shuffled(uint64_t i, uint64_t n, uint64_t key) {
+    int half = 1;
+    while (half < 31 && (uint64_t)1 << (2 * half) < n) half++;
+    uint64_t mask = ((uint64_t)1 << half) - 1;
+    do {
+        uint64_t left = i >> half, right = i & mask;
+        for (uint64_t round = 0; round < 4; round++) {
+            uint64_t next = left ^ (random_bits(key + round, right) & mask);
+            left = right;
+            right = next;
         }
-}
-
-// Layer normalisation (Ba, Kiros and Hinton 2016): y = n w + b with n = (x - mean) rstd, rstd = 1/sqrt(var + eps),
-// mean and (biased) variance over a row's channels.
-// y, x (rows,C); mean, rstd (rows) are kept for the backward pass; w, b (C).
-static void layernorm_forward(float* y, float* mean, float* rstd, const float* x, const float* w, const float* b,
-                              size_t rows, size_t C) {
-#pragma omp parallel for schedule(static)
-    for (size_t i = 0; i < rows; i++) {
-        const float* row = x + i * C;
-        float sum = 0, squares = 0;
-#pragma omp simd reduction(+ : sum)
-        for (size_t c = 0; c < C; c++) sum += row[c];
-        float m = sum / (float)C;
-#pragma omp simd reduction(+ : squares)
-        for (size_t c = 0; c < C; c++) squares += (row[c] - m) * (row[c] - m);
-        float r = 1 / sqrtf(squares / (float)C + 1e-5f);
-        for (size_t c = 0; c < C; c++) y[i * C + c] = (row[c] - m) * r * w[c] + b[c];
-        mean[i] = m;
-        rstd[i] = r;
-    }
-}
-
-// With g = dy w, the gradient with respect to n: mean and rstd depend on every x of the row, and
-//     dx += rstd (g - avg(g) - n avg(g n)),    dw += sum over rows of dy n,    db += sum over rows of dy.
-// (From dn_j/dx_i = rstd (delta_ij - 1/C - n_i n_j / C).)
-static void layernorm_backward(float* dx, float* dw, float* db, const float* dy, const float* x, const float* mean,
-                               const float* rstd, const float* w, size_t rows, size_t C) {
-#pragma omp parallel
-    {
-#pragma omp for schedule(static) nowait
-        for (size_t i = 0; i < rows; i++) {
-            const float *dyi = dy + i * C, *xi = x + i * C, m = mean[i], r = rstd[i];
-            float *dxi = dx + i * C, g_sum = 0, gn_sum = 0;
-#pragma omp simd reduction(+ : g_sum, gn_sum)
-            for (size_t c = 0; c < C; c++) {
-                g_sum += dyi[c] * w[c];
-                gn_sum += dyi[c] * w[c] * ((xi[c] - m) * r);
-            }
-            float g_avg = g_sum / (float)C, gn_avg = gn_sum / (float)C;
-            for (size_t c = 0; c < C; c++) dxi[c] += r * (dyi[c] * w[c] - g_avg - (xi[c] - m) * r * gn_avg);
-        }
-#pragma omp for schedule(static)
-        for (size_t c0 = 0; c0 < C; c0 += STRIP) {
-            float dw_sum[STRIP] = {0}, db_sum[STRIP] = {0};
-            size_t n = min_size(STRIP, C - c0);
-            for (size_t i = 0; i < rows; i++) {
-                const float *dyi = dy + i * C + c0, *xi = x + i * C + c0;
-                for (size_t c = 0; c < n; c++) {
-                    dw_sum[c] += dyi[c] * ((xi[c] - mean[i]) * rstd[i]);
-                    db_sum[c] += dyi[c];
-                }
-            }
-            for (size_t c = 0; c < n; c++) {
-                dw[c0 + c] += dw_sum[c];
-                db[c0 + c] += db_sum[c];
-            }
-        }
-    }
-}
-
-// y = x W + b, plus `residual` if that is not NULL: the layer's output is then added to the residual stream.
-// y, residual (rows,OC); x (rows,IC); w (IC,OC); b (OC), or NULL.
-static void linear_forward(float* y, const float* x, const float* w, const float* b, const float* residual, size_t rows,
-                           size_t IC, size_t OC) {
-    matmul(y, matrix(x, IC), matrix(w, OC), b, residual, rows, OC, IC);
-}
-
-// y_ro = sum over i of x_ri w_io + b_o, hence
-//     dx = dy W^T,    dW += x^T dy,    db += sum over rows of dy.
-// (The residual's gradient is dy itself.) dx may be NULL.
-static void linear_backward(float* dx, float* dw, float* db, const float* dy, const float* x, const float* w,
-                            size_t rows, size_t IC, size_t OC) {
-    if (dx) matmul(dx, matrix(dy, OC), transposed(w, OC), NULL, NULL, rows, IC, OC);
-    matmul(dw, transposed(x, IC), matrix(dy, OC), NULL, dw, IC, OC, rows);
-    const float one = 1;
-    const Matrix ones = {&one, 0, 0}; // (1,rows), all of it in one place
-    matmul(db, ones, matrix(dy, OC), NULL, db, 1, OC, rows);
-}
-
-// Causal self-attention with several heads (Vaswani et al. 2017, section 3.2). Per head, for the query at position i:
-//     s_j = q_i . k_j / sqrt(D),    p_j = e^s_j / sum over j' <= i of e^s_j',    out_i = sum over j <= i of p_j v_j.
-// The T x T weights p are never stored: they are made a tile at a time, TILE queries by TILE keys, as in
-// FlashAttention (Dao et al. 2022). A query keeps the largest score so far, m, and the sum of e^(s - m) so far; when a
-// later tile raises m by d, what was summed before is scaled by e^-d (Milakov and Gimelshein 2018). What remains for
-// the backward pass is one number a query, lse = m + log sum = log of the sum over j of e^s_j. Tiles above the diagonal
-// are never visited.
-// qkv (B,T,3C): a row holds q, k and v of all heads. Outputs are for positions start..T-1 only, with N = T - start:
-// out (B,N,C), lse (B,N,H). Training has start = 0; in generation the rows before start are the key/value cache.
-
-// For N = 1, the last position, in generation: it has no other query to share keys with, and reads each once, at the
-// speed of memory.
-static void attention_last(float* out, float* lse, const float* qkv, size_t B, size_t T, size_t C, size_t H) {
-    size_t D = C / H;
-    float scale = 1 / sqrtf((float)D);
-#pragma omp parallel for collapse(2) schedule(static)
-    for (size_t b = 0; b < B; b++)
-        for (size_t h = 0; h < H; h++) {
-            const float *q = qkv + (b * T + T - 1) * 3 * C + h * D, *keys = qkv + b * T * 3 * C + C + h * D;
-            float *o = out + b * C + h * D, largest = -INFINITY, sum = 0, s[TILE];
-            memset(o, 0, D * sizeof(float));
-            for (size_t j0 = 0; j0 < T; j0 += TILE) {
-                const float *k = keys + j0 * 3 * C, *v = k + C;
-                size_t n = min_size(TILE, T - j0);
-                for (size_t j = 0; j < n; j++) s[j] = scale * dot(q, k + j * 3 * C, D);
-                float before = largest;
-                largest = fmaxf(largest, largest_of(s, n));
-                float shrink = exp_(before - largest);
-                for (size_t c = 0; c < D; c++) o[c] *= shrink;
-                sum *= shrink;
-                for (size_t j = 0; j < n; j++) {
-                    float p = exp_(s[j] - largest);
-                    for (size_t c = 0; c < D; c++) o[c] += p * v[j * 3 * C + c];
-                    sum += p;
-                }
-            }
-            for (size_t c = 0; c < D; c++) o[c] /= sum;
-            lse[b * H + h] = largest + logf(sum);
-        }
-}
-
-// Of the keys from j0 on, the next *n to be taken together by the tile of queries from i0 on, and the first of those
-// queries that may see any of them. On the diagonal tiles are cut in parts, since half of them is not seen.
-static size_t visible_tile(size_t* n, size_t i0, size_t j0, size_t queries) {
-    *n = min_size(j0 < i0 ? TILE : NR, i0 + queries - j0);
-    return j0 < i0 ? 0 : (j0 - i0) / NR * NR;
-}
-
-// For many queries. A tile of scores has a row for each key and a column for each query: so vectors run along queries,
-// each with its own maximum and sum, and no matrix that the kernel reads in the loop over keys has to be packed.
-static void attention_forward(float* out, float* lse, const float* qkv, size_t B, size_t T, size_t start, size_t C,
-                              size_t H) {
-    size_t D = C / H, N = T - start;
-    if (N == 1) {
-        attention_last(out, lse, qkv, B, T, C, H);
-        return;
-    }
-    float scale = 1 / sqrtf((float)D), *turned = workspace((size_t)omp_get_max_threads() * D * TILE);
-#pragma omp parallel for collapse(3) schedule(dynamic)
-    for (size_t b = 0; b < B; b++)
-        for (size_t h = 0; h < H; h++)
-            for (size_t i0 = start; i0 < T; i0 += TILE) {
-                size_t queries = min_size(TILE, T - i0);
-                const float* keys = qkv + b * T * 3 * C + C + h * D;
-                float* o = out + (b * N + i0 - start) * C + h * D;
-                float s[TILE * TILE], largest[TILE], sum[TILE], shrink[TILE];
-                float* q = turned + (size_t)omp_get_thread_num() * D * TILE;
-                pack(q, matrix(qkv + (b * T + i0) * 3 * C + h * D, 3 * C), queries, TILE, D);
-                for (size_t i = 0; i < TILE; i++) largest[i] = -INFINITY, sum[i] = 0;
-                for (size_t j0 = 0, n; j0 < i0 + queries; j0 += n) {
-                    size_t first = visible_tile(&n, i0, j0, queries);
-                    const float *k = keys + j0 * 3 * C, *v = k + C;
-                    matmul_tile(s + first, TILE, false, matrix(k, 3 * C), matrix(q + first, TILE), n, TILE - first, D);
-                    memcpy(shrink, largest, sizeof shrink);
-                    for (size_t j = 0; j < n; j++)
-                        for (size_t i = first; i < TILE; i++) {
-                            float x = i0 + i < j0 + j ? -INFINITY : s[j * TILE + i] * scale;
-                            s[j * TILE + i] = x;
-                            largest[i] = x > largest[i] ? x : largest[i];
-                        }
-                    for (size_t i = first; i < TILE; i++) {
-                        shrink[i] = exp_(shrink[i] - largest[i]);
-                        sum[i] *= shrink[i];
-                    }
-                    for (size_t j = 0; j < n; j++)
-                        for (size_t i = first; i < TILE; i++)
-                            sum[i] += s[j * TILE + i] = exp_(s[j * TILE + i] - largest[i]);
-                    for (size_t i = first; i < queries && j0 > 0; i++)
-                        for (size_t c = 0; c < D; c++) o[i * C + c] *= shrink[i];
-                    matmul_tile(o + first * C, C, j0 > 0, transposed(s + first, TILE), matrix(v, 3 * C),
-                                queries - first, D, n);
-                }
-                for (size_t i = 0; i < queries; i++) {
-                    for (size_t c = 0; c < D; c++) o[i * C + c] /= sum[i];
-                    lse[(b * N + i0 - start + i) * H + h] = largest[i] + logf(sum[i]);
-                }
-            }
-}
-
-// With p_ij = e^(s_ij - lse_i) made anew, tile by tile:
-//     dv_j = sum over i of p_ij do_i,    dp_ij = do_i . v_j,
-//     ds_ij = p_ij (dp_ij - sum over j' of p_ij' dp_ij') = p_ij (dp_ij - do_i . out_i),    (the softmax's derivative)
-// where sum over j' of p_ij' (do_i . v_j') = do_i . sum over j' of p_ij' v_j' = do_i . out_i needs no other tile, and
-//     dq_i = scale sum over j of ds_ij k_j,    dk_j = scale sum over i of ds_ij q_i.
-// dqkv (B,T,3C) is overwritten; dout, out (B,T,C). A thread does a whole head of a sequence, so its sums have one
-// order.
-static void attention_backward(float* dqkv, const float* dout, const float* qkv, const float* out, const float* lse,
-                               size_t B, size_t T, size_t C, size_t H) {
-    size_t D = C / H;
-    float scale = 1 / sqrtf((float)D), *turned = workspace((size_t)omp_get_max_threads() * 2 * D * TILE);
-#pragma omp parallel for collapse(2) schedule(dynamic)
-    for (size_t b = 0; b < B; b++)
-        for (size_t h = 0; h < H; h++) {
-            const float *q = qkv + b * T * 3 * C + h * D, *k = q + C, *v = q + 2 * C;
-            const float *o = out + b * T * C + h * D, *d_o = dout + b * T * C + h * D;
-            float *dq = dqkv + b * T * 3 * C + h * D, *dk = dq + C, *dv = dq + 2 * C;
-            float *q_turned = turned + (size_t)omp_get_thread_num() * 2 * D * TILE, *do_turned = q_turned + D * TILE;
-            for (size_t i0 = 0; i0 < T; i0 += TILE) {
-                size_t queries = min_size(TILE, T - i0);
-                float p[TILE * TILE], ds[TILE * TILE], do_o[TILE] = {0}, row_lse[TILE] = {0};
-                Matrix qi = matrix(q + i0 * 3 * C, 3 * C), doi = matrix(d_o + i0 * C, C);
-                pack(q_turned, qi, queries, TILE, D);
-                pack(do_turned, doi, queries, TILE, D);
-                for (size_t i = 0; i < queries; i++) {
-                    do_o[i] = dot(d_o + (i0 + i) * C, o + (i0 + i) * C, D);
-                    row_lse[i] = lse[(b * T + i0 + i) * H + h];
-                }
-                for (size_t j0 = 0, n; j0 < i0 + queries; j0 += n) {
-                    size_t first = visible_tile(&n, i0, j0, queries), rows = queries - first, at = j0 * 3 * C;
-                    Matrix kj = matrix(k + at, 3 * C), vj = matrix(v + at, 3 * C);
-                    matmul_tile(p + first, TILE, false, kj, matrix(q_turned + first, TILE), n, TILE - first, D);
-                    matmul_tile(ds + first, TILE, false, vj, matrix(do_turned + first, TILE), n, TILE - first, D);
-                    for (size_t j = 0; j < n; j++)
-                        for (size_t i = first; i < TILE; i++) {
-                            float *pji = p + j * TILE + i, *dsji = ds + j * TILE + i;
-                            float log_p = *pji * scale - row_lse[i]; // rounding must not make p larger than 1
-                            log_p = i0 + i < j0 + j ? -INFINITY : log_p > 0 ? 0 : log_p;
-                            *pji = exp_(log_p);
-                            *dsji = *pji * (*dsji - do_o[i]) * scale;
-                        }
-                    Matrix pj = matrix(p + first, TILE), dsj = matrix(ds + first, TILE);
-                    matmul_tile(dv + at, 3 * C, j0 < i0, pj, block_at(doi, first, 0), n, D, rows);
-                    matmul_tile(dk + at, 3 * C, j0 < i0, dsj, block_at(qi, first, 0), n, D, rows);
-                    matmul_tile(dq + (i0 + first) * 3 * C, 3 * C, j0 > 0, transposed(ds + first, TILE), kj, rows, D, n);
-                }
-            }
-        }
-}
-
-// GELU (Hendrycks and Gimpel 2016) in its tanh form, y = x/2 (1 + tanh u) with u = sqrt(2/pi) (x + 0.044715 x^3).
-// Since (1 + tanh u)/2 = 1/(1 + e^-2u), it needs one exponential, and loses no digits where tanh u is near -1.
-static inline float gelu_gate(float x) { return 1 / (1 + exp_(-1.59576912f * (x + 0.044715f * x * x * x))); }
-
-enum { CHUNK = 1 << 12 }; // numbers in a thread's share where every number is treated alike
-
-static void gelu_forward(float* y, const float* x, size_t n) {
-#pragma omp parallel for schedule(static)
-    for (size_t start = 0; start < n; start += CHUNK) {
-        size_t end = min_size(n, start + CHUNK);
-#pragma omp simd
-        for (size_t i = start; i < end; i++) y[i] = x[i] * gelu_gate(x[i]);
-    }
-}
-
-// With s = gelu_gate(x), the logistic function of 2u, whose derivative is s (1-s): dy/dx = s + x s (1-s) 2u', and
-// 2u' = 2 sqrt(2/pi) (1 + 3 * 0.044715 x^2).
-// dx may be dy itself.
-static void gelu_backward(float* dx, const float* dy, const float* x, size_t n) {
-#pragma omp parallel for schedule(static)
-    for (size_t start = 0; start < n; start += CHUNK) {
-        size_t end = min_size(n, start + CHUNK);
-#pragma omp simd
-        for (size_t i = start; i < end; i++) {
-            float s = gelu_gate(x[i]);
-            dx[i] = dy[i] * (s + x[i] * s * (1 - s) * 1.59576912f * (1 + 0.134145f * x[i] * x[i]));
-        }
-    }
-}
-
-// The loss of a row is -log p[target] with p = softmax(logits), that is, lse - logits[target] with
-// lse = log of the sum of e^logit, computed with the largest logit taken out so that nothing overflows.
-// losses, lse (rows); logits (rows,V).
-static void cross_entropy_forward(float* losses, float* lse, const float* logits, const int* targets, size_t rows,
-                                  size_t V) {
-#pragma omp parallel for schedule(static)
-    for (size_t i = 0; i < rows; i++) {
-        const float* row = logits + i * V;
-        float largest = largest_of(row, V), sum = 0;
-#pragma omp simd reduction(+ : sum)
-        for (size_t v = 0; v < V; v++) sum += exp_(row[v] - largest);
-        lse[i] = largest + logf(sum);
-        losses[i] = lse[i] - row[targets[i]];
-    }
-}
-
-// dlogits = scale (p - [v = target]), since dlse/dlogit_v = e^logit_v / sum = p_v. It is written over the logits: there
-// is no second (rows,V) tensor. `scale` is the weight of a row in the loss that is minimised, one over the number of
-// all rows.
-static void cross_entropy_backward(float* logits, const float* lse, const int* targets, float scale, size_t rows,
-                                   size_t V) {
-#pragma omp parallel for schedule(static)
-    for (size_t i = 0; i < rows; i++) {
-        float *row = logits + i * V, row_lse = lse[i];
-        for (size_t v = 0; v < V; v++) row[v] = scale * exp_(row[v] - row_lse);
-        row[targets[i]] -= scale;
-    }
+        i = left << half | right;
+    } while (i >= n);
+    return i;
 }
 
 // ====================================================================================================================
-// Model
+// Errors and files
 //
-// Every tensor is named once, in one of two tables. Sizes, pointers, initialisation, the optimiser, checkpoints and
-// tests all walk them. A row of a table is expanded into a field of a struct and into a description of the tensor.
+// Whatever goes wrong is said in one line on stderr that names the thing and what to do about it, and the program
+// ends with status 1 (2 for a wrong command line). Files are read through mmap with every size checked before it is
+// used, and written under a temporary name that replaces the old file only when all of it is on the disk.
 
-enum { MAX_LAYERS = 96, MAX_SIZE = 1 << 16 }; // of V, T, C, H and B: no product of them overflows 64 bits
+static void clear_live_line(void); // the training loop's progress line, wiped before anything else is printed
+
+static void fail(int status, const char* format, ...) {
+    clear_live_line();
+    fflush(stdout);
+    va_list args;
+    va_start(args, format);
+    fputs("train_gpt: ", stderr);
+    vfprintf(stderr, format, args);
+    fputc('\n', stderr);
+    va_end(args);
+    exit(status);
+}
+
+// count * size bytes of zeroed memory, aligned to cache lines. Large blocks are aligned to huge pages, which Linux
+// gives if asked and with which address translation costs less. All threads touch their parts first, for them to lie
+// near.
+enum { HUGE_PAGE = 1 << 21 };
+static void* allocate(size_t count, size_t size, const char* what) {
+    size_t bytes;
+    if (__builtin_mul_overflow(count, size, &bytes) || bytes > SIZE_MAX - HUGE_PAGE) die("%s is too large", what);
+    size_t unit = bytes < HUGE_PAGE ? 64 : HUGE_PAGE, blocks = bytes ? (bytes + unit - 1) / unit : 1;
+    char* p = (char*)aligned_alloc(unit, blocks * unit);
+    if (!p) die("no memory for %s (%.1f MB)", what, (double)bytes / 1e6);
+#ifdef MADV_HUGEPAGE
+    if (unit == HUGE_PAGE) madvise(p, blocks * unit, MADV_HUGEPAGE);
+#endif
+#pragma omp parallel for schedule(static) if (unit == HUGE_PAGE)
+    for (size_t i = 0; i < blocks; i++) memset(p + i * unit, 0, unit);
+    return p;
+}
+
+// Bytes of memory that a program may take: what the system calls available, or a container's limit.
+static size_t memory_available(void) {
+    size_t available = (size_t)sysconf(_SC_PHYS_PAGES) * (size_t)sysconf(_SC_PAGESIZE), kb, limit;
+    char line[256];
+    FILE* f = fopen("/proc/meminfo", "r");
+    while (f && fgets(line, sizeof line, f))
+        if (sscanf(line, "MemAvailable: %zu", &kb) == 1) available = kb * 1024;
+    if (f) fclose(f);
+    f = fopen("/sys/fs/cgroup/memory.max", "r");
+    if (f && fscanf(f, "%zu", &limit) == 1) available = min_size(available, limit);
+    if (f) fclose(f);
+    return available;
+}
+
+enum { MAX_PATH = 4096 };
+
+// folder/name, until the next call.
+static const char* path_in(const char* folder, const char* name) {
+    static char path[MAX_PATH];
+    if (snprintf(path, sizeof path, "%s/%s", folder, name) >= MAX_PATH) die("the name %.40s... is too long", folder);
+    return path;
+}
+
+// A file's bytes, read-only. The mapping is paged in as it is touched, so a shard may be larger than memory.
 typedef struct {
-    size_t V, T, C, H, L; // vocabulary, longest sequence ("context"), channels, heads, layers
-} Config;
+    char path[MAX_PATH];
+    const uint8_t* data;
+    size_t size;
+} File;
 
-// How many of a tensor there are, and when.
-typedef enum {
-    ONE,      // one for the model
-    EACH,     // one for each layer; in generation, which never looks back, the layers share one
-    CACHE,    // one for each layer always: generation's keys and values
-    HEAD,     // one, but for a single position in generation
-    GRADIENT, // one, shared by all layers, and only in training
-} Kind;
-#define FIELD_ONE(type, name)      type* name;
-#define FIELD_EACH(type, name)     type* name[MAX_LAYERS];
-#define FIELD_CACHE(type, name)    type* name[MAX_LAYERS];
-#define FIELD_HEAD(type, name)     type* name;
-#define FIELD_GRADIENT(type, name) type* name;
+static File map_file(const char* path, const char* advice) {
+    File file = {"", (const uint8_t*)"", 0}; // an empty file cannot be mapped
+    struct stat info;
+    if (strlen(path) >= MAX_PATH) die("the name %.40s... is too long", path);
+    memcpy(file.path, path, strlen(path) + 1);
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); // a pipe without a writer would wait for one
+    if (fd < 0 || fstat(fd, &info) < 0) die("cannot open %s: %s%s", path, strerror(errno), advice);
+    if (!S_ISREG(info.st_mode)) die("%s is not a regular file%s", path, advice);
+    file.size = (size_t)info.st_size;
+    if (file.size) {
+        void* p = mmap(NULL, file.size, PROT_READ, MAP_PRIVATE, fd, 0);
+        if (p == MAP_FAILED) die("cannot map %s: %s", path, strerror(errno));
+        file.data = (const uint8_t*)p;
+    }
+    close(fd);
+    return file;
+}
 
-// The parameters, under the names and in the shapes of Hugging Face's GPT-2 files. A tensor starts as
-// mean + std * normal (Radford et al. 2019; projections into the residual stream, of which there are 2L, are
-// scaled down so that their sum keeps its size). Those with rows, that is matrices and embeddings, decay.
-// clang-format off
-// kind, field, name, rows, columns, mean, std
-#define PARAMETERS(X)                                                                                     \
-    X(ONE,  wte,   "wte.weight",               V,     C,     0, 0.02f)    /* token embedding, and head */ \
-    X(ONE,  wpe,   "wpe.weight",               T,     C,     0, 0.02f)    /* position embedding */        \
-    X(EACH, ln1_w, "h.%zu.ln_1.weight",        0,     C,     1, 0)                                        \
-    X(EACH, ln1_b, "h.%zu.ln_1.bias",          0,     C,     0, 0)                                        \
-    X(EACH, qkv_w, "h.%zu.attn.c_attn.weight", C,     3 * C, 0, 0.02f)                                    \
-    X(EACH, qkv_b, "h.%zu.attn.c_attn.bias",   0,     3 * C, 0, 0)                                        \
-    X(EACH, att_w, "h.%zu.attn.c_proj.weight", C,     C,     0, residual) /* attention to residual */     \
-    X(EACH, att_b, "h.%zu.attn.c_proj.bias",   0,     C,     0, 0)                                        \
-    X(EACH, ln2_w, "h.%zu.ln_2.weight",        0,     C,     1, 0)                                        \
-    X(EACH, ln2_b, "h.%zu.ln_2.bias",          0,     C,     0, 0)                                        \
-    X(EACH, fc_w,  "h.%zu.mlp.c_fc.weight",    C,     4 * C, 0, 0.02f)                                    \
-    X(EACH, fc_b,  "h.%zu.mlp.c_fc.bias",      0,     4 * C, 0, 0)                                        \
-    X(EACH, mlp_w, "h.%zu.mlp.c_proj.weight",  4 * C, C,     0, residual) /* MLP to residual */           \
-    X(EACH, mlp_b, "h.%zu.mlp.c_proj.bias",    0,     C,     0, 0)                                        \
-    X(ONE,  lnf_w, "ln_f.weight",              0,     C,     1, 0)                                        \
-    X(ONE,  lnf_b, "ln_f.bias",                0,     C,     0, 0)
+static void unmap_file(File* file) {
+    if (file->size) munmap((void*)file->data, file->size);
+    file->size = 0;
+}
 
-// What a forward pass computes, one row a position, and what the backward pass reads again. Those of type `real` may
-// be of fewer bits on a GPU.
-// kind, type, field, width
-#define ACTIVATIONS(X)                                                                            \
-    X(ONE,      real,  embedded,   C)     /* token + position */                                  \
-    X(EACH,     real,  ln1,        C)                                                             \
-    X(EACH,     float, ln1_mean,   1)                                                             \
-    X(EACH,     float, ln1_rstd,   1)                                                             \
-    X(CACHE,    real,  qkv,        3 * C) /* queries, keys, values of all heads */                \
-    X(EACH,     real,  att,        C)     /* the heads' outputs side by side */                   \
-    X(EACH,     float, lse,        H)     /* log-sum-exp of each head's scores */                 \
-    X(EACH,     real,  mid,        C)     /* residual stream after attention */                   \
-    X(EACH,     real,  ln2,        C)                                                             \
-    X(EACH,     float, ln2_mean,   1)                                                             \
-    X(EACH,     float, ln2_rstd,   1)                                                             \
-    X(EACH,     real,  fc,         4 * C)                                                         \
-    X(EACH,     real,  gelu,       4 * C)                                                         \
-    X(EACH,     real,  out,        C)     /* residual stream after the MLP: the layer's output */ \
-    X(ONE,      real,  lnf,        C)                                                             \
-    X(ONE,      float, lnf_mean,   1)                                                             \
-    X(ONE,      float, lnf_rstd,   1)                                                             \
-    X(HEAD,     real,  logits,     V)     /* in the backward pass their gradient */               \
-    X(HEAD,     float, logits_lse, 1)                                                             \
-    X(HEAD,     float, losses,     1)                                                             \
-    X(GRADIENT, real,  dresidual,  C)     /* the residual stream's, on its way down */            \
-    X(GRADIENT, real,  dnormed,    C)     /* a layernorm's output's */                            \
-    X(GRADIENT, real,  dqkv,       3 * C)                                                         \
-    X(GRADIENT, real,  datt,       C)                                                             \
-    X(GRADIENT, real,  dfc,        4 * C) /* gelu's output's, then its input's */
-// clang-format on
-
-#define PARAMETER_FIELD(kind, field, name, rows, columns, mean, std) FIELD_##kind(float, field)
-#define ACTIVATION_FIELD(kind, type, field, width)                   FIELD_##kind(float, field)
+// A file being written. Until replace() renames it, whatever stood under its final name stays whole.
 typedef struct {
-    PARAMETERS(PARAMETER_FIELD)
-} Parameters;
+    FILE* stream;
+    char path[MAX_PATH], temporary[MAX_PATH + 8];
+} Output;
 
-typedef struct {
-    size_t B, T; // the most sequences, and positions in each
-    bool training;
-    float* block;
-    void* extra; // what a GPU keeps besides
-    ACTIVATIONS(ACTIVATION_FIELD)
-} Activations;
+__attribute__((noreturn)) static void output_failed(Output* out) {
+    int error = errno;
+    if (out->stream) {
+        fclose(out->stream);
+        unlink(out->temporary);
+    }
+    die("cannot write %s: %s; whatever stood there before is untouched", out->path, strerror(error));
+}
 
-typedef struct {
-    char name[64];
-    size_t rows, columns; // rows 0: a vector
-    float mean, std;
-    size_t offset, size; // floats: place in the block, rows * columns
-    size_t slot;         // place of its pointer in a Parameters, bytes
-} Tensor;
+static void output_open(Output* out, const char* path) {
+    out->stream = NULL;
+    if (strlen(path) >= sizeof out->path) die("the name %.40s... is too long", path);
+    snprintf(out->path, sizeof out->path, "%s", path);
+    snprintf(out->temporary, sizeof out->temporary, "%s.tmp", path);
+    struct stat info; // a folder cannot be replaced, and a device such as /dev/null must not be
+    if (!stat(path, &info) && !S_ISREG(info.st_mode)) die("cannot write %s: it is not a regular file", path);
+    out->stream = fopen(out->temporary, "wb");
+    if (!out->stream) output_failed(out);
+}
 
-typedef struct {
-    Config config;
-    Tensor* tensors;
-    size_t tensor_count, parameter_count;
-    size_t block_size; // floats in each of the four blocks below, tensors padded to cache lines
-    float *weights, *gradients, *moment1, *moment2; // the last three only in training
-    Parameters w, d;                                // pointers into weights and into gradients
-    double loss_sum, loss_count, gradient_norm;
-    void* extra; // what a GPU keeps besides
-} Model;
+static void output_write(Output* out, const void* data, size_t bytes) {
+    if (fwrite(data, 1, bytes, out->stream) != bytes) output_failed(out);
+}
+
+static void output_replace(Output* out) {
+    if (fflush(out->stream) || fsync(fileno(out->stream))) output_failed(out);
+    FILE* stream = out->stream;
+    out->stream = NULL;
+    if (fclose(stream) || rename(out->temporary, out->path)) {
+        int error = errno;
+        unlink(out->temporary);
+        errno = error;
+        output_failed(out);
+    }
+    // The rename itself reaches the disk with the directory.
+    char* slash = strrchr(out->path, '/');
+    char directory[MAX_PATH] = ".";
+    if (slash) snprintf(directory, sizeof directory, "%.*s", (int)(slash - out->path + 1), out->path);
+    int fd = open(directory, O_RDONLY | O_CLOEXEC);
+    if (fd >= 0) {
+        fsync(fd);
+        close(fd);
+    }
+}
+
+static double seconds(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+// ====================================================================================================================
+// The model in memory
+//
+// The tables of the model's room, expanded once more: each tensor's place. Parameters lie in one block, and so do their
+// gradients and each of AdamW's moments, at the same offsets; activations lie in another. Offsets are the same on a
+// GPU, whose multiply wants the vocabulary padded, so that the two can copy whole blocks and read each other's
+// checkpoints; the padding is never written to a file.
 
 static size_t cache_lines(size_t bytes) { return (bytes + 63) / 64 * 64; }
 
-// The vocabulary with the padding that the GPU's multiply wants. The token embedding has room for so many rows, of
-// which the last stay zero.
+// The rows that the token embedding has room for, of which the last stay zero.
 static size_t padded(size_t V) { return (V + 127) / 128 * 128; }
 
 static void describe_parameters(Model* model) {
     size_t V = model->config.V, T = model->config.T, C = model->config.C, L = model->config.L;
-    float residual = 0.02f / sqrtf(2 * (float)L);
+    float residual = residual_std(L);
 #define PARAMETER_ROW(kind, field, name, rows, columns, mean, std) \
     {kind == EACH ? L : 1, {name, rows, columns, mean, std, 0, 0, offsetof(Parameters, field)}},
     const struct {
@@ -1032,17 +1651,18 @@ static void point_parameters(Parameters* p, const Model* model, float* block) {
 // the number of bytes.
 static size_t lay_out_activations(Activations* a, Config config, size_t real_size, void* block) {
     size_t V = config.V, C = config.C, H = config.H, L = config.L, size = 0;
-#define ACTIVATION_ROW(kind, type, field, width) {kind, #type, width, offsetof(Activations, field)},
+    enum { BYTES_float = sizeof(float) };
+    const size_t BYTES_real = real_size;
+#define ACTIVATION_ROW(kind, type, field, width) {kind, BYTES_##type, width, offsetof(Activations, field)},
     const struct {
         Kind kind;
-        const char* type;
-        size_t width, slot;
+        size_t size, width, slot;
     } table[] = {ACTIVATIONS(ACTIVATION_ROW)};
     for (size_t i = 0; i < sizeof table / sizeof *table; i++) {
         Kind kind = table[i].kind;
         if (kind == GRADIENT && !a->training) continue;
-        size_t rows = kind == HEAD && !a->training ? 1 : a->B * a->T, start = size;
-        size_t bytes = cache_lines(rows * table[i].width * (strcmp(table[i].type, "real") ? sizeof(float) : real_size));
+        size_t rows = kind == LOGITS && !a->training ? 1 : a->B * a->T, start = size;
+        size_t bytes = cache_lines(rows * table[i].width * table[i].size);
         for (size_t l = 0; l < (kind == EACH || kind == CACHE ? L : 1); l++) {
             bool shared = kind == EACH && !a->training && l > 0;
             char* at = block ? (char*)block + (shared ? start : size) : NULL;
@@ -1095,155 +1715,6 @@ static void cpu_free_model(Model* model) {
     free(model->moment2);
 }
 
-// A pass names its layers, which are the rows of a benchmark's table: a benchmark sets layer_done, to be told when each
-// is done.
-static void (*layer_done)(const char* layer);
-#define LAYER(name, call) (call, layer_done ? layer_done(name) : (void)0)
-
-// The whole network. tokens and targets (B,N): positions start..T-1 of each sequence, N = T - start. With targets,
-// the mean loss is added to the model's. Without, only the last position's logits are computed, which is all that
-// generation needs, and B must be 1. Likewise start > 0, where the rows of qkv before start hold what earlier calls
-// computed, so that a new token costs the work of one position.
-static void cpu_forward(Model* model, Activations* a, const int* tokens, const int* targets, size_t B, size_t T,
-                        size_t start) {
-    const Parameters* w = &model->w;
-    size_t V = model->config.V, C = model->config.C, H = model->config.H, L = model->config.L;
-    size_t N = T - start, rows = B * N;
-    LAYER("embedding", embedding_forward(a->embedded, tokens, w->wte, w->wpe, B, N, start, C));
-    const float* x = a->embedded;
-    for (size_t l = 0; l < L; l++) {
-        LAYER("ln1",
-              layernorm_forward(a->ln1[l], a->ln1_mean[l], a->ln1_rstd[l], x, w->ln1_w[l], w->ln1_b[l], rows, C));
-        LAYER("qkv",
-              linear_forward(a->qkv[l] + start * 3 * C, a->ln1[l], w->qkv_w[l], w->qkv_b[l], NULL, rows, C, 3 * C));
-        LAYER("attention", attention_forward(a->att[l], a->lse[l], a->qkv[l], B, T, start, C, H));
-        LAYER("att", linear_forward(a->mid[l], a->att[l], w->att_w[l], w->att_b[l], x, rows, C, C));
-        LAYER("ln2", layernorm_forward(a->ln2[l], a->ln2_mean[l], a->ln2_rstd[l], a->mid[l], w->ln2_w[l], w->ln2_b[l],
-                                       rows, C));
-        LAYER("fc", linear_forward(a->fc[l], a->ln2[l], w->fc_w[l], w->fc_b[l], NULL, rows, C, 4 * C));
-        LAYER("gelu", gelu_forward(a->gelu[l], a->fc[l], rows * 4 * C));
-        LAYER("mlp", linear_forward(a->out[l], a->gelu[l], w->mlp_w[l], w->mlp_b[l], a->mid[l], rows, 4 * C, C));
-        x = a->out[l];
-    }
-    LAYER("lnf", layernorm_forward(a->lnf, a->lnf_mean, a->lnf_rstd, x, w->lnf_w, w->lnf_b, rows, C));
-    if (!targets) {
-        LAYER("head",
-              matmul(a->logits, matrix(a->lnf + (rows - 1) * C, C), transposed(w->wte, C), NULL, NULL, 1, V, C));
-        return;
-    }
-    LAYER("head", matmul(a->logits, matrix(a->lnf, C), transposed(w->wte, C), NULL, NULL, rows, V, C));
-    LAYER("loss", cross_entropy_forward(a->losses, a->logits_lse, a->logits, targets, rows, V));
-    double sum = 0;
-    for (size_t i = 0; i < rows; i++) sum += a->losses[i];
-    model->loss_sum += sum / (double)rows;
-    model->loss_count += 1;
-}
-
-// Adds to the gradients those of `share` times the mean loss of the forward pass just made on the same B and T.
-static void cpu_backward(Model* model, Activations* a, const int* tokens, const int* targets, size_t B, size_t T,
-                         float share) {
-    const Parameters *w = &model->w, *d = &model->d;
-    size_t V = model->config.V, C = model->config.C, H = model->config.H, L = model->config.L, rows = B * T;
-    LAYER("loss", cross_entropy_backward(a->logits, a->logits_lse, targets, share / (float)rows, rows, V));
-    // logits = lnf wte^T, so dlnf = dlogits wte and dwte += dlogits^T lnf.
-    LAYER("head", matmul(a->dnormed, matrix(a->logits, V), matrix(w->wte, C), NULL, NULL, rows, C, V));
-    LAYER("head", matmul(d->wte, transposed(a->logits, V), matrix(a->lnf, C), NULL, d->wte, V, C, rows));
-    // The residual stream's gradient: an addition passes it on unchanged, so each branch on the way down adds its own.
-    memset(a->dresidual, 0, rows * C * sizeof(float));
-    const float* x = a->out[L - 1];
-    LAYER("lnf", layernorm_backward(a->dresidual, d->lnf_w, d->lnf_b, a->dnormed, x, a->lnf_mean, a->lnf_rstd, w->lnf_w,
-                                    rows, C));
-    for (size_t l = L; l-- > 0;) {
-        x = l > 0 ? a->out[l - 1] : a->embedded;
-        LAYER("mlp",
-              linear_backward(a->dfc, d->mlp_w[l], d->mlp_b[l], a->dresidual, a->gelu[l], w->mlp_w[l], rows, 4 * C, C));
-        LAYER("gelu", gelu_backward(a->dfc, a->dfc, a->fc[l], rows * 4 * C));
-        LAYER("fc", linear_backward(a->dnormed, d->fc_w[l], d->fc_b[l], a->dfc, a->ln2[l], w->fc_w[l], rows, C, 4 * C));
-        LAYER("ln2", layernorm_backward(a->dresidual, d->ln2_w[l], d->ln2_b[l], a->dnormed, a->mid[l], a->ln2_mean[l],
-                                        a->ln2_rstd[l], w->ln2_w[l], rows, C));
-        LAYER("att",
-              linear_backward(a->datt, d->att_w[l], d->att_b[l], a->dresidual, a->att[l], w->att_w[l], rows, C, C));
-        LAYER("attention", attention_backward(a->dqkv, a->datt, a->qkv[l], a->att[l], a->lse[l], B, T, C, H));
-        LAYER("qkv",
-              linear_backward(a->dnormed, d->qkv_w[l], d->qkv_b[l], a->dqkv, a->ln1[l], w->qkv_w[l], rows, C, 3 * C));
-        LAYER("ln1", layernorm_backward(a->dresidual, d->ln1_w[l], d->ln1_b[l], a->dnormed, x, a->ln1_mean[l],
-                                        a->ln1_rstd[l], w->ln1_w[l], rows, C));
-    }
-    LAYER("embedding", embedding_backward(d->wte, d->wpe, a->dresidual, tokens, B, T, C));
-}
-
-typedef struct {
-    double lr, beta1, beta2, weight_decay, clip; // clip 0: never
-    size_t step;                                 // counted from 1
-} AdamW;
-
-static double norm(const float* x, size_t n) {
-    enum { PARTS = 1024 };
-    double partial[PARTS], sum = 0;
-#pragma omp parallel for schedule(static)
-    for (size_t i = 0; i < PARTS; i++) {
-        double s = 0;
-#pragma omp simd reduction(+ : s)
-        for (size_t j = n * i / PARTS; j < n * (i + 1) / PARTS; j++) s += (double)x[j] * x[j];
-        partial[i] = s;
-    }
-    for (size_t i = 0; i < PARTS; i++) sum += partial[i];
-    return sqrt(sum);
-}
-
-// What AdamW computes a step with, as float32: betas b, a = 1 - b, rate = lr / (1-b1^t), root = 1 / sqrt(1-b2^t), and
-// what decay leaves of a weight.
-typedef struct {
-    float b1, a1, b2, a2, rate, root, keep;
-    double clip;
-} Factors;
-
-static Factors adamw_factors(AdamW o) {
-    double correction1 = 1 - pow(o.beta1, (double)o.step), correction2 = 1 - pow(o.beta2, (double)o.step);
-    Factors f = {(float)o.beta1,
-                 (float)(1 - o.beta1),
-                 (float)o.beta2,
-                 (float)(1 - o.beta2),
-                 (float)(o.lr / correction1),
-                 (float)(1 / sqrt(correction2)),
-                 (float)(1 - o.lr * o.weight_decay),
-                 o.clip};
-    return f;
-}
-
-// AdamW (Kingma and Ba 2015; decay decoupled as by Loshchilov and Hutter 2019), in one pass over the memory:
-//     g = clipped gradient,   m = b1 m + (1-b1) g,   v = b2 v + (1-b2) g^2,
-//     w = (1 - lr decay) w - lr (m / (1-b1^t)) / (sqrt(v / (1-b2^t)) + 1e-8).
-// Clipping scales all gradients so that their common norm is at most `clip` (Pascanu et al. 2013). Leaves the
-// gradients zero for the next step.
-static void cpu_update(Model* model, AdamW o) {
-    LAYER("norm", model->gradient_norm = norm(model->gradients, model->block_size));
-    float clip = o.clip > 0 ? (float)fmin(1, o.clip / (model->gradient_norm + 1e-6)) : 1;
-    Factors f = adamw_factors(o);
-#pragma omp parallel
-    for (size_t i = 0; i < model->tensor_count; i++) {
-        const Tensor* t = &model->tensors[i];
-        float keep = t->rows ? f.keep : 1;
-        float* __restrict__ w = model->weights + t->offset;
-        float* __restrict__ d = model->gradients + t->offset;
-        float* __restrict__ m = model->moment1 + t->offset;
-        float* __restrict__ v = model->moment2 + t->offset;
-#pragma omp for schedule(static) nowait
-        for (size_t start = 0; start < t->size; start += CHUNK) {
-            size_t end = min_size(t->size, start + CHUNK);
-#pragma omp simd
-            for (size_t j = start; j < end; j++) {
-                float g = clip * d[j];
-                m[j] = f.b1 * m[j] + f.a1 * g;
-                v[j] = f.b2 * v[j] + f.a2 * g * g;
-                w[j] = keep * w[j] - f.rate * m[j] / (sqrtf(v[j]) * f.root + 1e-8f);
-                d[j] = 0;
-            }
-        }
-    }
-    LAYER("adamw", (void)0);
-}
-
 // The machine's rate of multiply-adds with nothing to load or store, all threads, operations a second.
 static double cpu_peak(void) {
     enum { CHAINS = 12, STEPS = 400000 }; // more sums than multiply-adds that are under way at a time
@@ -1281,37 +1752,14 @@ static void cpu_read_activation(float* to, const Activations* a, const float* te
     cpu_copy(to, tensor, n);
 }
 
-// A device: what the training loop drives. train_gpt.cu fills in the same struct. `wait` returns when all that was
-// asked for is done; loss and gradient norm may be read from the model only then.
-typedef struct {
-    const char* (*start)(void); // readies the device and describes it
-    size_t (*memory_available)(void);
-    size_t (*memory)(Config config, size_t B, size_t T, bool training);
-    double (*peak)(void);
-    void (*create_model)(Model* model, bool training);
-    void (*create_activations)(Activations* a, const Model* model, size_t B, size_t T, bool training);
-    void (*free_model)(Model* model);
-    void (*free_activations)(Activations* a);
-    void (*forward)(Model* model, Activations* a, const int* tokens, const int* targets, size_t B, size_t T,
-                    size_t start);
-    void (*backward)(Model* model, Activations* a, const int* tokens, const int* targets, size_t B, size_t T,
-                     float share);
-    void (*update)(Model* model, AdamW o);
-    void (*wait)(Model* model);
-    void (*to_host)(float* to, const float* from, size_t n); // between the model's blocks and the host
-    void (*to_device)(float* to, const float* from, size_t n);
-    void (*read_activation)(float* to, const Activations* a, const float* tensor, size_t n); // first n of one of a's
-} Device;
-
-static const Device cpu = {cpu_start,          memory_available,
-                           cpu_memory,         cpu_peak,
-                           cpu_create_model,   cpu_create_activations,
-                           cpu_free_model,     cpu_free_activations,
-                           cpu_forward,        cpu_backward,
-                           cpu_update,         cpu_wait,
-                           cpu_copy,           cpu_copy,
-                           cpu_read_activation};
-static const Device* device = &cpu;
+const Device cpu = {cpu_start,          memory_available,
+                    cpu_memory,         cpu_peak,
+                    cpu_create_model,   cpu_create_activations,
+                    cpu_free_model,     cpu_free_activations,
+                    cpu_forward,        cpu_backward,
+                    cpu_update,         cpu_wait,
+                    cpu_copy,           cpu_copy,
+                    cpu_read_activation};
 static const Device* cuda_device;    // in a program built from train_gpt.cu
 static int (*compare_devices)(void); // likewise
 
@@ -1327,21 +1775,11 @@ static void initialize(Model* model, uint64_t seed) {
     uint64_t stream = random_bits(seed, STREAM_WEIGHTS);
     for (size_t i = 0; i < model->tensor_count; i++) {
         const Tensor* t = &model->tensors[i];
-        uint64_t key = random_bits(stream, i);
         float* w = (float*)allocate(t->size, sizeof(float), "a tensor's first values");
-#pragma omp parallel for schedule(static)
-        for (size_t j = 0; j < t->size; j++) w[j] = t->std > 0 ? t->mean + t->std * random_normal(key, j) : t->mean;
+        initial_values(w, t, random_bits(stream, i));
         device->to_device(model->weights + t->offset, w, t->size);
         free(w);
     }
-}
-
-// Floating-point operations of one training step on B sequences of T tokens: two for each weight and token forward
-// and four backward; the same for each pair of channel and position that attention multiplies, of which half are
-// masked. What the backward pass computes again is not counted.
-static double step_operations(Config c, size_t B, size_t T) {
-    double C = (double)c.C, L = (double)c.L, weights = 12 * C * C * L + (double)c.V * C;
-    return 6 * (weights + C * L * (double)T) * (double)(B * T);
 }
 
 // ====================================================================================================================
@@ -1361,14 +1799,14 @@ static double step_operations(Config c, size_t B, size_t T) {
 enum { HEADER = 256, TOKENIZER_MAGIC = 20261121, SHARD_MAGIC = 20240520 };
 enum { OTHER, LETTER, NUMBER, SPACE };
 
-typedef struct {
+struct Tokenizer {
     File file;
     size_t V, range_count, longest; // tokens; ranges of Unicode; bytes of the longest token
     int end_of_text;                // the token between documents, or -1
     const uint32_t *ranges, *offsets;
     const uint8_t* strings;
     uint32_t *slots, mask; // hash table from a string to its token + 1
-} Tokenizer;
+};
 
 static uint64_t fingerprint(const uint8_t* data, size_t n) { // FNV-1a
     uint64_t hash = 0xCBF29CE484222325u;
@@ -1578,6 +2016,49 @@ static size_t encode(const Tokenizer* t, const uint8_t* text, size_t n, int* tok
     free(p.size), free(p.before), free(p.heap);
     return made;
 }
+
+// Prints bytes as they come, but never a part of a UTF-8 character: an unfinished one waits for its other bytes. What
+// is no UTF-8 is shown as the replacement character.
+typedef struct {
+    uint8_t bytes[4];
+    size_t count;
+} Utf8Printer;
+
+static void utf8_print(Utf8Printer* p, const uint8_t* s, size_t n, bool last) {
+    while (n || p->count) {
+        if (n && p->count < 4) {
+            p->bytes[p->count++] = *s++;
+            n--;
+        }
+        uint32_t code;
+        uint8_t lead = p->bytes[0];
+        size_t length = utf8_character(p->bytes, p->count, &code);
+        size_t wanted = lead >= 0xF8 ? 1 : lead >= 0xF0 ? 4 : lead >= 0xE0 ? 3 : lead >= 0xC0 ? 2 : 1;
+        bool prefix = p->count < wanted;
+        for (size_t i = 1; i < p->count; i++) prefix = prefix && (p->bytes[i] & 0xC0) == 0x80;
+        if (code == UINT32_MAX && prefix && n) continue;
+        if (code == UINT32_MAX && prefix && !last) return;
+        if (code == UINT32_MAX)
+            fputs("\xEF\xBF\xBD", stdout);
+        else
+            fwrite(p->bytes, 1, length, stdout);
+        p->count -= length;
+        memmove(p->bytes, p->bytes + length, p->count);
+    }
+}
+
+static Utf8Printer generated;
+
+static bool is_end_of_text(const Tokenizer* t, int token) { return token == t->end_of_text; }
+
+static void print_token(const Tokenizer* t, int token) {
+    size_t length;
+    const uint8_t* string = token_string(t, token, &length);
+    utf8_print(&generated, string, length, false);
+    fflush(stdout);
+}
+
+static void print_rest(void) { utf8_print(&generated, NULL, 0, true); }
 
 // ====================================================================================================================
 // Data loader
@@ -2111,132 +2592,6 @@ static void export_model(const char* directory, const Model* model) {
 }
 
 // ====================================================================================================================
-// Generation
-//
-// The model gives a distribution over the next token; one is drawn, appended, and so on. Keys and values of earlier
-// positions stay in the activations, so each new token costs one position's work. When the context is full, the older
-// half of it is forgotten and the rest computed anew, since positions are counted from the window's first token.
-
-typedef struct {
-    double temperature, top_p; // 0: always the likeliest token; top_p 1: no limit
-    size_t top_k, tokens;      // top_k 0: no limit
-    uint64_t key;              // the stream of random numbers
-} Sampling;
-
-typedef struct {
-    float p;
-    int token;
-} Candidate;
-
-static int compare_candidates(const void* a, const void* b) {
-    const Candidate *x = (const Candidate*)a, *y = (const Candidate*)b;
-    return x->p != y->p ? (x->p < y->p) - (x->p > y->p) : x->token - y->token;
-}
-
-// Draws a token: softmax(logits / temperature), of that the top_k likeliest, of those the fewest whose probabilities
-// sum to top_p (nucleus sampling, Holtzman et al. 2020). u: uniform in (0,1). c: working memory (V).
-static int sample_token(const float* logits, size_t V, const Sampling* s, double u, Candidate* c) {
-    size_t best = 0, n = 0;
-    for (size_t v = 0; v < V; v++) {
-        if (!(logits[v] < INFINITY)) die("the model's output is not a number: its weights are damaged");
-        if (logits[v] > logits[best]) best = v;
-    }
-    if (s->temperature == 0) return (int)best;
-    double sum = 0, kept = 0;
-    for (size_t v = 0; v < V; v++) {
-        c[v].p = v == best ? 1.0f : exp_((float)((logits[v] - logits[best]) / s->temperature));
-        c[v].token = (int)v;
-        sum += c[v].p;
-    }
-    n = V;
-    if (s->top_k || s->top_p < 1) {
-        // Tokens that each have under (1 - top_p)/V sum to under 1 - top_p, so none is needed: fewer to sort.
-        double least = s->top_k ? 0 : sum * (1 - s->top_p) / (double)V;
-        n = 0;
-        for (size_t v = 0; v < V; v++)
-            if (c[v].p >= least) c[n++] = c[v];
-        qsort(c, n, sizeof *c, compare_candidates);
-        if (s->top_k && s->top_k < n) {
-            n = s->top_k;
-            sum = 0;
-            for (size_t i = 0; i < n; i++) sum += c[i].p;
-        }
-        for (size_t i = 0; i < n; i++) {
-            kept += c[i].p;
-            if (kept >= s->top_p * sum) n = i + 1;
-        }
-        sum = kept;
-    }
-    for (size_t i = 0; i < n; i++)
-        if ((u -= c[i].p / sum) < 0) return c[i].token;
-    return c[n - 1].token; // rounding
-}
-
-// Prints bytes as they come, but never a part of a UTF-8 character: an unfinished one waits for its other bytes. What
-// is no UTF-8 is shown as the replacement character.
-typedef struct {
-    uint8_t bytes[4];
-    size_t count;
-} Utf8Printer;
-
-static void utf8_print(Utf8Printer* p, const uint8_t* s, size_t n, bool last) {
-    while (n || p->count) {
-        if (n && p->count < 4) {
-            p->bytes[p->count++] = *s++;
-            n--;
-        }
-        uint32_t code;
-        uint8_t lead = p->bytes[0];
-        size_t length = utf8_character(p->bytes, p->count, &code);
-        size_t wanted = lead >= 0xF8 ? 1 : lead >= 0xF0 ? 4 : lead >= 0xE0 ? 3 : lead >= 0xC0 ? 2 : 1;
-        bool prefix = p->count < wanted;
-        for (size_t i = 1; i < p->count; i++) prefix = prefix && (p->bytes[i] & 0xC0) == 0x80;
-        if (code == UINT32_MAX && prefix && n) continue;
-        if (code == UINT32_MAX && prefix && !last) return;
-        if (code == UINT32_MAX)
-            fputs("\xEF\xBF\xBD", stdout);
-        else
-            fwrite(p->bytes, 1, length, stdout);
-        p->count -= length;
-        memmove(p->bytes, p->bytes + length, p->count);
-    }
-}
-
-static volatile sig_atomic_t signalled;
-
-// Continues a prompt of n > 0 tokens on stdout. a: activations for one sequence of the model's context.
-static void generate(Model* model, Activations* a, const Tokenizer* t, const int* prompt, size_t n, const Sampling* s) {
-    size_t V = model->config.V, T = model->config.T, used = min_size(n, T), cached = 0;
-    int* window = (int*)allocate(T, sizeof(int), "the context");
-    float* logits = (float*)allocate(V, sizeof(float), "logits");
-    Candidate* candidates = (Candidate*)allocate(V, sizeof(Candidate), "candidates");
-    Utf8Printer printer = {{0}, 0};
-    memcpy(window, prompt + n - used, used * sizeof(int));
-    for (size_t i = 0; i < s->tokens && !signalled; i++) {
-        device->forward(model, a, window + cached, NULL, 1, used, cached);
-        device->wait(model);
-        device->read_activation(logits, a, a->logits, V);
-        int token = sample_token(logits, V, s, random_uniform(s->key, i), candidates);
-        if (token == t->end_of_text) break;
-        size_t length;
-        const uint8_t* string = token_string(t, token, &length);
-        utf8_print(&printer, string, length, false);
-        fflush(stdout);
-        cached = used;
-        if (used == T) {
-            used = T / 2;
-            cached = 0;
-            memmove(window, window + T - used, used * sizeof(int));
-        }
-        window[used++] = token;
-    }
-    utf8_print(&printer, NULL, 0, true);
-    free(window);
-    free(logits);
-    free(candidates);
-}
-
-// ====================================================================================================================
 // Command line
 //
 // One table of options drives reading them, the help text, the suggestion for a misspelt one, and what a checkpoint
@@ -2605,11 +2960,8 @@ typedef struct {
     double val_loss, bits_per_byte;                             // the last validation's
 } Run;
 
-static double learning_rate(size_t step) { // counted from 1
-    double s = (double)step, warmup = (double)opt.warmup, steps = (double)opt.steps;
-    if (s <= warmup) return opt.lr * s / warmup;
-    double progress = steps > warmup ? fmin(1, (s - warmup) / (steps - warmup)) : 1;
-    return opt.min_lr + 0.5 * (opt.lr - opt.min_lr) * (1 + cos(3.141592653589793 * progress));
+static double rate_at(size_t step) {
+    return learning_rate(step, (size_t)opt.warmup, (size_t)opt.steps, opt.lr, opt.min_lr);
 }
 
 // Another run's checkpoint stays as NAME.old. It is linked there, since its own name must not be without a file while
@@ -2862,7 +3214,7 @@ static double train_step(Run* run) {
         device->forward(model, &run->a, run->inputs, run->targets, run->B, run->T, 0);
         device->backward(model, &run->a, run->inputs, run->targets, run->B, run->T, 1 / (float)opt.accumulate);
     }
-    AdamW o = {learning_rate(run->step + 1), opt.beta1, opt.beta2, opt.weight_decay, opt.clip, run->step + 1};
+    AdamW o = {rate_at(run->step + 1), opt.beta1, opt.beta2, opt.weight_decay, opt.clip, run->step + 1};
     device->update(model, o);
     run->step++;
     if (run->step < (size_t)opt.steps) load_next_batch(run);
@@ -2881,7 +3233,7 @@ static void log_step(Run* run, double loss, double step_seconds, bool validated)
     if (!run->log) return;
     fprintf(run->log, "%zu,%.9g,", run->step, loss);
     if (validated) fprintf(run->log, "%.9g", run->val_loss);
-    fprintf(run->log, ",%.9g,%.9g,%.3f,%.0f\n", learning_rate(run->step), run->model.gradient_norm, step_seconds * 1e3,
+    fprintf(run->log, ",%.9g,%.9g,%.3f,%.0f\n", rate_at(run->step), run->model.gradient_norm, step_seconds * 1e3,
             tokens_per_step(run) / step_seconds);
     if (fflush(run->log)) die("cannot write %s: %s", opt.log, strerror(errno));
 }
@@ -2895,9 +3247,8 @@ static void report(const Run* run, double loss, double step_seconds, bool valida
     clear_live_line();
     printf("step %5zu/%ld  loss %.4f", run->step, opt.steps, loss);
     if (validated) printf("  val %.4f  %.3f bits/byte", run->val_loss, run->bits_per_byte);
-    printf("  lr %.2e  norm %.2f  %.1f ms  %.0f tok/s  %.0f%% of peak", learning_rate(run->step),
-           run->model.gradient_norm, step_seconds * 1e3, tokens_per_step(run) / step_seconds,
-           100 * operations / step_seconds / run->peak);
+    printf("  lr %.2e  norm %.2f  %.1f ms  %.0f tok/s  %.0f%% of peak", rate_at(run->step), run->model.gradient_norm,
+           step_seconds * 1e3, tokens_per_step(run) / step_seconds, 100 * operations / step_seconds / run->peak);
     if (live && !validated) printf("  %.0f s left", step_seconds * (double)((size_t)opt.steps - run->step));
     line_open = live && !validated;
     if (!line_open) putchar('\n');

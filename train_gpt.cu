@@ -32,7 +32,7 @@
 #include <vector>
 
 #ifdef CUDA_ON_CPU // the kernels run on the CPU, for tests on machines without a GPU
-#include "dev/cuda_on_cpu.h"
+#include "dev/check/cuda_on_cpu.h"
 #else
 #include <cublasLt.h>
 #include <cuda_bf16.h>
@@ -899,8 +899,8 @@ __global__ static void wide_attention_forward_kernel(real* out, float* lse, cons
     if (c == 0) lse[row * H + h] = largest + logf(sum);
 }
 
-static void attention_forward(real* out, float* lse, const real* qkv, size_t B, size_t T, size_t start, size_t C,
-                              size_t H) {
+static void attention_forward(real* out, float* lse, const real* qkv, Attention a) {
+    size_t B = a.B, T = a.T, start = a.start, H = a.H, C = H * a.D;
     if (C / H > MAX_HEAD)
         return launch(wide_attention_forward_kernel, dim3((unsigned)(B * (T - start) * H), blocks(C / H, THREADS)),
                       THREADS, THREADS * sizeof(float), stream, out, lse, qkv, (int)T, (int)start, (int)C, (int)H);
@@ -1181,7 +1181,8 @@ __global__ static void wide_attention_backward_kernel(real* dqkv, const real* do
 
 // rows (B,H,T): room to work in.
 static void attention_backward(real* dqkv, float2* rows, const real* dout, const real* qkv, const real* out,
-                               const float* lse, size_t B, size_t T, size_t C, size_t H) {
+                               const float* lse, Attention a) {
+    size_t B = a.B, T = a.T, H = a.H, C = H * a.D;
     with_width(C / H, [&](auto W) {
         launch(attention_rows_kernel<W>, blocks(B * T * H, THREADS / 8), THREADS, 0, stream, rows, dout, out, lse, T, C,
                H, B * T * H);
@@ -1528,35 +1529,45 @@ static void run_forward(Model* model, Activations* activations, bool with_target
     Tensors a = tensors_of(activations);
     size_t V = model->config.V, C = model->config.C, H = model->config.H, L = model->config.L;
     size_t N = T - start, rows = B * N;
-    LAYER("embedding", embedding_forward(a.embedded, e->tokens, p->wte, p->wpe, B, N, start, C));
+    Attention shape = {B, T, start, H, C / H};
+    embedding_forward(a.embedded, e->tokens, p->wte, p->wpe, B, N, start, C);
+    done("embedding");
     const real *x = a.embedded, *none = NULL;
     for (size_t l = 0; l < L; l++) {
-        LAYER("ln1", layernorm_forward(a.ln1[l], a.ln1_mean[l], a.ln1_rstd[l], x, p->ln1_w[l], p->ln1_b[l], rows, C));
-        LAYER("qkv",
-              linear_forward(a.qkv[l] + start * 3 * C, a.ln1[l], w->qkv_w[l], w->qkv_b[l], none, rows, C, 3 * C));
-        LAYER("attention", attention_forward(a.att[l], a.lse[l], a.qkv[l], B, T, start, C, H));
-        LAYER("att", linear_forward(a.mid[l], a.att[l], w->att_w[l], w->att_b[l], x, rows, C, C));
-        LAYER("ln2",
-              layernorm_forward(a.ln2[l], a.ln2_mean[l], a.ln2_rstd[l], a.mid[l], p->ln2_w[l], p->ln2_b[l], rows, C));
+        layernorm_forward(a.ln1[l], a.ln1_mean[l], a.ln1_rstd[l], x, p->ln1_w[l], p->ln1_b[l], rows, C);
+        done("ln1");
+        linear_forward(a.qkv[l] + start * 3 * C, a.ln1[l], w->qkv_w[l], w->qkv_b[l], none, rows, C, 3 * C);
+        done("qkv_w");
+        gpu::attention_forward(a.att[l], a.lse[l], a.qkv[l], shape);
+        done("attention");
+        linear_forward(a.mid[l], a.att[l], w->att_w[l], w->att_b[l], x, rows, C, C);
+        done("att_w");
+        layernorm_forward(a.ln2[l], a.ln2_mean[l], a.ln2_rstd[l], a.mid[l], p->ln2_w[l], p->ln2_b[l], rows, C);
+        done("ln2");
         if (gelu_is_folded_in(activations->training, C)) {
-            LAYER("fc", matmul(a.gelu[l], matrix(a.ln2[l], C), matrix(w->fc_w[l], 4 * C), w->fc_b[l], none, rows, 4 * C,
-                               C, CUBLASLT_EPILOGUE_GELU_AUX_BIAS, a.fc[l]));
+            matmul(a.gelu[l], matrix(a.ln2[l], C), matrix(w->fc_w[l], 4 * C), w->fc_b[l], none, rows, 4 * C, C,
+                   CUBLASLT_EPILOGUE_GELU_AUX_BIAS, a.fc[l]);
+            done("fc_w");
         } else {
-            LAYER("fc", linear_forward(a.fc[l], a.ln2[l], w->fc_w[l], w->fc_b[l], none, rows, C, 4 * C));
-            LAYER("gelu", gelu_forward(a.gelu[l], a.fc[l], rows * 4 * C));
+            linear_forward(a.fc[l], a.ln2[l], w->fc_w[l], w->fc_b[l], none, rows, C, 4 * C);
+            done("fc_w");
+            gelu_forward(a.gelu[l], a.fc[l], rows * 4 * C);
+            done("gelu");
         }
-        LAYER("mlp", linear_forward(a.out[l], a.gelu[l], w->mlp_w[l], w->mlp_b[l], a.mid[l], rows, 4 * C, C));
+        linear_forward(a.out[l], a.gelu[l], w->mlp_w[l], w->mlp_b[l], a.mid[l], rows, 4 * C, C);
+        done("mlp_w");
         x = a.out[l];
     }
-    LAYER("lnf", layernorm_forward(a.lnf, a.lnf_mean, a.lnf_rstd, x, p->lnf_w, p->lnf_b, rows, C));
+    layernorm_forward(a.lnf, a.lnf_mean, a.lnf_rstd, x, p->lnf_w, p->lnf_b, rows, C);
+    done("lnf");
     // The padding's logits come out as 0, and are never looked at.
     size_t first = with_targets ? 0 : rows - 1;
-    LAYER("head", matmul(a.logits, matrix(a.lnf + first * C, C), transposed(w->wte, C), NULL, none, rows - first,
-                         padded(V), C));
+    matmul(a.logits, matrix(a.lnf + first * C, C), transposed(w->wte, C), NULL, none, rows - first, padded(V), C);
+    done("logits");
     if (!with_targets) return;
-    LAYER("loss", (cross_entropy_forward(a.losses, a.logits_lse, a.logits, e->targets, rows, V),
-                   launch(mean_loss_kernel, 1, THREADS, GROUPS * sizeof(double), stream, extra_of(model)->results,
-                          a.losses, rows)));
+    cross_entropy_forward(a.losses, a.logits_lse, a.logits, e->targets, rows, V);
+    launch(mean_loss_kernel, 1, THREADS, GROUPS * sizeof(double), stream, extra_of(model)->results, a.losses, rows);
+    done("loss");
 }
 
 static void forward(Model* model, Activations* a, const int* tokens, const int* targets, size_t B, size_t T,
@@ -1580,38 +1591,48 @@ static void run_backward(Model* model, Activations* activations, size_t B, size_
     const ActivationsExtra* e = extra_of(activations);
     Tensors a = tensors_of(activations);
     size_t V = model->config.V, C = model->config.C, H = model->config.H, L = model->config.L, rows = B * T;
+    Attention shape = {B, T, 0, H, C / H};
     const real* none = NULL;
-    LAYER("loss",
-          cross_entropy_backward(a.logits, a.logits_lse, e->targets, &extra_of(model)->numbers->share, rows, V));
-    LAYER("head", matmul(a.dnormed, matrix(a.logits, padded(V)), matrix(w->wte, C), NULL, none, rows, C, padded(V)));
-    LAYER("head", matmul(d->wte, transposed(a.logits, padded(V)), matrix(a.lnf, C), NULL, d->wte, padded(V), C, rows));
+    cross_entropy_backward(a.logits, a.logits_lse, e->targets, &extra_of(model)->numbers->share, rows, V);
+    done("loss");
+    matmul(a.dnormed, matrix(a.logits, padded(V)), matrix(w->wte, C), NULL, none, rows, C, padded(V));
+    done("logits");
+    matmul(d->wte, transposed(a.logits, padded(V)), matrix(a.lnf, C), NULL, d->wte, padded(V), C, rows);
+    done("logits");
     check(cudaMemsetAsync(a.dresidual, 0, rows * C * sizeof(real), stream));
     const real* x = a.out[L - 1];
-    LAYER("lnf",
-          layernorm_backward(a.dresidual, d->lnf_w, d->lnf_b, a.dnormed, x, a.lnf_mean, a.lnf_rstd, p->lnf_w, rows, C));
+    layernorm_backward(a.dresidual, d->lnf_w, d->lnf_b, a.dnormed, x, a.lnf_mean, a.lnf_rstd, p->lnf_w, rows, C);
+    done("lnf");
     for (size_t l = L; l-- > 0;) {
         x = l > 0 ? a.out[l - 1] : a.embedded;
         if (gelu_is_folded_in(activations->training, C)) {
-            LAYER("mlp", (matmul(a.dfc, matrix(a.dresidual, C), transposed(w->mlp_w[l], C), NULL, none, rows, 4 * C, C,
-                                 CUBLASLT_EPILOGUE_DGELU, a.fc[l]),
-                          linear_backward(NULL, d->mlp_w[l], d->mlp_b[l], a.dresidual, a.gelu[l], w->mlp_w[l], rows,
-                                          4 * C, C)));
+            matmul(a.dfc, matrix(a.dresidual, C), transposed(w->mlp_w[l], C), NULL, none, rows, 4 * C, C,
+                   CUBLASLT_EPILOGUE_DGELU, a.fc[l]);
+            linear_backward(NULL, d->mlp_w[l], d->mlp_b[l], a.dresidual, a.gelu[l], w->mlp_w[l], rows, 4 * C, C);
+            done("mlp_w");
         } else {
-            LAYER("mlp", linear_backward(a.dfc, d->mlp_w[l], d->mlp_b[l], a.dresidual, a.gelu[l], w->mlp_w[l], rows,
-                                         4 * C, C));
-            LAYER("gelu", gelu_backward(a.dfc, a.dfc, a.fc[l], rows * 4 * C));
+            linear_backward(a.dfc, d->mlp_w[l], d->mlp_b[l], a.dresidual, a.gelu[l], w->mlp_w[l], rows, 4 * C, C);
+            done("mlp_w");
+            gelu_backward(a.dfc, a.dfc, a.fc[l], rows * 4 * C);
+            done("gelu");
         }
-        LAYER("fc", linear_backward(a.dnormed, d->fc_w[l], d->fc_b[l], a.dfc, a.ln2[l], w->fc_w[l], rows, C, 4 * C));
-        LAYER("ln2", layernorm_backward(a.dresidual, d->ln2_w[l], d->ln2_b[l], a.dnormed, a.mid[l], a.ln2_mean[l],
-                                        a.ln2_rstd[l], p->ln2_w[l], rows, C));
-        LAYER("att", linear_backward(a.datt, d->att_w[l], d->att_b[l], a.dresidual, a.att[l], w->att_w[l], rows, C, C));
-        LAYER("attention", attention_backward(a.dqkv, e->rows, a.datt, a.qkv[l], a.att[l], a.lse[l], B, T, C, H));
-        LAYER("qkv",
-              linear_backward(a.dnormed, d->qkv_w[l], d->qkv_b[l], a.dqkv, a.ln1[l], w->qkv_w[l], rows, C, 3 * C));
-        LAYER("ln1", layernorm_backward(a.dresidual, d->ln1_w[l], d->ln1_b[l], a.dnormed, x, a.ln1_mean[l],
-                                        a.ln1_rstd[l], p->ln1_w[l], rows, C));
+        linear_backward(a.dnormed, d->fc_w[l], d->fc_b[l], a.dfc, a.ln2[l], w->fc_w[l], rows, C, 4 * C);
+        done("fc_w");
+        layernorm_backward(a.dresidual, d->ln2_w[l], d->ln2_b[l], a.dnormed, a.mid[l], a.ln2_mean[l], a.ln2_rstd[l],
+                           p->ln2_w[l], rows, C);
+        done("ln2");
+        linear_backward(a.datt, d->att_w[l], d->att_b[l], a.dresidual, a.att[l], w->att_w[l], rows, C, C);
+        done("att_w");
+        gpu::attention_backward(a.dqkv, e->rows, a.datt, a.qkv[l], a.att[l], a.lse[l], shape);
+        done("attention");
+        linear_backward(a.dnormed, d->qkv_w[l], d->qkv_b[l], a.dqkv, a.ln1[l], w->qkv_w[l], rows, C, 3 * C);
+        done("qkv_w");
+        layernorm_backward(a.dresidual, d->ln1_w[l], d->ln1_b[l], a.dnormed, x, a.ln1_mean[l], a.ln1_rstd[l],
+                           p->ln1_w[l], rows, C);
+        done("ln1");
     }
-    LAYER("embedding", embedding_backward(d->wte, d->wpe, a.dresidual, e->tokens, e->order, B, T, C));
+    embedding_backward(d->wte, d->wpe, a.dresidual, e->tokens, e->order, B, T, C);
+    done("embedding");
 }
 
 // order (2,rows), as token_gradient_kernel wants it, by a counting sort: those of one token stay in order.
@@ -1701,10 +1722,12 @@ static void update(Model* model, AdamW o) {
     upload(&e->numbers->factors, &factors, sizeof factors);
     replay(&e->update, [&] {
         unsigned count = (unsigned)min_size(NORM_BLOCKS, blocks(model->block_size, THREADS * 4));
-        LAYER("norm", launch(norm_kernel, count, THREADS, (GROUPS + 1) * sizeof(double), stream, e->results,
-                             model->gradients, model->block_size, e->numbers, (double*)workspace, counters));
-        LAYER("adamw", launch(adamw_kernel, (unsigned)e->piece_count, THREADS, 0, stream, model->weights, e->rounded,
-                              model->gradients, model->moment1, model->moment2, e->pieces, e->numbers, e->results));
+        launch(norm_kernel, count, THREADS, (GROUPS + 1) * sizeof(double), stream, e->results, model->gradients,
+               model->block_size, e->numbers, (double*)workspace, counters);
+        done("norm");
+        launch(adamw_kernel, (unsigned)e->piece_count, THREADS, 0, stream, model->weights, e->rounded, model->gradients,
+               model->moment1, model->moment2, e->pieces, e->numbers, e->results);
+        done("adamw");
     });
 }
 
@@ -1906,15 +1929,15 @@ static int compare(void) {
            c.H, c.C, c.T, P, n);
     const Work works[] = {{"embedding", 0, {3 * n * C, 3 * n * C}},
                           {"ln1", 0, {2 * CL, 4 * CL}},
-                          {"qkv", 3 * CCL, {}},
+                          {"qkv_w", 3 * CCL, {}},
                           {"attention", 2 * CL * (double)c.T, {}},
-                          {"att", CCL, {}},
+                          {"att_w", CCL, {}},
                           {"ln2", 0, {2 * CL, 4 * CL}},
-                          {"fc", 4 * CCL, {}},
+                          {"fc_w", 4 * CCL, {}},
                           {"gelu", 0, {8 * CL, 12 * CL}},
-                          {"mlp", 4 * CCL, {}},
+                          {"mlp_w", 4 * CCL, {}},
                           {"lnf", 0, {2 * n * C, 4 * n * C}},
-                          {"head", 2 * n * C * V, {}},
+                          {"logits", 2 * n * C * V, {}},
                           {"loss", 0, {n * V, 2 * n * V}},
                           {"norm", 0, {0, 0, P}},
                           {"adamw", 0, {0, 0, 8 * P}}};

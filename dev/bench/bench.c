@@ -208,15 +208,15 @@ static void describe_layers(Config config, size_t batch, double P) {
     const Layer table[LAYERS] = {
         {"embedding", 1, 0, {2 * R * C + T * C, 3 * R * C + 2 * T * C, 0}}, // wte's rows, wpe, x; dx, both sums
         {"ln1",       L, 0, {2 * R * C, 4 * R * C, 0}},                     // x, y; dy, x, dx read and written
-        {"qkv",       L, 2 * R * C * 3 * C, {0}},
+        {"qkv_w",     L, 2 * R * C * 3 * C, {0}},
         {"attention", L, 2 * R * T * C, {0}},                               // q k and p v, less the masked half
-        {"att",       L, 2 * R * C * C, {0}},
+        {"att_w",     L, 2 * R * C * C, {0}},
         {"ln2",       L, 0, {2 * R * C, 4 * R * C, 0}},
-        {"fc",        L, 2 * R * C * 4 * C, {0}},
+        {"fc_w",      L, 2 * R * C * 4 * C, {0}},
         {"gelu",      L, 0, {2 * R * 4 * C, 3 * R * 4 * C, 0}},             // x, y; dy, x, dx
-        {"mlp",       L, 2 * R * 4 * C * C, {0}},
+        {"mlp_w",     L, 2 * R * 4 * C * C, {0}},
         {"lnf",       1, 0, {2 * R * C, 4 * R * C, 0}},
-        {"head",      1, 2 * R * C * V, {0}},
+        {"logits",    1, 2 * R * C * V, {0}},
         {"loss",      1, 0, {R * V, 2 * R * V, 0}},                         // logits; logits read and written
         {"norm",      1, 0, {0, 0, P}},                                     // d
         {"adamw",     1, 0, {0, 0, 8 * P}},                                 // w, d, m, v read and written

@@ -15,7 +15,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)
 BENCH = os.path.join(ROOT, "build", "bench")
 L, H, C, V, T, B = 2, 2, 32, 80, 32, 2  # --preset tiny
 PARAMETERS = V * C + T * C + L * (12 * C * C + 13 * C) + 2 * C
-MULTIPLY = {"qkv", "attention", "att", "fc", "mlp", "head"}
+MULTIPLY = {"qkv_w", "attention", "att_w", "fc_w", "mlp_w", "logits"}
 STREAM = {"embedding", "ln1", "ln2", "gelu", "lnf", "loss"}
 
 
@@ -72,7 +72,7 @@ class Bench(unittest.TestCase):
             some = [row for row in rows if row["pass"] == way]
             weights = 12 * C * C * L + V * C
             self.assertAlmostEqual(total(some, "gflops") / (each * (weights + C * L * T) * B * T), 1, 6)
-        fc = [row for row in rows if row["layer"] == "fc" and row["pass"] == "forward"]
+        fc = [row for row in rows if row["layer"] == "fc_w" and row["pass"] == "forward"]
         self.assertAlmostEqual(total(fc, "gflops") / (L * 2 * B * T * C * 4 * C), 1, 6)
 
     def test_bytes(self):

@@ -1,6 +1,6 @@
 // layernorm.cu: layernorm forward and backward, from the naive kernels to train_gpt.cu's.
 //
-//     make -C dev/cuda layernorm && build/layernorm       (see README.md; on a CPU: make -C dev/cuda check)
+//     make -C dev/learn/cuda layernorm && build/layernorm       (see README.md; on a CPU: make -C dev/learn/cuda check)
 //
 // A layernorm does a handful of operations on each number, so its time is that of moving the numbers: forward it must
 // read x and write y, backward read dy, x and dx and write dx. A kernel is as good as the share of the memory's rate at

@@ -2,7 +2,7 @@
 // once, beside the same without the error. Part of make test.
 
 #define NO_MAIN
-#include "../train_gpt.c"
+#include "../../train_gpt.c"
 #include "cuda_on_cpu.h"
 
 #include <sys/wait.h>

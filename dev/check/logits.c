@@ -1,4 +1,4 @@
-// logits.c: the logits of a model for given tokens, for dev/check_transformers.py, which builds it.
+// logits.c: the logits of a model for given tokens, for dev/check/check_transformers.py, which builds it.
 //
 //     logits MODEL.safetensors < tokens       tokens as numbers between white space, at most the model's context
 //     logits FOLDER < tokens                  the model.safetensors in a folder
@@ -6,7 +6,7 @@
 // Prints a line of V numbers for each position.
 
 #define NO_MAIN
-#include "../train_gpt.c"
+#include "../../train_gpt.c"
 
 int main(int argc, char** argv) {
     if (argc != 2) fail(2, "usage: logits MODEL < tokens");

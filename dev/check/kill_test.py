@@ -2,7 +2,7 @@
 """Kill training at random instants, and check that nothing is lost.
 
     make train_gpt
-    python3 dev/kill_test.py [--kills N] [--seed N] [--program ./train_gpt]
+    python3 dev/check/kill_test.py [--kills N] [--seed N] [--program ./train_gpt]
 
 A small run that saves every 2 steps is killed with SIGKILL after a random time and resumed, again and again, until it
 is done; then the next run begins. After every kill the checkpoint must open, and every finished run must have
@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 RUN = ("--layers 2 --heads 2 --channels 64 --context 32 --batch 4 --steps 60 --warmup 5 --val-every 10 --val-batches 2 "
        "--sample-every 0 --save-every 2").split()
 

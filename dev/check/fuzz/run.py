@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Build the fuzz targets and run each for a while; see README.md.
 
-    python3 dev/fuzz/run.py [SECONDS [TARGET ...]]       60 seconds each; make fuzz does the same
+    python3 dev/check/fuzz/run.py [SECONDS [TARGET ...]]       60 seconds each; make fuzz does the same
 """
 import concurrent.futures
 import json
@@ -12,7 +12,7 @@ import struct
 import subprocess
 import sys
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
+ROOT = pathlib.Path(__file__).resolve().parents[3]
 BUILD = ROOT / "build" / "fuzz"
 PROGRAM = BUILD / "fuzz"
 # The longest input of each target: a little more than its longest seed.
@@ -113,7 +113,7 @@ def main():
         print("skipped: clang, its fuzzer runtime (Debian: libclang-rt-*-dev) or its OpenMP (libomp-dev) is missing\n"
               f"0 passed, 0 failed, {len(targets)} skipped")
         return 0
-    subprocess.run([*COMPILE, ROOT / "dev/fuzz/fuzz.c", "-o", PROGRAM, "-lm"], check=True)
+    subprocess.run([*COMPILE, ROOT / "dev/check/fuzz/fuzz.c", "-o", PROGRAM, "-lm"], check=True)
     subprocess.run([sys.executable, ROOT / "prepare_data.py", "--vocab-size", "400", "--out", BUILD / "data",
                     ROOT / "train_gpt.c"], check=True, stdout=subprocess.DEVNULL)
     for target, inputs in seeds().items():

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Let every call that can fail, fail in turn, and look at what is left; see README.md. Started by make faults.
 
-    python3 dev/faults/run.py [PROGRAM [KIND ...]]
+    python3 dev/check/faults/run.py [PROGRAM [KIND ...]]
 """
 import collections
 import concurrent.futures
@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
+ROOT = pathlib.Path(__file__).resolve().parents[3]
 SHIM = ROOT / "build" / "shim.so"
 PROGRAM = pathlib.Path(sys.argv[1] if len(sys.argv) > 1 else ROOT / "train_gpt").resolve()
 # As shim.c names them.

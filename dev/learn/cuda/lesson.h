@@ -5,7 +5,7 @@
 // large one. On a CPU there is nothing to time: that is for finding errors in kernels, and says nothing about a GPU.
 
 #define NO_MAIN
-#include "../../train_gpt.cu"
+#include "../../../train_gpt.cu"
 
 #include <functional>
 

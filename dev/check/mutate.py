@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
 """Would the tests notice? Makes small errors in train_gpt.c, one at a time, and runs the tests on each.
 
-    make mutate                                  40 errors in each room of the file; half an hour
-    python3 dev/mutate.py --room layers          in one room (or several) only
-    python3 dev/mutate.py --sample 30            30 in all, in a few minutes; --seed N draws others
-    python3 dev/mutate.py --list                 what would be tried
-    python3 dev/mutate.py --mutant 3fa01c        one of them again: its line, and what each test says
+    make mutate                                    40 errors in each room of the file; half an hour
+    python3 dev/check/mutate.py --room layers      in one room (or several) only
+    python3 dev/check/mutate.py --sample 30        30 in all, in a few minutes; --seed N draws others
+    python3 dev/check/mutate.py --list             what would be tried
+    python3 dev/check/mutate.py --mutant 3fa01c    one of them again: its line, and what each test says
 
 A changed copy is called a mutant. It is caught when a test fails, crashes or takes ten times as long as it should; if
 all pass, the tests of its room run again with the sanitizers of make DEBUG=1, which see what is read or written beyond
@@ -58,8 +58,8 @@ import tempfile
 import threading
 import time
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-EQUIVALENT = ROOT / "dev" / "mutants.txt"
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+EQUIVALENT = ROOT / "dev" / "check" / "mutants.txt"
 PER_ROOM = 40
 
 # The tests that are tried first on a room's mutants: those with one of these in their names.

@@ -1,6 +1,6 @@
 // attention.cu: causal attention forward and backward, from the naive kernels to train_gpt.cu's.
 //
-//     make -C dev/cuda attention && build/attention       (see README.md; on a CPU: make -C dev/cuda check)
+//     make -C dev/learn/cuda attention && build/attention       (see README.md; on a CPU: make -C dev/learn/cuda check)
 //
 // For each of B H heads, out = softmax(q kT / sqrt(D)) v, with q, k and v (T,D) and the softmax over the keys up to the
 // query's position. That is 2 T T D operations and as many more for the output, half of them masked, on 4 T D numbers.
@@ -214,12 +214,13 @@ __global__ static void __launch_bounds__(ATTENTION_THREADS)
 // exp2f's care for the smallest numbers. Blocks with the most keys start first, so that the short ones fill the gaps at
 // the end.
 static void forward_steps(size_t B, size_t T, size_t C, size_t H) {
+    Attention shape = {B, T, 0, H, C / H};
     const float* host_qkv;
     real *qkv = numbers<real>(B * T * 3 * C, &host_qkv), *out = room<real>(B * T * C);
     float *lse = room<float>(B * T * H), *p = room<float>(B * H * T * T);
     float *right_out = host_room(B * T * C), *right_lse = host_room(B * T * H);
     if (!timing) {
-        ::attention_forward(right_out, right_lse, host_qkv, B, T, 0, C, H);
+        ::attention_forward(right_out, right_lse, host_qkv, shape);
         expect("out", out, right_out, B * T * C);
         expect("lse", lse, right_lse, B * T * H);
     }
@@ -250,7 +251,7 @@ static void forward_steps(size_t B, size_t T, size_t C, size_t H) {
                    (int)H);
         });
     });
-    step("5 copies in the background", 0, operations, [&] { attention_forward(out, lse, qkv, B, T, 0, C, H); });
+    step("5 copies in the background", 0, operations, [&] { gpu::attention_forward(out, lse, qkv, shape); });
     finish();
 }
 
@@ -276,6 +277,7 @@ __global__ static void ds_kernel(float* ds, const float* p, const real* dout, co
 // products instead of 5, but each sum is in one block's registers: with a single kernel the blocks would have to add up
 // dq in memory, with atomic additions in whatever order they come.
 static void backward_steps(size_t B, size_t T, size_t C, size_t H) {
+    Attention shape = {B, T, 0, H, C / H};
     const float *host_qkv, *host_dout;
     size_t rows = B * T;
     real *qkv = numbers<real>(rows * 3 * C, &host_qkv), *dout = numbers<real>(rows * C, &host_dout);
@@ -283,11 +285,11 @@ static void backward_steps(size_t B, size_t T, size_t C, size_t H) {
     float *lse = room<float>(rows * H), *p = room<float>(B * H * T * T), *ds = room<float>(B * H * T * T);
     float2* work = room<float2>(rows * H);
     float *host_out = host_room(rows * C), *host_lse = host_room(rows * H), *right = host_room(rows * 3 * C);
-    attention_forward(out, lse, qkv, B, T, 0, C, H);
+    gpu::attention_forward(out, lse, qkv, shape);
     if (!timing) {
         read_rows(host_out, out, rows * C, C, C);
         read_rows(host_lse, lse, rows * H, H, H);
-        ::attention_backward(right, host_dout, host_qkv, host_out, host_lse, B, T, C, H);
+        ::attention_backward(right, host_dout, host_qkv, host_out, host_lse, shape);
         expect("dqkv", dqkv, right, rows * 3 * C);
     }
     double operations = 5.0 * (double)(rows * T * C); // of 5 products, of which half is masked
@@ -311,7 +313,7 @@ static void backward_steps(size_t B, size_t T, size_t C, size_t H) {
         launch(wide_attention_backward_kernel, dim3((unsigned)(rows * H), blocks(C / H, THREADS)), THREADS,
                THREADS * sizeof(float2), stream, dqkv, dout, qkv, work, (int)T, (int)C, (int)H);
     });
-    step("3 matrix units", 0, operations, [&] { attention_backward(dqkv, work, dout, qkv, out, lse, B, T, C, H); });
+    step("3 matrix units", 0, operations, [&] { gpu::attention_backward(dqkv, work, dout, qkv, out, lse, shape); });
     finish();
 }
 

@@ -1,6 +1,6 @@
 // matmul.cu: c = a b, from the naive kernel to what train_gpt.cu uses. a (M,K), b (K,N), c (M,N).
 //
-//     make -C dev/cuda matmul && build/matmul       (see README.md; on a CPU: make -C dev/cuda check)
+//     make -C dev/learn/cuda matmul && build/matmul       (see README.md; on a CPU: make -C dev/learn/cuda check)
 //
 // A multiply of large matrices does 2 M N K operations on M K + K N numbers: with M = N = K = 4096, 4096 for each
 // number read. A GPU can do some hundred operations in the time in which it reads a number from its memory, so a

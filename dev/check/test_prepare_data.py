@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Checks of prepare_data.py; needs nothing but Python.
 
-    python3 dev/test_prepare_data.py [-v] [name of a test ...]
+    python3 dev/check/test_prepare_data.py [-v] [name of a test ...]
 
 The checks of GPT-2's encoding want its vocabulary, from data/gpt2.tiktoken or the file named by the environment
 variable GPT2_VOCAB, and are skipped without it. The last line says how many checks passed, failed and were skipped.
@@ -29,11 +29,11 @@ import time
 import unittest
 from unittest import mock
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 SCRIPT = os.path.join(ROOT, "prepare_data.py")
 sys.path.insert(0, ROOT)
 sys.dont_write_bytecode = True
-import prepare_data as pd  # noqa: E402  it lives one folder up
+import prepare_data as pd  # noqa: E402  it lives at the top
 
 VOCAB = os.environ.get("GPT2_VOCAB", os.path.join(ROOT, "data", "gpt2.tiktoken"))
 OUTPUTS = ["tokenizer.bin", "train.bin", "val.bin"]

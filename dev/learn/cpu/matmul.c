@@ -15,7 +15,7 @@
 // The last step is not a copy: this file includes train_gpt.c, and calls its matmul().
 
 #define NO_MAIN
-#include "../../train_gpt.c"
+#include "../../../train_gpt.c"
 
 static float* room; // (K,N), for a step's copy of B
 

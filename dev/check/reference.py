@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """The model of train_gpt.c in plain PyTorch: what the C code is tested against.
 
-    python3 dev/reference.py                        write dev/fixtures/ anew
-    python3 dev/reference.py --seed 7 --out DIR     fixtures from other random numbers
-    python3 dev/reference.py --check                compare this model with Hugging Face's GPT-2
+    python3 dev/check/reference.py                        write dev/check/fixtures/ anew
+    python3 dev/check/reference.py --seed 7 --out DIR     fixtures from other random numbers
+    python3 dev/check/reference.py --check                compare this model with Hugging Face's GPT-2
 
 It is meant to be read beside train_gpt.c: the same parts in the same order, tensors under the same names, nothing
 fused. Gradients come from autograd, so no derivative is written here. The C code is float32; the truth here is

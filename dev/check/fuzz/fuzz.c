@@ -48,7 +48,7 @@ static void fill_input(const void* data, size_t size) {
 #define access(path, mode)                            (config_there ? 0 : -1)
 #define mmap(address, size, protection, flags, f, at) read_input(size)
 #define munmap(p, size)                               free(p)
-#include "../../train_gpt.c"
+#include "../../../train_gpt.c"
 #undef exit
 #undef open
 
@@ -226,8 +226,7 @@ int LLVMFuzzerInitialize(int* argc, char*** argv) {
     while (targets[target].name && (!name || strcmp(targets[target].name, name))) target++;
     int file = open(path, O_RDONLY);
     if (!targets[target].name || file < 0) {
-        fprintf(stderr, "fuzz: FUZZ_TARGET must name a target, and %s must be there; dev/fuzz/run.py sees to both\n",
-                path);
+        fprintf(stderr, "fuzz: FUZZ_TARGET must name a target, and %s must be there; fuzz/run.py sees to both\n", path);
         exit(1);
     }
     static char data[1 << 20];

@@ -10,7 +10,7 @@ import pathlib
 import subprocess
 import sys
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 BUILD = ROOT / "build" / "coverage"
 # Counts are written by exit() but not by _exit(), with which the tests' processes end.
 COMPILE = ["gcc", "-std=c11", "-O1", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math",
@@ -28,7 +28,7 @@ def main():
     # not come between the program's own lines.
     environment = {**os.environ, "GCOV_ERROR_FILE": os.devnull}
     status = subprocess.run([BUILD / "test_gpt"], cwd=ROOT, env=environment, stdout=subprocess.DEVNULL).returncode
-    status |= subprocess.run([sys.executable, "dev/faults/run.py", BUILD / "train_gpt", *FAULTS], cwd=ROOT,
+    status |= subprocess.run([sys.executable, "dev/check/faults/run.py", BUILD / "train_gpt", *FAULTS], cwd=ROOT,
                              env=environment, stdout=subprocess.DEVNULL).returncode
     report = subprocess.run(["gcov", "-t", "-o", BUILD, *BUILD.glob("*.gcda")], cwd=ROOT, check=True,
                             stdout=subprocess.PIPE, text=True).stdout

@@ -2,7 +2,7 @@
 """Compare the GPT-2 tokens of prepare_data.py, and of train_gpt where it is built, with those of tiktoken.
 
     pip install tiktoken
-    python3 dev/check_tiktoken.py [--vocab data/gpt2.tiktoken] [--seed N] [--size MEGABYTES] [FILE ...]
+    python3 dev/check/check_tiktoken.py [--vocab data/gpt2.tiktoken] [--seed N] [--size MEGABYTES] [FILE ...]
 
 The text has everything that could go wrong: the sources of Python's standard library, every code point there is
 between letters and between spaces, scripts, numbers, spaces and emoji in random order, words cut and joined at
@@ -27,7 +27,7 @@ except ImportError:
     print("check_tiktoken.py: tiktoken is not installed, try: pip install tiktoken", file=sys.stderr)
     sys.exit(2)
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 PATTERN = r"""'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
 SNIPPETS = ["'s", "'t", "'re", "'ve", "'m", "'ll", "'d", "'S", "'", "''", "’s", "the", "The", "it", "I", " ", " ", "  ",
             "   ", "\n", "\n\n", "\r\n", "\r", "\t", "\x0b", "\x0c", "\x1c", "\x1f", "\x85", "\xa0", "\u1680", "\u180e",

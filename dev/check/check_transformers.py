@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Are the logits of train_gpt those of Hugging Face's GPT-2, for the same files?
 
-    python3 dev/check_transformers.py
+    python3 dev/check/check_transformers.py
 
 Needs torch and transformers (dev/requirements.txt), and gcc. Two ways are compared, each for all positions:
 
@@ -24,7 +24,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-ROOT = os.path.dirname(HERE)
+ROOT = os.path.dirname(os.path.dirname(HERE))
 BUILD = os.path.join(ROOT, "build")
 LIMIT = 1e-4
 FLAGS = "-std=c11 -O3 -march=native -ffp-contract=fast -fno-math-errno -fno-trapping-math -fopenmp".split()
