@@ -13,10 +13,14 @@ typedef struct {
     float* weights;     // (batch,heads,m,n), where they are kept; NULL: with the tape
 } Heads;
 
-// A table of turns for rotary positions: what they make of pairs (1, 0).
-static inline void rotary_turns(float* turns, int n, int D) {
-    for (int i = 0; i < n * D; i++) turns[i] = i % 2 == 0;
-    rotary_forward(turns, n, D, 0);
+// The table of turns for rotary positions (see rotary_forward): pair c of place i turns by i / base^(2c/D), in the
+// paper with base 10000.
+static inline void rotary_turns(float* turns, int n, int D, double base) {
+    for (int i = 0; i < n; i++)
+        for (int c = 0; c < D; c += 2) {
+            double angle = i * pow(base, -(double)c / D);
+            turns[i * D + c] = (float)cos(angle), turns[i * D + c + 1] = (float)sin(angle);
+        }
 }
 
 // Columns from, from + 1, ... of x (rows,all) as head (rows,D), each pair turned by `direction` (1, -1) times the
