@@ -3,8 +3,8 @@
 //     test_attention [-v] [NAME]...        only tests with one of these in their names; -v prints every error
 //
 // Each mechanism is compared with PyTorch (fixtures written by dev/check/attention_reference.py; ATTENTION_FIXTURES
-// names another folder), with finite differences, and with what must hold of it. Every array lies between NaNs: what
-// is read beside an array makes a result NaN, and what is written there is noticed.
+// names another folder), with finite differences, and with what must hold of it. Every array lies between NaNs, or,
+// if it is added to, between numbers: what is read beside an array makes a result wrong, what is written is noticed.
 
 #include "attention.h"
 
@@ -39,19 +39,24 @@ static void give_up(const char* what, const char* name) {
 
 enum { BORDER = 16, MAX_ARRAYS = 4096 };
 static struct {
-    float* block;
+    float *block, border;
     size_t count;
 } arrays[MAX_ARRAYS];
 static int array_count;
 
-static float* fresh(size_t count, float value) {
+static float* bordered(size_t count, float value, float border) {
     float* block = malloc((count + 2 * BORDER) * sizeof(float));
     if (!block || array_count == MAX_ARRAYS) give_up("no room for", "an array");
-    for (size_t i = 0; i < count + 2 * BORDER; i++) block[i] = i < BORDER || i >= count + BORDER ? NAN : value;
-    arrays[array_count].block = block;
+    for (size_t i = 0; i < count + 2 * BORDER; i++) block[i] = i < BORDER || i >= count + BORDER ? border : value;
+    arrays[array_count].block = block, arrays[array_count].border = border;
     arrays[array_count++].count = count;
     return block + BORDER;
 }
+
+static float* fresh(size_t count, float value) { return bordered(count, value, NAN); }
+
+// For what is added to, where a NaN would stay one.
+static float* gradient(size_t count) { return bordered(count, 0, 12345); }
 
 static float* copy_of(const float* x, size_t count) { return memcpy(fresh(count, 0), x, count * sizeof(float)); }
 
@@ -59,9 +64,11 @@ static float* copy_of(const float* x, size_t count) { return memcpy(fresh(count,
 static void finish(const char* name) {
     bool whole = true;
     while (array_count) {
-        float* block = arrays[--array_count].block;
+        float *block = arrays[--array_count].block, *border = &arrays[array_count].border;
         size_t count = arrays[array_count].count;
-        for (size_t i = 0; i < BORDER; i++) whole &= isnan(block[i]) && isnan(block[count + BORDER + i]);
+        for (size_t i = 0; i < BORDER; i++)
+            whole &= !memcmp(&block[i], border, sizeof *border) &&
+                     !memcmp(&block[count + BORDER + i], border, sizeof *border);
         free(block);
     }
     check(whole, "%s writes inside its arrays only", name);
@@ -126,7 +133,7 @@ typedef struct {
     float *x[INPUTS], *d[INPUTS]; // the inputs that there are, and their gradients
     size_t count[INPUTS];
     float *out, *weights, *dscores, *dout_, *more, *work; // more: lse, sums, kept, or aligned and centers
-    size_t out_count, weights_count;
+    size_t out_count, weights_count, work_count;
 } Problem;
 
 static HeadSizes head_sizes_of(const Problem* p) { return (HeadSizes){p->size, p->heads, p->D, p->dout}; }
@@ -160,9 +167,9 @@ static void make_room(Problem* p) {
     default:
         break;
     }
-    p->more = fresh(more, NAN), p->work = fresh(work, NAN);
+    p->more = fresh(more, NAN), p->work = fresh(p->work_count = work, NAN);
     for (int i = 0; i < INPUTS; i++)
-        if (p->x[i]) p->d[i] = fresh(p->count[i], 0);
+        if (p->x[i]) p->d[i] = gradient(p->count[i]);
 }
 
 static void forward(Problem* p) {
@@ -189,7 +196,10 @@ static void forward(Problem* p) {
     }
 }
 
+// Scratch holds nothing from the forward, nor do dscores hold anything from before.
 static void backward(Problem* p) {
+    for (size_t i = 0; i < p->work_count; i++) p->work[i] = NAN;
+    for (size_t i = 0; i < p->weights_count; i++) p->dscores[i] = NAN;
     const float *q = p->x[Q], *k = p->x[K], *v = p->x[V];
     float *dq = p->d[Q], *dk = p->d[K], *dv = p->d[V];
     ScoreGradient d = {p->d[W], p->d[W_Q], p->d[W_K], p->d[V_A], p->d[BETA]};
@@ -471,6 +481,39 @@ static void test_concat_is_additive(void) {
     finish("concat");
 }
 
+// Without W_q or W_k the queries or keys are projected already: the same numbers, and the gradients of what is given.
+static void test_projected(void) {
+    for (int which = 1; which < 4; which++) {
+        Problem p = random_problem(HEART, ADDITIVE, (Sizes){4, 7, 3, 2, 3}, (Mask){causal, NULL}), given = p;
+        int m = p.size.m, n = p.size.n, h = p.h;
+        if (which & 1) {
+            given.x[Q] = fresh(given.count[Q] = (size_t)(m * h), 0), given.size.dq = h;
+            add_ab(given.x[Q], p.x[Q], p.x[W_Q], m, 3, h);
+            given.x[W_Q] = given.d[W_Q] = NULL;
+        }
+        if (which & 2) {
+            given.x[K] = fresh(given.count[K] = (size_t)(n * h), 0), given.size.dk = h;
+            add_ab(given.x[K], p.x[K], p.x[W_K], n, 2, h);
+            given.x[W_K] = given.d[W_K] = NULL;
+        }
+        make_room(&given);
+        forward(&p), forward(&given), backward(&p), backward(&given);
+        check(same_bits(p.out, given.out, p.out_count), "projected already: out");
+        if (which & 1) { // dq = dQ W_q^T
+            float* dq = fresh(p.count[Q], 0);
+            add_abt(dq, given.d[Q], p.x[W_Q], m, h, 3);
+            check(error_of(dq, p.d[Q], p.count[Q]) < TOLERANCE, "projected already: dq");
+        }
+        if (which & 2) {
+            float* dk = fresh(p.count[K], 0);
+            add_abt(dk, given.d[K], p.x[W_K], n, h, 2);
+            check(error_of(dk, p.d[K], p.count[K]) < TOLERANCE, "projected already: dk");
+        }
+        check(same_bits(p.d[V_A], given.d[V_A], p.count[V_A]), "projected already: dv_a");
+        finish("projected");
+    }
+}
+
 static void test_weights(void) {
     for (int kind = 0; kind < SCORES; kind++) {
         Problem p = random_problem(HEART, (ScoreKind)kind, (Sizes){6, 9, 4, 4, 3}, (Mask){every_third_hidden, NULL});
@@ -675,6 +718,7 @@ static const struct {
     {"differences", test_differences},
     {"classic_example", test_classic_example},
     {"concat_is_additive", test_concat_is_additive},
+    {"projected", test_projected},
     {"weights", test_weights},
     {"blind", test_blind},
     {"accumulation", test_accumulation},
