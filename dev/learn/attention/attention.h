@@ -436,7 +436,8 @@ static inline void multi_head_forward(float* out, float* weights, float* kept, H
         add_ab(x.Q, q, w.W_q + h * dq * D, m, dq, D);
         add_ab(x.K, k, w.W_k + h * dk * D, n, dk, D);
         add_ab(x.V, v, w.W_v + h * dv * D, n, dv, D);
-        attention_forward(x.O, weights + (size_t)h * m * n, NULL, head_sizes(size), x.Q, x.K, x.V, score, mask);
+        // A dot product needs no scratch; `kept` stands there because gcc warns about NULL in the scores that do.
+        attention_forward(x.O, weights + (size_t)h * m * n, kept, head_sizes(size), x.Q, x.K, x.V, score, mask);
         add_ab(out, x.O, w.W_o + h * D * size.dout, m, D, size.dout);
     }
 }

@@ -312,7 +312,7 @@ DRAW_FUNCTION void draw_bars(const char* name, const char* title, const float* v
         put_text(label_at(labels, i), -margin);
         printf(" %s", draw_colours ? "\033[38;5;25m" : "");
         for (int k = 0; k < (int)(length + 0.5f); k++) printf("█");
-        printf("%s %.4g\n", draw_colours ? "\033[0m" : "", values[i]);
+        printf("%s %.3g\n", draw_colours ? "\033[0m" : "", values[i]);
     }
     if (!name) return;
     int left = 28 + 8 * longest_label(labels, n), title_width = title ? 32 + 10 * text_length(title) : 0;
@@ -321,7 +321,7 @@ DRAW_FUNCTION void draw_bars(const char* name, const char* title, const float* v
     for (int i = 0; i < n; i++) {
         char number[32];
         float length = fmaxf(values[i], 0) / most * 400, y = 46 + 26 * (float)i;
-        snprintf(number, sizeof number, "%.4g", values[i]);
+        snprintf(number, sizeof number, "%.3g", values[i]);
         svg_text(f, (float)left - 8, y + 14, "end", 0, "#222", label_at(labels, i));
         fprintf(f, "<rect x=\"%d\" y=\"%.1f\" width=\"%.1f\" height=\"19\" fill=\"%s\"/>\n", left, y, fmaxf(length, 1),
                 series_colour[0]);
@@ -442,7 +442,7 @@ static int ticks_of(const Range* range, float* ticks) {
     if (span / step > 7) step = 5 * unit;
     if (span / step > 7) step = 10 * unit;
     for (float k = ceilf(range->low / step - 1e-4f); k * step <= range->high + 1e-4f * span && count < 24; k++)
-        ticks[count++] = k * step;
+        ticks[count++] = k * step + 0.0f; // without this, 0 could be -0
     return count;
 }
 
