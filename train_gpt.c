@@ -267,8 +267,9 @@ static void linear_backward(float* dx, float* dw, float* db, const float* dy, co
 // the same way, and that is the paper's Concat: nothing is moved. `att_w`, the linear layer after, is W^O.
 //
 // Why sqrt(D)? If the numbers of q and k have variance 1, their dot product, a sum of D products, has variance D.
-// Scores of such a size make p nearly one-hot, and then its derivative p_i ([i = j] - p_j) is nearly 0 everywhere:
-// the gradient that reaches q and k vanishes (it does not explode, as is sometimes said), and they learn no more.
+// Scores of such a size make p nearly one-hot, and then the softmax's derivative p_i ([i = j] - p_j) is nearly 0: the
+// gradient at the scores vanishes, for all queries but the few that stand between two keys. (Some texts say that it
+// becomes extremely large. At the scores it becomes small; dev/learn/attention/02_scale.c measures it there and at q.)
 //
 // The weights p form a (T,T) matrix a head, of which only a row exists at a time. What the forward pass keeps for the
 // backward pass is one number a query, lse = log of the sum over j of e^score_j: with it p_j = e^(score_j - lse) is had
