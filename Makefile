@@ -33,7 +33,7 @@ ifeq ($(filter $(PRECISION),bf16 fp32),)
 $(error PRECISION is bf16 or fp32, not '$(PRECISION)')
 endif
 
-.PHONY: all help test test_twin test_gpt_cu bench cpu_path mutate fuzz faults coverage clean data tools nvcc FORCE
+.PHONY: all help test test_twin test_gpt_cu bench attention attention_lib cpu_path mutate fuzz faults coverage clean data tools nvcc FORCE
 
 all: train_gpt
 
@@ -45,6 +45,9 @@ help:
 	@echo "  make clean         removes what was built (data/ and checkpoints stay)"
 	@echo
 	@echo "learn, more in dev/learn/README.md"
+	@echo "  make attention     the course on attention, from lookup to translation; all of"
+	@echo "                     its lessons, a few minutes, with pictures in build/attention/"
+	@echo "  make attention_lib the same functions for Python, dev/learn/attention/attention.py"
 	@echo "  make cpu_path      the multiply in steps, from three loops to train_gpt.c's,"
 	@echo "                     each timed; ten seconds"
 	@echo "  make -C dev/learn/cuda check"
@@ -112,6 +115,7 @@ test: build/test_gpt build/test_plain
 	elif ! command -v $(CXX) >/dev/null; then echo "skipped: train_gpt.cu's tests; $(CXX) is not installed"; \
 	else $(MAKE) --no-print-directory test_twin; fi
 	$(PYTHON) dev/check/test_prepare_data.py
+	$(MAKE) --no-print-directory -C dev/learn/attention test
 
 # The twin's checks, with its kernels on the CPU.
 TWIN = train_gpt.cu train_gpt.c dev/check/cuda_on_cpu.h Makefile build/compile_cu
@@ -149,6 +153,12 @@ bench: build/bench
 	./build/bench $(BENCH)
 	@if nvidia-smi -L >/dev/null 2>&1 && command -v $(NVCC) >/dev/null; then \
 	    $(MAKE) --no-print-directory train_gpt_cu && ./train_gpt_cu --compare; fi
+
+attention: | tools
+	$(MAKE) --no-print-directory -C dev/learn/attention lessons
+
+attention_lib: | tools
+	$(MAKE) --no-print-directory -C dev/learn/attention lib
 
 build/cpu_path: dev/learn/cpu/matmul.c train_gpt.c Makefile build/compile | tools
 	$(COMPILE) -Wno-unused-function $< -o $@ $(LDLIBS)
