@@ -144,7 +144,7 @@ static inline void inverse_norms(float* inverse, const float* x, int rows, int s
 }
 
 // What dot products are multiplied with. For q and k with independent numbers of mean 0 and variance 1, q . k has
-// variance dk: divided by sqrt(dk) it has 1 at any size, and softmax stays where its gradient is alive.
+// variance dk: divided by sqrt(dk) it has 1 at any size. 02_scale.c measures what that is good for.
 static inline float dot_scale(ScoreKind kind, int dk) { return kind == SCALED_DOT ? 1 / sqrtf((float)dk) : 1; }
 
 // x W (rows,h), put into y; or x itself where W is NULL.
@@ -230,7 +230,7 @@ static inline void score_backward(float* dq, float* dk, ScoreGradient d, float* 
         break;
     }
     case GENERAL: {
-        float *u = work, *du = work; // (m,size.dk), one after the other
+        float *u = work, *du = work; // (m,dk), one after the other
         zero(u, (size_t)m * size.dk);
         add_ab(u, q, s.W, m, size.dq, size.dk);
         add_atb(dk, dscores, u, n, m, size.dk);

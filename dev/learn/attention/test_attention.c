@@ -512,6 +512,17 @@ static void test_projected(void) {
         check(same_bits(p.d[V_A], given.d[V_A], p.count[V_A]), "projected already: dv_a");
         finish("projected");
     }
+    // Self-attention, projected already, whose gradients collect in one array.
+    Problem p = random_problem(HEART, ADDITIVE, (Sizes){6, 6, 5, 5, 5}, no_mask);
+    for (int x = K; x <= V; x++) p.x[x] = p.x[Q];
+    p.x[W_Q] = p.x[W_K] = NULL;
+    forward(&p), backward(&p);
+    float* sum = copy_of(p.d[Q], p.count[Q]);
+    add_scaled(sum, 1, p.d[K], (int)p.count[K]), add_scaled(sum, 1, p.d[V], (int)p.count[V]);
+    p.d[Q] = p.d[K] = p.d[V] = gradient(p.count[Q]);
+    backward(&p);
+    check(error_of(p.d[Q], sum, p.count[Q]) < TOLERANCE, "projected already: one array for dq, dk and dv");
+    finish("projected");
 }
 
 static void test_weights(void) {
