@@ -199,8 +199,8 @@ static inline void score_forward(float* scores, float* work, Sizes size, const f
         for (int i = 0; i < m; i++)
             for (int c = 0; c < dq; c++) add_scaled(scores + i * n, q[i * dq + c], s.W + c * s.h, n);
         break;
-    default:
-        break;
+    case CONCAT: // is additive by now
+    case SCORES:;
     }
     for (int i = 0; i < m * n && s.bias; i++) scores[i] += s.bias[i];
 }
@@ -284,8 +284,8 @@ static inline void score_backward(float* dq, float* dk, ScoreGradient d, float* 
                 add_scaled(d.W + c * h, q[i * size.dq + c], dscores + i * n, n);
             }
         break;
-    default:
-        break;
+    case CONCAT: // is additive by now
+    case SCORES:;
     }
 }
 
