@@ -247,7 +247,8 @@ class Fixtures:
 
     def flash(self):
         """Sizes around those of attention.h's tile of 32. PyTorch's own function is asked where rows are not empty."""
-        for case, m, n, dk, dv in (("flash", 33, 65, 5, 3), ("flash_causal", 64, 64, 3, 2), ("flash_masked", 31, 40, 4, 3)):
+        sizes = (("flash", 33, 65, 5, 3), ("flash_causal", 64, 64, 3, 2), ("flash_masked", 31, 40, 4, 3))
+        for case, m, n, dk, dv in sizes:
             x = self.qkv(m, n, dk, dk, dv)
             mask = {"flash": all_seen(m, n), "flash_causal": causal(m, n)}.get(case)
             mask = random_mask(m, n, self.rng) if mask is None else mask
@@ -259,7 +260,7 @@ class Fixtures:
                 lse = torch.logsumexp(scores.masked_fill(~mask, -math.inf), dim=1)
                 return {"out": attention("scaled_dot", x["q"], x["k"], x["v"], {}, mask)[0], "lse": lse}
 
-            builtin = getattr(F, "scaled_dot_product_attention", None) or getattr(F, "_scaled_dot_product_attention", None)
+            builtin = getattr(F, "scaled_dot_product_attention", getattr(F, "_scaled_dot_product_attention", None))
             if builtin and mask.any(1).all():
                 o = builtin(*(x[name][None, None] for name in "qkv"), attn_mask=mask)
                 o = o[0] if isinstance(o, tuple) else o
@@ -267,7 +268,8 @@ class Fixtures:
             self.write_case(case, x, run, mask=mask)
 
     def linears(self):
-        for case, m, n in (("linear", 5, 8), ("linear_causal", 9, 9), ("linear_causal_more_keys", 4, 7), ("linear_one", 1, 1)):
+        sizes = (("linear", 5, 8), ("linear_causal", 9, 9), ("linear_causal_more_keys", 4, 7), ("linear_one", 1, 1))
+        for case, m, n in sizes:
             x = self.qkv(m, n, 4, 4, 3)
             mask = causal(m, n) if "causal" in case else all_seen(m, n)
             self.write_case(case, x, lambda x, mask=mask: {"out": linear(x["q"], x["k"], x["v"], mask)})
@@ -279,8 +281,8 @@ class Fixtures:
         turns = torch.polar(torch.ones(7, 3).double(), angles + 2 * 10000 ** (-pairs / 3))
 
         def run(x):
-            turned = torch.view_as_complex(x["x"].view(7, 3, 2)) * turns.to(torch.cfloat if x["x"].dtype == torch.float else turns.dtype)
-            return {"out": torch.view_as_real(turned).flatten(1)}
+            x = torch.view_as_complex(x["x"].view(7, 3, 2))
+            return {"out": torch.view_as_real(x * turns.to(x.dtype)).flatten(1)}
 
         self.write_case("rotary", {"x": self.normal(7, 6)}, run)
         self.write("positions", "out", torch.stack([angles.sin(), angles.cos()], dim=2).flatten(1))

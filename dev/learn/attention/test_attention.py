@@ -266,13 +266,15 @@ def check_library():
     refusal(2, "no mask number 5", four, mask=A._MaskChoice(5))
     refusal(2, "a mask's width of -2", four, mask=A._MaskChoice(2, -2))
     refusal(2, "the mask is missing", four, mask=A._MaskChoice(4))
-    refusal(2, r"number 4 of \(out, weights, size, q, k, v, score, choice\) is a null pointer", four, arrays=arrays[:2] + [None] + arrays[3:])
+    refusal(2, r"number 4 of \(out, weights, size, q, k, v, score, choice\) is a null pointer", four,
+            arrays=arrays[:2] + [None] + arrays[3:])
     byref = ctypes.byref
     for name in ("attn_flash", "attn_linear"):
         last = byref(A._MaskChoice()) if name == "attn_flash" else 0
         code = getattr(A._library, name)(*arrays[:2], byref(sizes(4, 4, 4, 3, 4)), *arrays[2:], last)
         check(code == 1, f"{name}: sizes that differ")
-    check(A._library.attn_linear(*arrays[:2], byref(sizes(4, 3, 4, 4, 4)), *arrays[2:], 1) == 1, "more queries than keys")
+    code = A._library.attn_linear(*arrays[:2], byref(sizes(4, 3, 4, 4, 4)), *arrays[2:], 1)
+    check(code == 1, "causal, more queries than keys")
     check((out == before).all(), "nothing is written")
 
 
