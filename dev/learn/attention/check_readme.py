@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""Whether README.md says where things are: every `name` [file:line](file#Lline) must be the line on which that function's
-definition begins, and every linked file must be there. --fix puts the numbers right."""
+"""Whether README.md says where things are: every `name` [file:line](file#Lline) must be the line on which that
+function's definition begins, and every linked file must be there. --fix puts the numbers right."""
 
 import pathlib
 import re

@@ -674,6 +674,13 @@ static void test_extremes(void) {
         for (size_t i = 0; i < p.out_count; i++) finite &= isfinite(p.out[i]);
         for (size_t i = 0; i < p.count[K]; i++) finite &= isfinite(p.d[K][i]);
         check(finite, "%s: large scores", mechanism_names[mechanism]);
+        for (int i = 0; i < 3; i++) { // as good as the value of the best key
+            int best = 0;
+            for (int j = 1; j < 70; j++)
+                if (inner(p.x[Q] + i * 4, p.x[K] + j * 4, 4) > inner(p.x[Q] + i * 4, p.x[K] + best * 4, 4)) best = j;
+            double error = error_of(p.out + (size_t)i * 2, p.x[V] + (size_t)best * 2, 2);
+            check(error < 1e-4, "%s: large scores choose one value, to %.2g", mechanism_names[mechanism], error);
+        }
 
         int three = 3;
         p.x[K][5 * 4] = NAN;
@@ -685,6 +692,16 @@ static void test_extremes(void) {
         forward(&p);
         for (size_t i = 0; i < p.out_count; i++) finite &= !isnan(p.out[i]);
         check(!finite && isnan(p.out[0]) && isnan(p.out[5]), "%s: a NaN stays visible", mechanism_names[mechanism]);
+        finish("extremes");
+    }
+    // What is added to all scores of a row changes nothing, even if it is more than e^x can take.
+    for (int mechanism = HEART; mechanism <= HEADS; mechanism++) {
+        Problem p = random_problem((Mechanism)mechanism, GENERAL, (Sizes){3, 5, 4, 4, 2}, no_mask);
+        forward(&p);
+        float* before = copy_of(p.out, p.out_count);
+        for (size_t i = 0; i < p.count[BIAS]; i++) p.x[BIAS][i] += i / 5 % 2 ? 256 : -256;
+        forward(&p);
+        check(error_of(p.out, before, p.out_count) < 1e-4, "%s: shifted scores", mechanism_names[mechanism]);
         finish("extremes");
     }
     // A vector of zeros has no direction: cosine 0, gradient 0.
