@@ -58,7 +58,11 @@ static float* fresh(size_t count, float value) { return bordered(count, value, N
 // For what is added to, where a NaN would stay one.
 static float* gradient(size_t count) { return bordered(count, 0, 12345); }
 
-static float* copy_of(const float* x, size_t count) { return memcpy(fresh(count, 0), x, count * sizeof(float)); }
+static float* copy_of(const float* x, size_t count) {
+    float* copy = fresh(count, 0);
+    for (size_t i = 0; i < count; i++) copy[i] = x[i];
+    return copy;
+}
 
 // Ends a test: frees its arrays, after a look at their borders.
 static void finish(const char* name) {
