@@ -245,9 +245,9 @@ static void heat_in_terminal(const float* x, int m, int n, const char* const* ro
                 printf("%s\033[0m", numbers ? "  " : "");
             } else {
                 const char* block = blocks[isnan(t) ? 0 : (int)(fminf(fabsf(t), 1) * 5 + 0.5f)];
-                if (numbers) put_text(short_number(value), -width + 2);
-                for (int k = numbers ? 0 : 2 - width; k < 2; k++)
-                    printf("%s", k == 0 && t < -0.1f && !numbers ? "-" : block);
+                int shades = numbers ? width / 2 - 2 : width; // beside a number, or in its place
+                if (numbers) put_text(short_number(value), -width + shades);
+                for (int k = 0; k < shades; k++) printf("%s", k == 0 && t < -0.1f && !numbers ? "-" : block);
             }
         }
         putchar('\n');
