@@ -308,7 +308,7 @@ DRAW_FUNCTION void draw_bars(const char* name, const char* title, const float* v
     if (margin > 30) margin = 30;
     if (title) printf("%s\n", title);
     for (int i = 0; i < n; i++) {
-        float length = fmaxf(values[i], 0) / most * (float)(66 - margin);
+        float length = fminf(fmaxf(values[i], 0) / most, 1) * (float)(66 - margin);
         put_text(label_at(labels, i), -margin);
         printf(" %s", draw_colours ? "\033[38;5;25m" : "");
         for (int k = 0; k < (int)(length + 0.5f); k++) printf("█");
@@ -320,7 +320,7 @@ DRAW_FUNCTION void draw_bars(const char* name, const char* title, const float* v
     FILE* f = svg_open(name, width > title_width ? width : title_width, 60 + 26 * n, title);
     for (int i = 0; i < n; i++) {
         char number[32];
-        float length = fmaxf(values[i], 0) / most * 400, y = 46 + 26 * (float)i;
+        float length = fminf(fmaxf(values[i], 0) / most, 1) * 400, y = 46 + 26 * (float)i;
         snprintf(number, sizeof number, "%.3g", values[i]);
         svg_text(f, (float)left - 8, y + 14, "end", 0, "#222", label_at(labels, i));
         fprintf(f, "<rect x=\"%d\" y=\"%.1f\" width=\"%.1f\" height=\"19\" fill=\"%s\"/>\n", left, y, fmaxf(length, 1),
