@@ -6,6 +6,8 @@
 // the LSTM, layer normalisation, cross-entropy and AdamW are compared with PyTorch's, from a fixture that
 // dev/check/tape_reference.py writes. Ends with "N passed, N failed", and with status 1 if any failed.
 
+#include <omp.h>
+
 #include "recurrent.h"
 
 static int passed, failed;
@@ -179,6 +181,25 @@ static void test_product(void) {
     expect(worst < 1e-6, "multiply_add against three loops", worst);
 }
 
+// The same bits with any number of threads.
+static void test_threads(void) {
+    enum { N = 150 };
+    static float a[N * N], b[N * N], c[2][N * N];
+    uint64_t seed = 6;
+    for (int i = 0; i < N * N; i++) a[i] = normal(&seed), b[i] = normal(&seed);
+    bool same = true;
+    int most = omp_get_max_threads();
+    for (int threads = 1; threads <= 5; threads++) {
+        float* to = c[threads > 1];
+        omp_set_num_threads(threads);
+        memset(to, 0, sizeof c[0]);
+        multiply_add(to, a, b, N, N, N, N, 1, N, 1);
+        same = same && !memcmp(to, c[0], sizeof c[0]);
+    }
+    omp_set_num_threads(most);
+    expect(same, "multiply_add with 1 to 5 threads", 0);
+}
+
 static void test_edges(void) {
     double worst[3] = {0, 0, 0};
     for (double x = -87; x < 88; x += 0.00037) {
@@ -198,6 +219,7 @@ static void test_edges(void) {
     Node* x = constant(t, 2, 3, huge);
     Node* p = softmax_rows(x);
     expect(p->value[0] == 1 && p->value[1] == 0 && fabsf(p->value[4] - 1.0f / 3) < 1e-7f, "softmax of huge scores", 0);
+    expect(fabsf(mean_of(x)->value[0] - 250) < 1e-3f, "mean", 0);
     Node* loss = cross_entropy(x, (const int[]){-1, -1});
     backward(loss);
     expect(loss->value[0] == 0 && x->grad[0] == 0 && x->grad[5] == 0, "cross_entropy where nothing counts", 0);
@@ -333,6 +355,7 @@ int main(int count, char** arguments) {
     const char* path = count > 1 ? arguments[1] : "../../check/fixtures/attention/tape.txt";
     test_gradients();
     test_product();
+    test_threads();
     test_edges();
     if (!read_fixture(path)) {
         fprintf(stderr, "test_tape: cannot read %s; dev/check/tape_reference.py writes it\n", path);
