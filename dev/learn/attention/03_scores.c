@@ -76,29 +76,33 @@ typedef struct {
 } Contender;
 
 typedef struct {
-    Node *P_q, *P_k, *W, *W_q, *W_k, *v_a, *beta; // those that the score has
+    Node *P_q, *P_k; // or NULL
     Score score;
     ScoreGradient gradient;
 } Learner;
 
+// A new parameter of a score; its gradient goes to *gradient.
+static float* learned(Tape* t, int rows, int cols, float deviation, float** gradient) {
+    Node* p = parameter(t, rows, cols, deviation);
+    *gradient = p->grad;
+    return p->value;
+}
+
 static Learner make_learner(Tape* t, const Contender* c) {
     ScoreKind kind = c->kind;
-    float of_input = 1 / sqrtf(D);
-    Learner l = {.score = {.kind = kind, .h = kind == LOCATION ? N : c->h ? c->h : H}};
-    int h = l.score.h;
+    int h = kind == LOCATION ? N : c->h ? c->h : H;
+    float of_input = 1 / sqrtf(D), *v_a = NULL, *beta = NULL;
+    Learner l = {.score = {.kind = kind, .h = h}};
+    ScoreGradient* d = &l.gradient;
     if (c->projected) l.P_q = parameter(t, D, D, of_input), l.P_k = parameter(t, D, D, of_input);
-    if (kind == GENERAL) l.W = parameter(t, D, D, 1.0f / D);
-    if (kind == LOCATION) l.W = parameter(t, D, N, of_input);
-    if (kind == CONCAT) l.W = parameter(t, 2 * D, h, of_input);
-    if (kind == ADDITIVE) l.W_q = parameter(t, D, h, of_input), l.W_k = parameter(t, D, h, of_input);
-    if (kind == ADDITIVE || kind == CONCAT) l.v_a = parameter(t, 1, h, 1 / sqrtf((float)h));
-    if (kind == COSINE) l.beta = parameter(t, 1, 1, 0), l.beta->value[0] = 1;
-    for (int i = 0; i < h && c->fixed_v; i++) l.v_a->value[i] = 1;
-    if (l.W) l.score.W = l.W->value, l.gradient.W = l.W->grad;
-    if (l.W_q) l.score.W_q = l.W_q->value, l.gradient.W_q = l.W_q->grad;
-    if (l.W_k) l.score.W_k = l.W_k->value, l.gradient.W_k = l.W_k->grad;
-    if (l.v_a) l.score.v_a = l.v_a->value, l.gradient.v_a = l.v_a->grad;
-    if (l.beta) l.score.beta = l.beta->value, l.gradient.beta = l.beta->grad;
+    if (kind == GENERAL) l.score.W = learned(t, D, D, 1.0f / D, &d->W);
+    if (kind == LOCATION) l.score.W = learned(t, D, N, of_input, &d->W);
+    if (kind == CONCAT) l.score.W = learned(t, 2 * D, h, of_input, &d->W);
+    if (kind == ADDITIVE) l.score.W_q = learned(t, D, h, of_input, &d->W_q);
+    if (kind == ADDITIVE) l.score.W_k = learned(t, D, h, of_input, &d->W_k);
+    if (kind == ADDITIVE || kind == CONCAT) l.score.v_a = v_a = learned(t, 1, h, 1 / sqrtf((float)h), &d->v_a);
+    if (kind == COSINE) l.score.beta = beta = learned(t, 1, 1, 0, &d->beta), *beta = 1;
+    for (int i = 0; i < h && c->fixed_v; i++) v_a[i] = 1;
     return l;
 }
 
@@ -127,15 +131,16 @@ static void align(float* weights, const Learner* l, const Sentence* s, bool with
 
 // Trains, and gives the share of queries, in new sentences, whose largest weight is where it should be. The weights of
 // the first of these sentences go to `shown`.
-static float train(const Contender* c, float rate, float* shown) {
+static float train(const Contender* c, float rate, int* parameters, float* shown) {
     uint64_t seed = 5;
     Tape* t = tape_new(3);
     Learner l = make_learner(t, c);
+    *parameters = (int)parameter_total(t) - (c->fixed_v ? l.score.h : 0);
     Sentence s;
     float weights[N * N];
     for (int step = 0; step < STEPS; step++) {
         for (int b = 0; b < BATCH; b++) make_sentence(&s, &seed), align(weights, &l, &s, true);
-        if (c->fixed_v) zero(l.v_a->grad, (size_t)l.score.h);
+        if (c->fixed_v) zero(l.gradient.v_a, (size_t)l.score.h);
         adamw(t, rate * (1 - (float)step / STEPS), 0, 1);
     }
     int hits = 0;
@@ -152,14 +157,6 @@ static float train(const Contender* c, float rate, float* shown) {
     }
     tape_free(t);
     return (float)hits / (TESTS * N);
-}
-
-static int parameters_of(const Contender* c) {
-    Tape* t = tape_new(1);
-    Learner l = make_learner(t, c);
-    int total = (int)parameter_total(t) - (c->fixed_v ? l.score.h : 0);
-    tape_free(t);
-    return total;
 }
 
 // ---- Time -----------------------------------------------------------------------------------------------------------
@@ -224,9 +221,11 @@ int main(int count, char** arguments) {
     make_language(1);
     static const float rates[RATES] = {0.003f, 0.01f, 0.03f};
     static float accuracy[ALL][RATES], weights[ALL][RATES][N * N];
+    int parameters[ALL][RATES];
 #pragma omp parallel for collapse(2) schedule(dynamic)
     for (int c = 0; c < ALL; c++)
-        for (int r = 0; r < RATES; r++) accuracy[c][r] = train(&contenders[c], rates[r], weights[c][r]);
+        for (int r = 0; r < RATES; r++)
+            accuracy[c][r] = train(&contenders[c], rates[r], &parameters[c][r], weights[c][r]);
 
     const char* names[ALL];
     float best[ALL], *shown[ALL];
@@ -237,7 +236,7 @@ int main(int count, char** arguments) {
         int r = accuracy[c][1] > accuracy[c][0] ? 1 : 0;
         r = accuracy[c][2] > accuracy[c][r] ? 2 : r;
         names[c] = contenders[c].name, best[c] = accuracy[c][r], shown[c] = weights[c][r];
-        printf("%-22s %10d %6.1f %%", names[c], parameters_of(&contenders[c]), 100 * best[c]);
+        printf("%-22s %10d %6.1f %%", names[c], parameters[c][r], 100 * best[c]);
         measure_time(contenders[c].kind, &forward[c], &backward[c]);
         if (c <= PLACES && c != V_OF_ONES && c != NO_V) printf("     %5.1f %5.1f", forward[c], backward[c]);
         putchar('\n');

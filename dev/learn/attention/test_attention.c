@@ -738,6 +738,12 @@ static void test_local(void) {
         }
         check(sum > 0 && sum <= 1 + 1e-6, "local: the sum of weights is %g", sum);
     }
+    // With v_p = 0 the centre is in the middle, here at 4, and keys 2 to 6 are seen.
+    p = random_problem(LOCAL, GENERAL, (Sizes){1, 9, 3, 3, 2}, no_mask);
+    p.window = 2;
+    zero(p.x[V_P], p.count[V_P]);
+    forward(&p);
+    for (int j = 0; j < 9; j++) check((p.weights[j] > 0) == (j >= 2 && j <= 6), "local: the window's edge, key %d", j);
     finish("local");
 }
 
