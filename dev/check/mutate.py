@@ -80,7 +80,7 @@ FIRST_TESTS = {
 }
 FIRST_ATTENTION_TESTS = {
     "products": ["pytorch", "differences"],
-    "scores": ["pytorch", "projected", "extremes"],
+    "scores": ["pytorch", "scores", "projected", "extremes"],
     "masks and softmax": ["pytorch", "causal", "blind", "extremes"],
     "attention": ["pytorch"],
     "several heads": ["pytorch", "accumulation"],

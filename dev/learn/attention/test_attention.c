@@ -475,6 +475,39 @@ static void test_classic_example(void) {
     check(fabs(weights[0] / exp(-45) - 1) < 1e-6, "what is printed as 0 is e^-45");
 }
 
+// Softmax does not see what is added to all scores, so these are looked at themselves: each as its formula has it.
+static void test_scores(void) {
+    for (int kind = 0; kind < SCORES; kind++) {
+        Problem p = random_problem(HEART, (ScoreKind)kind, (Sizes){3, 4, 5, 5, 2}, no_mask);
+        float *got = fresh(12, NAN), want[12];
+        score_forward(got, p.work, p.size, p.x[Q], p.x[K], score_of(&p));
+        for (int i = 0; i < 3; i++)
+            for (int j = 0; j < 4; j++) {
+                const float *q = p.x[Q] + i * 5, *k = p.x[K] + j * 5;
+                double sum = 0, qq = 0, kk = 0;
+                for (int c = 0; c < 5; c++) {
+                    qq += q[c] * q[c], kk += k[c] * k[c];
+                    if (kind == DOT || kind == SCALED_DOT || kind == COSINE) sum += q[c] * k[c];
+                    if (kind == LOCATION) sum += q[c] * p.x[W][c * p.h + j];
+                    for (int d = 0; d < 5 && kind == GENERAL; d++) sum += q[c] * p.x[W][c * 5 + d] * k[d];
+                }
+                if (kind == SCALED_DOT) sum /= sqrt(5);
+                if (kind == COSINE) sum *= *p.x[BETA] / sqrt(qq * kk);
+                for (int u = 0; u < p.h && (kind == ADDITIVE || kind == CONCAT); u++) {
+                    const float* of_q = kind == ADDITIVE ? p.x[W_Q] : p.x[W];
+                    const float* of_k = kind == ADDITIVE ? p.x[W_K] : p.x[W] + 5 * p.h;
+                    double z = 0;
+                    for (int c = 0; c < 5; c++) z += q[c] * of_q[c * p.h + u] + k[c] * of_k[c * p.h + u];
+                    sum += p.x[V_A][u] * tanh(z);
+                }
+                want[i * 4 + j] = (float)sum + p.x[BIAS][i * 4 + j];
+            }
+        check(error_of(got, want, 12) < TOLERANCE, "%s: the scores differ by %.2g", score_names[kind],
+              error_of(got, want, 12));
+        finish("scores");
+    }
+}
+
 // Concat is additive attention with its matrix cut in two, bit for bit.
 static void test_concat_is_additive(void) {
     Problem c = random_problem(HEART, CONCAT, (Sizes){4, 5, 3, 2, 3}, no_mask);
@@ -755,6 +788,7 @@ static const struct {
     {"positions", test_positions},
     {"differences", test_differences},
     {"classic_example", test_classic_example},
+    {"scores", test_scores},
     {"concat_is_additive", test_concat_is_additive},
     {"projected", test_projected},
     {"weights", test_weights},
