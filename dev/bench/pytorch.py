@@ -338,7 +338,7 @@ def main():
     for name, t in times.items():
         ms = statistics.median(t)
         rate = step_operations(a) / ms / 1e9
-        line = f"median  {name} {ms:.2f} ms, {rate:.2f} TFLOP/s, {100 * rate / peak:.0f}% of the multiply's"
+        line = f"median  {name} {ms:.2f} ms, {rate:.3g} TFLOP/s, {100 * rate / peak:.0f}% of the multiply's"
         if name != "train_gpt":
             ratio = statistics.median(their / our for their, our in zip(t, times["train_gpt"]))
             line += f": train_gpt is {ratio:.2f} times as fast"

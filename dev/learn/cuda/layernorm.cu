@@ -208,7 +208,7 @@ static void backward_steps(size_t rows, size_t C) {
         columns();
     });
     step("3 columns in slices", bytes, 0, [&] {
-        size_t slice = rows > 128 * LEAST_SLICE ? (rows + 127) / 128 : LEAST_SLICE;
+        size_t slice = rows > 128 * 64 ? (rows + 127) / 128 : 64;
         dx_a_warp();
         with_width(C, [&](auto W) {
             launch(column_slices_kernel<W>, dim3(blocks(C, WARP * W), blocks(rows, slice)), THREADS,
