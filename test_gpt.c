@@ -4774,7 +4774,8 @@ static void test_twin_matmul(void) {
     }
 }
 
-// Models larger than the fixtures', with heads of GPT-2's size, against the CPU: the loss, and all gradients.
+// Models larger than the fixtures', with heads of GPT-2's size, against the CPU: the loss, and all gradients. In float32
+// the CPU without fused multiply-adds is up to 1.4e-6 from itself with them here; five times that is allowed.
 static void test_twin_large(void) {
     static const struct {
         Config config;
@@ -4803,7 +4804,7 @@ static void test_twin_large(void) {
             const float *ours = gradients[0] + m->tensors[t].offset, *twins = gradients[1] + m->tensors[t].offset;
             double size = euclidean_norm(ours, m->tensors[t].size);
             double off = euclidean_distance(ours, twins, m->tensors[t].size) / size;
-            CHECK(off <= (BFLOAT16 ? 2 * COARSER * FLOOR : 8 * FLOOR),
+            CHECK(off <= (BFLOAT16 ? 2 * COARSER * FLOOR : 16 * FLOOR),
                   "%zu channels: the gradient of %s differs by %.1e", config.C, m->tensors[t].name, off);
             worst = larger(worst, off);
         }
@@ -4838,7 +4839,8 @@ static void test_twin_head(void) {
                   "%zu rows at a time: row %zu's loss is %g", parts[i], row, now[row]);
         size_t n = t.model.block_size;
         double off = euclidean_distance(gradients, first, n) / euclidean_norm(first, n);
-        CHECK(off <= 2 * COARSER * FLOOR, "%zu rows at a time: the gradients differ by %g", parts[i], off);
+        CHECK(off <= (BFLOAT16 ? 2 * COARSER : 8) * FLOOR, "%zu rows at a time: the gradients differ by %g", parts[i],
+              off);
         end_training(&t);
     }
     gpu::most_logits = whole;
