@@ -11,6 +11,7 @@
 cd "$(dirname "$0")/../.." || exit 1
 mkdir -p build
 report=build/first_gpu.txt summary=build/first_gpu.summary
+rm -f build/first_?.safetensors*
 : >"$report" && : >"$summary" || exit 1
 trap 'echo "interrupted" >>"$summary"; finish; exit 130' INT TERM
 
