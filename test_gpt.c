@@ -89,8 +89,8 @@ static void write_file(const char* path, const void* data, size_t size) {
 
 // B sequences of T positions, of which those from start on ask, with C channels in H heads.
 static Attention attention_shape(size_t B, size_t T, size_t start, size_t C, size_t H) {
-    Attention a = {B, T, start, H, C / H};
-    return a;
+    const Config c = {0, T, C, H, 1};
+    return attention_of(c, B, T, start);
 }
 
 static bool exists(const char* path) { return !access(path, F_OK); }
