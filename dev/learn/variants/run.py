@@ -1,0 +1,189 @@
+#!/usr/bin/env python3
+"""What changed since GPT-2, tried: each *.diff beside this file is applied to a copy of the program, tested and trained.
+
+    python3 dev/learn/variants/run.py                        all of them; `make variants` is the same
+    python3 dev/learn/variants/run.py window rmsnorm         these
+    python3 dev/learn/variants/run.py --check                the tests and a few steps, without the long training
+    python3 dev/learn/variants/run.py --only-apply window    makes build/variants/window, to look at and to work in
+    python3 dev/learn/variants/run.py --refresh              writes the diffs anew, after the lines around them changed
+
+A diff is in the form that `patch -p1` takes, behind a text that says what it is. It adds to test_gpt.c the options that
+choose the variant, and those are what is trained here. Printed for each:
+
+    places, +, -   hunks of the diff, lines it adds and lines it takes away, of train_gpt.c
+    parameters     of the model with the program's default sizes
+    ms             the median of a step
+    steps, loss    what training for --seconds comes to: so many steps, and the validation loss after the last
+
+Only the standard library is used. The exit status is 1 if a diff no longer applies or a test fails.
+"""
+
+import argparse
+import glob
+import os
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(HERE)))
+BUILD = os.path.join(ROOT, "build", "variants")
+FILES = ["train_gpt.c", "test_gpt.c"]
+NEIGHBOURS = 1  # lines of context, few so that a diff outlives small changes around it
+
+
+class Failed(Exception):
+    pass
+
+
+def read(path):
+    with open(path, encoding="utf-8") as f:
+        return f.read()
+
+
+def write(path, text):
+    with open(path, "w", encoding="utf-8") as f:
+        f.write(text)
+
+
+class Diff:
+    """The text before the first ---, and each file's hunks: (line, lines with their ' ', '-' or '+')."""
+
+    def __init__(self, path):
+        self.name = os.path.basename(path)
+        text = read(path)
+        self.about = text[: text.index("--- a/")]
+        self.hunks = {}
+        for line in text[len(self.about) :].splitlines():
+            if line.startswith("+++ b/"):
+                hunks = self.hunks.setdefault(line[6:], [])
+            elif line.startswith("@@"):
+                hunks.append((int(re.match(r"@@ -(\d+)", line).group(1)), []))
+            elif not line.startswith("--- "):
+                hunks[-1][1].append(line or " ")
+
+    def count(self, sign):
+        return sum(line[0] == sign for _, hunk in self.hunks["train_gpt.c"] for line in hunk)
+
+    def options(self):
+        """What the diff adds to the variants in test_gpt.c."""
+        added = [line[1:].strip() for _, hunk in self.hunks["test_gpt.c"] for line in hunk if line[0] == "+"]
+        return [line.strip('",') for line in added]
+
+    def apply(self, name, text):
+        """The file `name` changed. Each hunk goes where its lines are found nearest to where they were. If they are
+        nowhere, a neighbour of the change may have changed itself: without it they must be found just once."""
+        lines = text.splitlines()
+        moved = 0
+        for at, hunk in self.hunks.get(name, []):
+            first, last = hunk[0][0] == " ", hunk[-1][0] == " "
+            for head, tail in [(0, 0), (0, last), (first, 0), (first, last)]:
+                part = hunk[head : len(hunk) - tail]
+                old = [line[1:] for line in part if line[0] != "+"]
+                where = [i for i in range(len(lines)) if old and lines[i : i + len(old)] == old]
+                if where and (len(where) == 1 or not (head or tail)):
+                    break
+            else:
+                raise Failed(f"{self.name} no longer applies to {name}: near its line {at + moved} there should be\n"
+                             + "\n".join("    " + line[1:] for line in hunk if line[0] != "+"))
+            i = min(where, key=lambda i: abs(i - (at - 1 + moved)))
+            lines[i : i + len(old)] = [line[1:] for line in part if line[0] != "-"]
+            moved += sum({"+": 1, "-": -1, " ": 0}[line[0]] for line in part)
+        return "\n".join(lines) + "\n"
+
+
+def prepare(diff):
+    """A folder with the program as the diff makes it, or as it is."""
+    folder = os.path.join(BUILD, diff.name[:-5] if diff else "gpt2")
+    os.makedirs(folder, exist_ok=True)
+    for name in FILES:
+        text = read(os.path.join(ROOT, name))
+        text = diff.apply(name, text) if diff else text
+        if not os.path.exists(os.path.join(folder, name)) or read(os.path.join(folder, name)) != text:
+            write(os.path.join(folder, name), text)
+    shutil.copy2(os.path.join(ROOT, "Makefile"), folder)
+    data = os.path.join(folder, "data")
+    if not os.path.islink(data):
+        os.symlink(os.path.join(ROOT, "data"), data)
+    return folder
+
+
+def run(folder, *command):
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    if done.returncode:
+        raise Failed(f"{' '.join(command)} in {folder}: status {done.returncode}\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+    return done.stdout
+
+
+def train(folder, options, steps):
+    """(parameters, median of a step in ms, validation loss)"""
+    out = run(folder, "./train_gpt", *options.split(), "--steps", str(steps), "--val-every", "0", "--sample-every", "0",
+              "--save-every", "0", "--tokens", "0", "--log", "log.csv", "--checkpoint", "gpt.safetensors")
+    rows = [line.split(",") for line in read(os.path.join(folder, "log.csv")).splitlines()[1:]]
+    return int(re.search(r"(\d+) parameters", out).group(1)), statistics.median(float(r[5]) for r in rows), float(rows[-1][2])
+
+
+def show(*cells):
+    print("{:14}{:>7}{:>5}{:>5}{:>12}{:>9}{:>7}{:>9}".format(*cells), flush=True)
+
+
+def try_one(diff, arguments):
+    folder = prepare(diff)
+    run(folder, "make", "-s", "build/test_gpt", "train_gpt")
+    run(folder, "build/test_gpt", "variants")
+    several = diff and len(diff.options()) > 1
+    for options in diff.options() if diff else [""]:
+        name = options.replace("--", "") if several else diff.name[:-5] if diff else "GPT-2"
+        size = [len(diff.hunks["train_gpt.c"]), diff.count("+"), diff.count("-")] if diff else [""] * 3
+        steps = 20
+        parameters, ms, loss = train(folder, options, steps)
+        if not arguments.check:
+            steps = max(steps, round(1000 * arguments.seconds / ms))
+            parameters, ms, loss = train(folder, options, steps)
+        show(name, *size, parameters, f"{ms:.1f}", steps, f"{loss:.4f}")
+
+
+def refresh(diff):
+    """The same change against today's files."""
+    text = diff.about
+    for name in FILES:
+        changed = diff.apply(name, read(os.path.join(ROOT, name)))
+        text += subprocess.run(["diff", f"-U{NEIGHBOURS}", "--label", "a/" + name, "--label", "b/" + name,
+                                os.path.join(ROOT, name), "-"], input=changed, capture_output=True, text=True).stdout
+    write(os.path.join(HERE, diff.name), text)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME")
+    parser.add_argument("--seconds", type=float, default=60, help="of training, for each [60]")
+    for flag in ["--check", "--only-apply", "--refresh"]:
+        parser.add_argument(flag, action="store_true")
+    arguments = parser.parse_args()
+    names = arguments.names or sorted(os.path.basename(p)[:-5] for p in glob.glob(os.path.join(HERE, "*.diff")))
+    diffs = [Diff(os.path.join(HERE, name + ".diff")) for name in names]
+    applying = arguments.only_apply or arguments.refresh
+    failed = 0
+    if not applying:
+        run(ROOT, "make", "-s", "data")
+        show("", "places", "+", "-", "parameters", "ms", "steps", "loss")
+    for diff in ([] if applying or arguments.names else [None]) + diffs:
+        try:
+            if arguments.refresh:
+                refresh(diff)
+            elif arguments.only_apply:
+                print(prepare(diff))
+            else:
+                try_one(diff, arguments)
+        except Failed as error:
+            failed += 1
+            print(error, flush=True)
+    if not applying:
+        print(f"{len(diffs) + (not arguments.names) - failed} passed, {failed} failed")
+    sys.exit(failed > 0)
+
+
+if __name__ == "__main__":
+    main()
