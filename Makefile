@@ -33,7 +33,7 @@ ifeq ($(filter $(PRECISION),bf16 fp32),)
 $(error PRECISION is bf16 or fp32, not '$(PRECISION)')
 endif
 
-.PHONY: all help test test_twin test_gpt_cu bench cpu_path mutate fuzz faults coverage clean data tools nvcc FORCE
+.PHONY: all help test test_twin test_gpt_cu bench cpu_path variants mutate fuzz faults coverage clean data tools nvcc FORCE
 
 all: train_gpt
 
@@ -47,6 +47,8 @@ help:
 	@echo "learn, more in dev/learn/README.md"
 	@echo "  make cpu_path      the multiply in steps, from three loops to train_gpt.c's,"
 	@echo "                     each timed; ten seconds"
+	@echo "  make variants      what changed since GPT-2: eight diffs, tested and trained;"
+	@echo "                     VARIANTS=--check: tested only"
 	@echo "  make -C dev/learn/cuda check"
 	@echo "                     GPU kernels in steps, each checked, without a GPU"
 	@echo "  make train_gpt_cu_on_cpu"
@@ -155,6 +157,9 @@ build/cpu_path: dev/learn/cpu/matmul.c train_gpt.c Makefile build/compile | tool
 
 cpu_path: build/cpu_path
 	./build/cpu_path $(CPU_PATH)
+
+variants: | tools
+	$(PYTHON) dev/learn/variants/run.py $(VARIANTS)
 
 mutate: | tools
 	$(PYTHON) dev/check/mutate.py
