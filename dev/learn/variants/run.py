@@ -6,6 +6,7 @@
     python3 dev/learn/variants/run.py --check                the tests and a few steps, without the long training
     python3 dev/learn/variants/run.py --only-apply window    makes build/variants/window, to look at and to work in
     python3 dev/learn/variants/run.py --refresh              writes the diffs anew, after the lines around them changed
+    python3 dev/learn/variants/run.py --write window         the same from what is in build/variants/window now
 
 A diff is in the form that `patch -p1` takes, behind a text that says what it is. It adds to test_gpt.c the options that
 choose the variant, and those are what is trained here. Printed for each:
@@ -32,6 +33,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.dirname(HERE)))
 BUILD = os.path.join(ROOT, "build", "variants")
 FILES = ["train_gpt.c", "test_gpt.c"]
 NEIGHBOURS = 1  # lines of context, few so that a diff outlives small changes around it
+NEAR = 150  # lines that a change may have moved more than the one before it
 
 
 class Failed(Exception):
@@ -73,25 +75,40 @@ class Diff:
         return [line.strip('",') for line in added]
 
     def apply(self, name, text):
-        """The file `name` changed. Each hunk goes where its lines are found nearest to where they were. If they are
-        nowhere, a neighbour of the change may have changed itself: without it they must be found just once."""
+        """The file `name` changed. Each change goes where its lines are found nearest to where they were. If they are
+        nowhere, a line beside them may have changed: without it they must be found just once near there."""
         lines = text.splitlines()
         moved = 0
-        for at, hunk in self.hunks.get(name, []):
-            first, last = hunk[0][0] == " ", hunk[-1][0] == " "
+        for at, change in self.changes(name):
+            first, last = change[0][0] == " ", change[-1][0] == " "
             for head, tail in [(0, 0), (0, last), (first, 0), (first, last)]:
-                part = hunk[head : len(hunk) - tail]
+                part = change[head : len(change) - tail]
                 old = [line[1:] for line in part if line[0] != "+"]
-                where = [i for i in range(len(lines)) if old and lines[i : i + len(old)] == old]
-                if where and (len(where) == 1 or not (head or tail)):
+                expected = at - 1 + head + moved
+                where = [i for i in range(len(lines)) if "".join(old).strip() and lines[i : i + len(old)] == old]
+                if head or tail:
+                    where = [i for i in where if abs(i - expected) < NEAR]
+                if len(where) == 1 or (where and not (head or tail)):
                     break
             else:
                 raise Failed(f"{self.name} no longer applies to {name}: near its line {at + moved} there should be\n"
-                             + "\n".join("    " + line[1:] for line in hunk if line[0] != "+"))
-            i = min(where, key=lambda i: abs(i - (at - 1 + moved)))
+                             + "\n".join("    " + line[1:] for line in change if line[0] != "+"))
+            i = min(where, key=lambda i: abs(i - expected))
             lines[i : i + len(old)] = [line[1:] for line in part if line[0] != "-"]
-            moved += sum({"+": 1, "-": -1, " ": 0}[line[0]] for line in part)
+            moved += i - expected + sum({"+": 1, "-": -1, " ": 0}[line[0]] for line in part)
         return "\n".join(lines) + "\n"
+
+    def changes(self, name):
+        """The hunks cut into runs of changed lines, each with a line before it and one after: (line, lines)."""
+        for at, hunk in self.hunks.get(name, []):
+            start = 0
+            while any(line[0] != " " for line in hunk[start:]):
+                first = next(i for i in range(start, len(hunk)) if hunk[i][0] != " ")
+                end = next((i for i in range(first, len(hunk)) if hunk[i][0] == " "), len(hunk))
+                begin = max(start, first - 1)
+                skipped = sum(line[0] != "+" for line in hunk[:begin])
+                yield at + skipped, hunk[begin : end + 1]
+                start = end
 
 
 def prepare(diff):
@@ -145,26 +162,25 @@ def try_one(diff, arguments):
         show(name, *size, parameters, f"{ms:.1f}", steps, f"{loss:.4f}")
 
 
-def refresh(diff):
-    """The same change against today's files."""
-    text = diff.about
-    for name in FILES:
-        changed = diff.apply(name, read(os.path.join(ROOT, name)))
-        text += subprocess.run(["diff", f"-U{NEIGHBOURS}", "--label", "a/" + name, "--label", "b/" + name,
-                                os.path.join(ROOT, name), "-"], input=changed, capture_output=True, text=True).stdout
-    write(os.path.join(HERE, diff.name), text)
+def write_diff(name, about, changed):
+    """changed: the text of each of FILES."""
+    text = about
+    for file, new in zip(FILES, changed):
+        text += subprocess.run(["diff", f"-U{NEIGHBOURS}", "--label", "a/" + file, "--label", "b/" + file,
+                                os.path.join(ROOT, file), "-"], input=new, capture_output=True, text=True).stdout
+    write(os.path.join(HERE, name), text)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME")
     parser.add_argument("--seconds", type=float, default=60, help="of training, for each [60]")
-    for flag in ["--check", "--only-apply", "--refresh"]:
+    for flag in ["--check", "--only-apply", "--refresh", "--write"]:
         parser.add_argument(flag, action="store_true")
     arguments = parser.parse_args()
     names = arguments.names or sorted(os.path.basename(p)[:-5] for p in glob.glob(os.path.join(HERE, "*.diff")))
     diffs = [Diff(os.path.join(HERE, name + ".diff")) for name in names]
-    applying = arguments.only_apply or arguments.refresh
+    applying = arguments.only_apply or arguments.refresh or arguments.write
     failed = 0
     if not applying:
         run(ROOT, "make", "-s", "data")
@@ -172,7 +188,10 @@ def main():
     for diff in ([] if applying or arguments.names else [None]) + diffs:
         try:
             if arguments.refresh:
-                refresh(diff)
+                write_diff(diff.name, diff.about, [diff.apply(f, read(os.path.join(ROOT, f))) for f in FILES])
+            elif arguments.write:
+                folder = os.path.join(BUILD, diff.name[:-5])
+                write_diff(diff.name, diff.about, [read(os.path.join(folder, f)) for f in FILES])
             elif arguments.only_apply:
                 print(prepare(diff))
             else:
