@@ -1514,7 +1514,7 @@ static void check_slopes(Model* model, Activations* a, const int* tokens, const 
         }
         double measured[2];
         for (int k = 0; k < 2; k++) {
-            double step = 0.02 / slope / (k + 1);
+            double step = 0.01 / slope / (k + 1);
             measured[k] = (loss_at(model, a, t, w, d, step, tokens, targets) -
                            loss_at(model, a, t, w, d, -step, tokens, targets)) /
                           (2 * step);

@@ -822,8 +822,7 @@ static double step_operations(Config c, size_t B, size_t T) {
 // training loop and generation drive either through this struct. `wait` returns when all that was asked for is done;
 // loss and gradient norm may be read from the model only then.
 typedef struct {
-    const char* (*start)(void);            // readies the device and describes it
-    const char* (*refuses)(Config config); // the first option of this shape that it does not compute, or NULL
+    const char* (*start)(void); // readies the device and describes it
     size_t (*memory_available)(void);
     size_t (*memory)(Config config, size_t B, size_t T, bool training);
     double (*peak)(void);
@@ -840,6 +839,7 @@ typedef struct {
     void (*to_host)(float* to, const float* from, size_t n); // between the model's blocks and the host
     void (*to_device)(float* to, const float* from, size_t n);
     void (*read_activation)(float* to, const Activations* a, const float* tensor, size_t n); // first n of one of a's
+    const char* (*refuses)(Config config); // the first option of a shape that it does not compute; NULL: computes all
 } Device;
 extern const Device cpu; // this file's
 static const Device* device = &cpu;
@@ -1766,11 +1766,6 @@ static const char* cpu_start(void) {
     return name;
 }
 
-static const char* cpu_refuses(Config c) {
-    (void)c;
-    return NULL;
-}
-
 // The first option by which a model is not GPT-2, which has the rows up to L, or NULL.
 static const char* beyond_gpt2(Config c) {
 #define BEYOND(field, option, initial, least, most, help) \
@@ -1786,22 +1781,11 @@ static void cpu_read_activation(float* to, const Activations* a, const float* te
     cpu_copy(to, tensor, n);
 }
 
-const Device cpu = {cpu_start,
-                    cpu_refuses,
-                    memory_available,
-                    cpu_memory,
-                    cpu_peak,
-                    cpu_create_model,
-                    cpu_create_activations,
-                    cpu_free_model,
-                    cpu_free_activations,
-                    cpu_forward,
-                    cpu_backward,
-                    cpu_update,
-                    cpu_wait,
-                    cpu_copy,
-                    cpu_copy,
-                    cpu_read_activation};
+// clang-format off
+const Device cpu = {cpu_start, memory_available, cpu_memory, cpu_peak, cpu_create_model, cpu_create_activations,
+                    cpu_free_model, cpu_free_activations, cpu_forward, cpu_backward, cpu_update, cpu_wait,
+                    cpu_copy, cpu_copy, cpu_read_activation, NULL};
+// clang-format on
 static const Device* cuda_device;    // in a program built from train_gpt.cu
 static int (*compare_devices)(void); // likewise
 
@@ -2862,7 +2846,7 @@ static Config choose_config(const Tokenizer* t, const Checkpoint* from) {
     if (t) config.V = t->V;
     opt.model = config; // for the next checkpoint
     if (config.C % config.H) fail(2, "--channels %zu is not divisible by --heads %zu", config.C, config.H);
-    const char* refused = device->refuses(config);
+    const char* refused = device->refuses ? device->refuses(config) : NULL;
     if (refused) die("this device does not compute a model with %s: --device cpu does", refused);
     return config;
 }

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""What changed since GPT-2, tried: each *.diff beside this file is applied to a copy of the program, tested and trained.
+"""What changed since GPT-2: each *.diff beside this file is applied to a copy of the program, tested and trained.
 
     python3 dev/learn/variants/run.py                        all of them; `make variants` is the same
     python3 dev/learn/variants/run.py window rmsnorm         these
-    python3 dev/learn/variants/run.py --check                the tests and a few steps, without the long training
+    python3 dev/learn/variants/run.py --check                only the tests
     python3 dev/learn/variants/run.py --only-apply window    makes build/variants/window, to look at and to work in
     python3 dev/learn/variants/run.py --refresh              writes the diffs anew, after the lines around them changed
     python3 dev/learn/variants/run.py --write window         the same from what is in build/variants/window now
@@ -13,14 +13,17 @@ choose the variant, and those are what is trained here. Printed for each:
 
     places, +, -   hunks of the diff, lines it adds and lines it takes away, of train_gpt.c
     parameters     of the model with the program's default sizes
-    ms             the median of a step
-    steps, loss    what training for --seconds comes to: so many steps, and the validation loss after the last
+    ms             of a step, the lower quartile
+    steps, loss    so many steps fit into --seconds; after as many, over which the learning rate falls as always, this is
+                   the validation loss
 
 Only the standard library is used. The exit status is 1 if a diff no longer applies or a test fails.
 """
 
 import argparse
 import glob
+import json
+import math
 import os
 import re
 import shutil
@@ -33,6 +36,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.dirname(HERE)))
 BUILD = os.path.join(ROOT, "build", "variants")
 FILES = ["train_gpt.c", "test_gpt.c"]
 NEIGHBOURS = 1  # lines of context, few so that a diff outlives small changes around it
+ROUNDS = 4  # of timing
 NEAR = 150  # lines that a change may have moved more than the one before it
 
 
@@ -130,36 +134,57 @@ def prepare(diff):
 def run(folder, *command):
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     if done.returncode:
-        raise Failed(f"{' '.join(command)} in {folder}: status {done.returncode}\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+        said = done.stdout[-2000:] + done.stderr[-2000:]
+        raise Failed(f"{' '.join(command)} in {folder}: status {done.returncode}\n{said}")
     return done.stdout
 
 
-def train(folder, options, steps):
-    """(parameters, median of a step in ms, validation loss)"""
-    out = run(folder, "./train_gpt", *options.split(), "--steps", str(steps), "--val-every", "0", "--sample-every", "0",
-              "--save-every", "0", "--tokens", "0", "--log", "log.csv", "--checkpoint", "gpt.safetensors")
-    rows = [line.split(",") for line in read(os.path.join(folder, "log.csv")).splitlines()[1:]]
-    return int(re.search(r"(\d+) parameters", out).group(1)), statistics.median(float(r[5]) for r in rows), float(rows[-1][2])
+class Variant:
+    """One row of the table."""
+
+    def __init__(self, diff, options):
+        several = diff and len(diff.options()) > 1
+        self.diff, self.options, self.folder = diff, options, prepare(diff)
+        self.name = options.replace("--", "") if several else diff.name[:-5] if diff else "GPT-2"
+        self.ms = []
+
+    def train(self, steps):
+        run(self.folder, "./train_gpt", *self.options.split(), "--steps", str(steps), "--val-every", "0",
+            "--sample-every", "0", "--save-every", "0", "--tokens", "0", "--log", "log.csv",
+            "--checkpoint", "gpt.safetensors")
+        rows = [line.split(",") for line in read(os.path.join(self.folder, "log.csv")).splitlines()[1:]]
+        self.ms += [float(row[5]) for row in rows]
+        return float(rows[-1][2])
+
+    def parameters(self):
+        """Counted in the checkpoint: the shapes of the tensors that are not moments."""
+        with open(os.path.join(self.folder, "gpt.safetensors"), "rb") as f:
+            header = json.loads(f.read(int.from_bytes(f.read(8), "little")))
+        return sum(math.prod(tensor["shape"]) for name, tensor in header.items()
+                   if not name.startswith(("adam.", "__metadata__")))
+
+    def row(self, ms, steps, loss):
+        size = [""] * 3
+        if self.diff:
+            size = [len(self.diff.hunks["train_gpt.c"]), self.diff.count("+"), self.diff.count("-")]
+        show(self.name, *size, self.parameters(), ms, steps, loss)
 
 
 def show(*cells):
     print("{:14}{:>7}{:>5}{:>5}{:>12}{:>9}{:>7}{:>9}".format(*cells), flush=True)
 
 
-def try_one(diff, arguments):
-    folder = prepare(diff)
-    run(folder, "make", "-s", "build/test_gpt", "train_gpt")
-    run(folder, "build/test_gpt", "variants")
-    several = diff and len(diff.options()) > 1
-    for options in diff.options() if diff else [""]:
-        name = options.replace("--", "") if several else diff.name[:-5] if diff else "GPT-2"
-        size = [len(diff.hunks["train_gpt.c"]), diff.count("+"), diff.count("-")] if diff else [""] * 3
-        steps = 20
-        parameters, ms, loss = train(folder, options, steps)
-        if not arguments.check:
-            steps = max(steps, round(1000 * arguments.seconds / ms))
-            parameters, ms, loss = train(folder, options, steps)
-        show(name, *size, parameters, f"{ms:.1f}", steps, f"{loss:.4f}")
+def compare(variants, seconds):
+    """Times a few steps of each in turn, so that whatever else the machine does meets all alike, and takes the lower
+    quartile; then trains each for as many steps as fit into the seconds."""
+    for _ in range(ROUNDS):
+        for variant in variants:
+            variant.train(20)
+    show("", "places", "+", "-", "parameters", "ms", "steps", "loss")
+    for variant in variants:
+        ms = statistics.quantiles(variant.ms)[0]
+        steps = round(1000 * seconds / ms)
+        variant.row(f"{ms:.1f}", steps, f"{variant.train(steps):.4f}")
 
 
 def write_diff(name, about, changed):
@@ -180,12 +205,11 @@ def main():
     arguments = parser.parse_args()
     names = arguments.names or sorted(os.path.basename(p)[:-5] for p in glob.glob(os.path.join(HERE, "*.diff")))
     diffs = [Diff(os.path.join(HERE, name + ".diff")) for name in names]
-    applying = arguments.only_apply or arguments.refresh or arguments.write
-    failed = 0
-    if not applying:
+    testing = not (arguments.only_apply or arguments.refresh or arguments.write)
+    if testing:
         run(ROOT, "make", "-s", "data")
-        show("", "places", "+", "-", "parameters", "ms", "steps", "loss")
-    for diff in ([] if applying or arguments.names else [None]) + diffs:
+    variants, failed = [], 0
+    for diff in ([None] if testing else []) + diffs:
         try:
             if arguments.refresh:
                 write_diff(diff.name, diff.about, [diff.apply(f, read(os.path.join(ROOT, f))) for f in FILES])
@@ -195,12 +219,18 @@ def main():
             elif arguments.only_apply:
                 print(prepare(diff))
             else:
-                try_one(diff, arguments)
+                folder = prepare(diff)
+                run(folder, "make", "-s", "build/test_gpt", "train_gpt")
+                run(folder, "build/test_gpt", "variants")
+                print("tests pass:", diff.name if diff else "GPT-2", flush=True)
+                variants += [Variant(diff, options) for options in (diff.options() if diff else [""])]
         except Failed as error:
             failed += 1
             print(error, flush=True)
-    if not applying:
-        print(f"{len(diffs) + (not arguments.names) - failed} passed, {failed} failed")
+    if testing and not arguments.check:
+        compare(variants, arguments.seconds)
+    if testing:
+        print(f"{len(diffs) + 1 - failed} passed, {failed} failed")
     sys.exit(failed > 0)
 
 
