@@ -258,10 +258,10 @@ static void replace_file(const char* path) {
     static char news[100000];
     Output out;
     memset(news, 'n', sizeof news);
-    output_open(&out, path);
+    output_open(&out, path, 0);
     output_write(&out, news, sizeof news / 2);
     output_write(&out, news, sizeof news / 2);
-    output_replace(&out);
+    output_finish(&out);
 }
 
 static void test_replace_file(void) {
@@ -2649,7 +2649,7 @@ static void write_safetensors(const char* path, Builder* b) {
     free(text);
 }
 
-// All tensors of a GPT-2 but `except` (or NULL), of random bits.
+// All tensors of a GPT-2 but `except` (or NULL), of random bits that are finite numbers.
 static void add_model(Builder* b, Config config, const char* prefix, const char* type, const char* except) {
     Model m;
     memset(&m, 0, sizeof m);
@@ -2666,7 +2666,10 @@ static void add_model(Builder* b, Config config, const char* prefix, const char*
         else
             snprintf(shape, sizeof shape, "[%zu]", t->columns);
         uint8_t* data = (uint8_t*)allocate(bytes, 1, "a test's tensor");
-        for (size_t k = 0; k < bytes; k++) data[k] = (uint8_t)random_bits(i, k);
+        for (size_t k = 0; k < bytes; k++) {
+            bool top = (k + 1) % (bytes / t->size) == 0; // has most of the exponent, which must not be all ones
+            data[k] = (uint8_t)random_bits(i, k) & (top ? 0xBF : 0xFF);
+        }
         add_entry(b, name, type, shape, bytes, data);
         free(data);
     }
@@ -2710,9 +2713,10 @@ static void test_checkpoint_round_trip(void) {
     for (size_t i = 0; i < 3; i++) {
         Model m, back;
         make_model(&m, shapes[i], true, 5);
-        for (size_t t = 0; t < m.tensor_count; t++) // moments of bits that no arithmetic would leave alone
+        for (size_t t = 0; t < m.tensor_count; t++) // moments of bits that no arithmetic would leave alone, but finite
             for (size_t j = 0; j < m.tensors[t].size; j++) {
-                uint32_t bits[2] = {(uint32_t)random_bits(t, j), (uint32_t)random_bits(t + 1000, j)};
+                uint32_t bits[2] = {(uint32_t)random_bits(t, j) & 0xBFFFFFFF,
+                                    (uint32_t)random_bits(t + 1000, j) & 0xBFFFFFFF};
                 float x[2];
                 memcpy(x, bits, sizeof x);
                 device->to_device(m.moment1 + m.tensors[t].offset + j, x, 1);
@@ -3710,12 +3714,17 @@ static void test_keep_old(void) {
     r = cli("--resume --data %s --checkpoint %s", data, path);
     CHECK(!r->status && !strstr(r->out, "is kept"), "resuming: %s%s", r->out, r->err);
     CHECK(same_files(good, old), "resuming has changed what was kept");
-    // A folder that stands in the way.
+    // What is there is never replaced, be it a folder.
     unlink(old);
     mkdir(old, 0777);
-    CHECK_FAILURE(cli(RUN, data, path, 1), 1, "cannot keep", "a folder named NAME.old");
-    CHECK_FAILURE(cli("--resume --data %s --checkpoint %s", data, path), 1, "has done all of its 4 steps",
-                  "a checkpoint that cannot be kept, replaced");
+    for (int i = 2; i < 5; i++) {
+        char next[4300];
+        snprintf(next, sizeof next, "%s%d", old, i);
+        CHECK_SUCCESS(cli(RUN, data, path, i), "a run over another");
+        CHECK(exists(next), "run %d is not kept as %s", i, next);
+    }
+    // Stopped in the first step, and by what it prints, a run has changed nothing, or saved itself.
+    CHECK_SUCCESS(cli(RUN, data, good, 9), "a run");
 #undef RUN
 }
 
@@ -4376,10 +4385,11 @@ static void test_cli_mismatch(void) {
     uint16_t tokens[200] = {0};
     tokens[100] = 256;
     write_shard(in_folder("bad.bin"), tokens, 200);
-    CHECK_FAILURE(cli(SMALL_MODEL "--data %s --train %s --checkpoint %s", data, in_folder("bad.bin"), checkpoint), 1,
+    const char* other = in_folder("other.safetensors");
+    CHECK_FAILURE(cli(SMALL_MODEL "--data %s --train %s --checkpoint %s", data, in_folder("bad.bin"), other), 1,
                   "token 100 is 256, but the vocabulary has 256", "a foreign token to train on");
     CHECK_FAILURE(
-        cli(SMALL_MODEL "--data %s --val %s --checkpoint %s --val-every 1", data, in_folder("bad.bin"), checkpoint), 1,
+        cli(SMALL_MODEL "--data %s --val %s --checkpoint %s --val-every 1", data, in_folder("bad.bin"), other), 1,
         "token 100 is 256, but the vocabulary has 256", "a foreign token to validate on");
     // A checkpoint whose options were tampered with.
     size_t size = 0;
@@ -4466,26 +4476,48 @@ static void test_cli_full_disk(void) {
     child.output_path = NULL;
 }
 
-// Weights that are not numbers: found in the first step, or at the first token, before anything is overwritten.
+// Numbers that are not finite are neither taken from a file nor saved in one.
 static void test_cli_nan(void) {
-    const char *data = make_data(), *checkpoint = make_checkpoint(data);
+    const char *data = make_data(), *checkpoint = make_checkpoint(data), *spoilt = in_folder("nan.safetensors");
     const Config config = {256, 24, 16, 2, 1};
     Model m;
-    float nan = NAN;
+    const float bad[] = {12345.678f, NAN, INFINITY, -INFINITY};
     make_model(&m, config, false, 1);
-    device->to_device(m.w.lnf_w + 3, &nan, 1);
-    save_checkpoint(in_folder("nan.safetensors"), &m, false, ",\"--heads\":\"2\"");
+    device->to_device(m.w.lnf_w + 3, &bad[1], 1);
+    CHECK(save_checkpoint(spoilt, &m, false, ",\"--heads\":\"2\"") && !exists(spoilt), "NaN is saved");
+    device->to_device(m.w.lnf_w + 3, &bad[0], 1);
+    CHECK(!save_checkpoint(spoilt, &m, false, ",\"--heads\":\"2\""), "a finite number is not saved");
     device->free_model(&m);
     size_t size = 0, now = 0;
+    char* file = read_file(spoilt, &size);
+    char* at = (char*)memmem(file, size, &bad[0], sizeof(float));
+    for (int i = 1; i < 4; i++) {
+        memcpy(at, &bad[i], sizeof(float));
+        write_file(spoilt, file, size);
+        CHECK_FAILURE(cli("--batch 3 --data %s --init %s --checkpoint %s --save-every 1", data, spoilt, checkpoint), 1,
+                      "tensor ln_f.weight holds numbers that are not finite",
+                      "training from weights that are not finite");
+        CHECK_FAILURE(cli("--data %s --init %s --generate x", data, spoilt), 1, "not finite",
+                      "generating with weights that are not finite");
+    }
+    free(file);
+    // Steps that blow up: what was good is kept, the last step that could be computed with is saved.
     char* before = read_file(checkpoint, &size);
-    CHECK_FAILURE(cli("--batch 3 --data %s --init %s --checkpoint %s --save-every 1", data,
-                      in_folder("nan.safetensors"), checkpoint),
-                  1, "at step 1 the loss is", "training from weights that are NaN");
-    CHECK_FAILURE(cli("--data %s --init %s --generate x", data, in_folder("nan.safetensors")), 1, "not a number",
-                  "generating with weights that are NaN");
+#define RUN     "--data %s --checkpoint %s --layers 1 --heads 2 --channels 32 --context 16 --batch 2 --steps 3 --tokens 0 "
+#define BLOW_UP "--lr 1e3 --min-lr 1e3 --warmup 0 --weight-decay 1e3 --clip 0 "
+    const char* other = in_folder("blown.safetensors");
+    CHECK_FAILURE(cli(RUN BLOW_UP, data, other), 1, "at step 3 the validation loss is",
+                  "a run that blows up in its last step");
+    CHECK(!exists(other), "a model that is not a number is saved");
+    CHECK_FAILURE(cli(RUN BLOW_UP "--save-every 1", data, other), 1, "the validation loss is", "the same, saved");
+    CHECK_SUCCESS(cli("--data %s --checkpoint %s --generate x --tokens 3", data, other), "the last good checkpoint");
+    CHECK_FAILURE(cli(RUN BLOW_UP "--steps 5 --checkpoint %s", data, other, checkpoint), 1, "at step 4 the loss is",
+                  "a NaN loss");
     char* after = read_file(checkpoint, &now);
     CHECK(after && now == size && !memcmp(before, after, size), "a loss that is NaN has cost the checkpoint");
     free(before), free(after);
+#undef BLOW_UP
+#undef RUN
 }
 
 static void test_cli_tokenize(void) {

@@ -46,8 +46,12 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/un.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -1480,21 +1484,41 @@ static uint64_t shuffled(uint64_t i, uint64_t n, uint64_t key) {
 // Errors and files
 //
 // Whatever goes wrong is said in one line on stderr that names the thing and what to do about it, and the program
-// ends with status 1 (2 for a wrong command line). Files are read through mmap with every size checked before it is
-// used, and written under a temporary name that replaces the old file only when all of it is on the disk.
+// ends with status 1 (2 for a wrong command line); but what would be lost with it is saved first. Files are read
+// through mmap with every size checked before it is used, and written without a name, until all of a file is on the
+// disk and takes the old one's place.
 
-static void clear_live_line(void); // the training loop's progress line, wiped before anything else is printed
+enum { MAX_PATH = 4096 };
+
+static void clear_live_line(void);  // the training loop's progress line, wiped before anything else is printed
+static const char* (*rescue)(void); // saves what the end of the program would lose, and says how that went
 
 static void fail(int status, const char* format, ...) {
-    clear_live_line();
-    fflush(stdout);
+    static char line[4 * MAX_PATH]; // should the rescue fail, too, that is said behind what it was to rescue from
+    size_t n = strlen(line);
     va_list args;
     va_start(args, format);
-    fputs("train_gpt: ", stderr);
-    vfprintf(stderr, format, args);
-    fputc('\n', stderr);
+    vsnprintf(line + n, sizeof line - n, format, args);
     va_end(args);
-    exit(status);
+    if (rescue) {
+        const char* (*save)(void) = rescue;
+        rescue = NULL;
+        n = strlen(line);
+        snprintf(line + n, sizeof line - n, "; ");
+        const char* outcome = save();
+        snprintf(line + n + 2, sizeof line - n - 2, "%s", outcome);
+    }
+    clear_live_line();
+    fflush(stdout);
+    for (char* p = line; *p; p++) // a name may hold anything
+        if ((unsigned char)*p < ' ' || *p == 127) *p = '?';
+    fprintf(stderr, "train_gpt: %s\n", line);
+    exit(signalled && status == 1 ? 128 + signalled : status);
+}
+
+// Whatever is printed is worth a look: a closed pipe or a full disk loses it.
+static void check_output(void) {
+    if (fflush(stdout) || ferror(stdout)) die("cannot write to standard output: %s", strerror(errno));
 }
 
 // count * size bytes of zeroed memory, aligned to cache lines. Large blocks are aligned to huge pages, which Linux
@@ -1515,21 +1539,39 @@ static void* allocate(size_t count, size_t size, const char* what) {
     return p;
 }
 
+// The least memory limit of the control groups, of version 1 or 2, that a process is in. list: /proc/self/cgroup, lines
+// such as "0::/user/shell" or "7:memory:/docker/3f"; root: where their files are. A limit also holds in all groups below,
+// and in a container the path may be that outside of it, so all its prefixes are tried, down to none.
+static size_t cgroup_limit(const char* list, const char* root) {
+    size_t least = SIZE_MAX, limit;
+    char line[MAX_PATH], controller[64], path[MAX_PATH], file[3 * MAX_PATH];
+    FILE* groups = fopen(list, "r");
+    while (groups && fgets(line, sizeof line, groups)) {
+        bool second = sscanf(line, "0::%4095[^\n]", path) == 1;
+        if (!second && (sscanf(line, "%*d:%63[^:]:%4095[^\n]", controller, path) != 2 || !strstr(controller, "memory")))
+            continue;
+        for (char* end = path + strlen(path); end; end = strrchr(path, '/')) {
+            *end = 0;
+            snprintf(file, sizeof file, second ? "%s%s/memory.max" : "%s/memory%s/memory.limit_in_bytes", root, path);
+            FILE* f = fopen(file, "r");
+            if (f && fscanf(f, "%zu", &limit) == 1) least = min_size(least, limit);
+            if (f) fclose(f);
+        }
+    }
+    if (groups) fclose(groups);
+    return least;
+}
+
 // Bytes of memory that a program may take: what the system calls available, or a container's limit.
 static size_t memory_available(void) {
-    size_t available = (size_t)sysconf(_SC_PHYS_PAGES) * (size_t)sysconf(_SC_PAGESIZE), kb, limit;
+    size_t available = (size_t)sysconf(_SC_PHYS_PAGES) * (size_t)sysconf(_SC_PAGESIZE), kb;
     char line[256];
     FILE* f = fopen("/proc/meminfo", "r");
     while (f && fgets(line, sizeof line, f))
         if (sscanf(line, "MemAvailable: %zu", &kb) == 1) available = kb * 1024;
     if (f) fclose(f);
-    f = fopen("/sys/fs/cgroup/memory.max", "r");
-    if (f && fscanf(f, "%zu", &limit) == 1) available = min_size(available, limit);
-    if (f) fclose(f);
-    return available;
+    return min_size(available, cgroup_limit("/proc/self/cgroup", "/sys/fs/cgroup"));
 }
-
-enum { MAX_PATH = 4096 };
 
 // folder/name, until the next call.
 static const char* path_in(const char* folder, const char* name) {
@@ -1568,61 +1610,168 @@ static void unmap_file(File* file) {
     file->size = 0;
 }
 
-// A file being written. Until replace() renames it, whatever stood under its final name stays whole.
-typedef struct {
-    FILE* stream;
-    char path[MAX_PATH], temporary[MAX_PATH + 8];
-} Output;
-
-__attribute__((noreturn)) static void output_failed(Output* out) {
-    int error = errno;
-    if (out->stream) {
-        fclose(out->stream);
-        unlink(out->temporary);
-    }
-    die("cannot write %s: %s; whatever stood there before is untouched", out->path, strerror(error));
-}
-
-static void output_open(Output* out, const char* path) {
-    out->stream = NULL;
-    if (strlen(path) >= sizeof out->path) die("the name %.40s... is too long", path);
-    snprintf(out->path, sizeof out->path, "%s", path);
-    snprintf(out->temporary, sizeof out->temporary, "%s.tmp", path);
-    struct stat info; // a folder cannot be replaced, and a device such as /dev/null must not be
-    if (!stat(path, &info) && !S_ISREG(info.st_mode)) die("cannot write %s: it is not a regular file", path);
-    out->stream = fopen(out->temporary, "wb");
-    if (!out->stream) output_failed(out);
-}
-
-static void output_write(Output* out, const void* data, size_t bytes) {
-    if (fwrite(data, 1, bytes, out->stream) != bytes) output_failed(out);
-}
-
-static void output_replace(Output* out) {
-    if (fflush(out->stream) || fsync(fileno(out->stream))) output_failed(out);
-    FILE* stream = out->stream;
-    out->stream = NULL;
-    if (fclose(stream) || rename(out->temporary, out->path)) {
-        int error = errno;
-        unlink(out->temporary);
-        errno = error;
-        output_failed(out);
-    }
-    // The rename itself reaches the disk with the directory.
-    char* slash = strrchr(out->path, '/');
-    char directory[MAX_PATH] = ".";
-    if (slash) snprintf(directory, sizeof directory, "%.*s", (int)(slash - out->path + 1), out->path);
-    int fd = open(directory, O_RDONLY | O_CLOEXEC);
-    if (fd >= 0) {
-        fsync(fd);
-        close(fd);
-    }
-}
-
 static double seconds(void) {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+// A mapped file that somebody cuts off while it is read raises SIGBUS where it is read, a place as good as any to fail.
+static void on_cut_file(int number, siginfo_t* info, void* context) {
+    size_t at = (size_t)info->si_addr, from, to;
+    char line[2 * MAX_PATH], path[MAX_PATH] = "a file";
+    (void)context;
+    signal(number, SIG_DFL);
+    FILE* maps = fopen("/proc/self/maps", "r");
+    while (maps && fgets(line, sizeof line, maps))
+        if (sscanf(line, "%zx-%zx", &from, &to) == 2 && from <= at && at < to)
+            sscanf(line, "%*s %*s %*s %*s %*s %4095[^\n]", path);
+    die("%s was cut off by somebody while it was read", path);
+}
+
+// The folder that a file is in, until the next call.
+static const char* folder_of(const char* path) {
+    static char folder[MAX_PATH];
+    const char* slash = strrchr(path, '/');
+    snprintf(folder, sizeof folder, "%.*s", slash ? (int)(slash - path + 1) : 2, slash ? path : "./");
+    return folder;
+}
+
+// A file being written. It has no name until output_replace() gives it that of the file it replaces: whenever a run
+// ends, that one is whole, and no half of another is left. What goes wrong is kept in `error`, and all that follows does
+// nothing.
+typedef struct {
+    FILE* stream;
+    const char* error;
+    bool named; // where files cannot be without a name, it has a temporary one
+    char path[MAX_PATH], temporary[2 * MAX_PATH];
+} Output;
+
+static void output_failed(Output* out, const char* error) {
+    if (!out->error) out->error = error;
+}
+
+// size: room that it will take on the disk, or 0: to be seen. Found out now.
+static void output_open(Output* out, const char* path, size_t size) {
+    struct stat info;
+    memset(out, 0, sizeof *out);
+    // What a link leads to is replaced, not the link; a folder cannot be, and a device must not be.
+    if (strlen(path) >= MAX_PATH) output_failed(out, strerror(ENAMETOOLONG));
+    if (!*path || path[strlen(path) - 1] == '/') output_failed(out, "that is no file's name");
+    if (!realpath(path, out->path)) snprintf(out->path, sizeof out->path, "%s", path);
+    bool there = !lstat(out->path, &info);
+    if (!there && errno != ENOENT) output_failed(out, strerror(errno));
+    if (there && !S_ISREG(info.st_mode))
+        output_failed(out, S_ISLNK(info.st_mode) ? "it is a link to nothing" : "it is not a regular file");
+    if (there && access(out->path, W_OK)) output_failed(out, strerror(errno));
+    if (out->error) return;
+    const char* folder = folder_of(out->path);
+    mode_t mode = there ? info.st_mode & 0777 : 0666;
+    snprintf(out->temporary, sizeof out->temporary, "%strain_gpt.%x.tmp", folder,
+             (unsigned)random_bits((uint64_t)getpid(), (uint64_t)(1e9 * seconds())));
+    int fd = open(folder, O_TMPFILE | O_WRONLY | O_CLOEXEC, mode);
+    if (fd < 0) {
+        fd = open(out->temporary, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, mode);
+        out->named = fd >= 0;
+    }
+    out->stream = fd < 0 ? NULL : fdopen(fd, "wb");
+    if (!out->stream || (size && fallocate(fd, 0, 0, (off_t)size) && errno != EOPNOTSUPP && errno != ENOSYS))
+        output_failed(out, strerror(errno));
+}
+
+static void output_write(Output* out, const void* data, size_t bytes) {
+    if (!out->error && fwrite(data, 1, bytes, out->stream) != bytes) output_failed(out, strerror(errno));
+}
+
+// Brings what was written to the disk, and under its temporary name.
+static void output_close(Output* out) {
+    char unnamed[64];
+    if (!out->error && (fflush(out->stream) || fsync(fileno(out->stream)))) output_failed(out, strerror(errno));
+    if (!out->error && !out->named) {
+        snprintf(unnamed, sizeof unnamed, "/proc/self/fd/%d", fileno(out->stream));
+        out->named = !linkat(AT_FDCWD, unnamed, AT_FDCWD, out->temporary, AT_SYMLINK_FOLLOW);
+        if (!out->named) output_failed(out, strerror(errno));
+    }
+    if (out->stream && fclose(out->stream)) output_failed(out, strerror(errno));
+}
+
+// Whether it could be written: then it stands in the other's place.
+static bool output_replace(Output* out) {
+    output_close(out);
+    if (!out->error && rename(out->temporary, out->path)) output_failed(out, strerror(errno));
+    if (out->error && out->named) unlink(out->temporary);
+    int fd = open(folder_of(out->path), O_RDONLY | O_CLOEXEC); // the new name reaches the disk with its folder
+    if (fd >= 0) {
+        fsync(fd);
+        close(fd);
+    }
+    return !out->error;
+}
+
+// The same for what nothing can go on without.
+static void output_finish(Output* out) {
+    if (!output_replace(out))
+        die("cannot write %s: %s; whatever stood there before is untouched", out->path, out->error);
+}
+
+// The file that a name leads to, until the next call: a link's end, else the name itself.
+static const char* resolved(const char* path) {
+    static char real[MAX_PATH];
+    struct stat info;
+    return !lstat(path, &info) && S_ISLNK(info.st_mode) && realpath(path, real) ? real : path;
+}
+
+// The first of PATH.old, PATH.old2 and so on that is free, until the next call.
+static const char* free_old_name(const char* path) {
+    static char old[MAX_PATH + 16];
+    struct stat info;
+    snprintf(old, sizeof old, "%s.old", path);
+    for (int n = 2; !lstat(old, &info); n++) snprintf(old, sizeof old, "%s.old%d", path, n);
+    return old;
+}
+
+// What is about to be replaced but is of another run gets a further name. Its own it keeps until then, since that must
+// not be without a file; where a file cannot have two names, it loses it. Returns what went wrong, or NULL.
+static const char* keep_old(const char* path) {
+    const char* old = free_old_name(path);
+    return link(path, old) && rename(path, old) ? strerror(errno) : NULL;
+}
+
+// Two names of one file: here already, or as soon as it is written.
+static bool same_file(const char* a, const char* b) {
+    struct stat x, y;
+    char folder[MAX_PATH];
+    bool there = !stat(a, &x), too = !stat(b, &y);
+    if (!there && !too) {
+        const char *end_a = strrchr(a, '/'), *end_b = strrchr(b, '/');
+        if (strcmp(end_a ? end_a + 1 : a, end_b ? end_b + 1 : b)) return false;
+        snprintf(folder, sizeof folder, "%s", folder_of(a));
+        there = !stat(folder, &x), too = !stat(folder_of(b), &y);
+    }
+    return there && too && x.st_dev == y.st_dev && x.st_ino == y.st_ino;
+}
+
+// Makes a file this process's own until it ends, however it does; ends if it is another's. The sign is a socket that has
+// the file's folder and name for its own name and is in no folder, so that nothing is left behind.
+static void take_file(const char* path) {
+    struct sockaddr_un name;
+    struct ucred other = {0, 0, 0};
+    struct stat info;
+    socklen_t size = sizeof other;
+    const char* slash = strrchr(path, '/');
+    memset(&name, 0, sizeof name);
+    name.sun_family = AF_UNIX;
+    if (stat(folder_of(path), &info)) return;
+    uint64_t key = random_bits((uint64_t)info.st_dev, (uint64_t)info.st_ino);
+    for (const char* p = slash ? slash + 1 : path; *p; p++) key = random_bits(key, (uint8_t)*p);
+    snprintf(name.sun_path + 1, sizeof name.sun_path - 1, "train_gpt %016llx", (unsigned long long)key);
+    int s = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0); // kept open
+    if (s < 0 || !bind(s, (struct sockaddr*)&name, sizeof name) || errno != EADDRINUSE) {
+        if (s >= 0) listen(s, 64);
+        return;
+    }
+    if (!connect(s, (struct sockaddr*)&name, sizeof name)) getsockopt(s, SOL_SOCKET, SO_PEERCRED, &other, &size);
+    die("%s is being written by another train_gpt, process %d", path, (int)other.pid);
 }
 
 // ====================================================================================================================
@@ -2055,7 +2204,7 @@ static void print_token(const Tokenizer* t, int token) {
     size_t length;
     const uint8_t* string = token_string(t, token, &length);
     utf8_print(&generated, string, length, false);
-    fflush(stdout);
+    check_output();
 }
 
 static void print_rest(void) { utf8_print(&generated, NULL, 0, true); }
@@ -2356,6 +2505,12 @@ static float half_to_float(uint16_t h) {
     return x;
 }
 
+static bool all_finite(const float* x, size_t n) {
+    bool finite = true;
+    for (size_t i = 0; i < n; i++) finite &= fabsf(x[i]) <= FLT_MAX;
+    return finite;
+}
+
 // Copies the first t->size numbers of a file's tensor to `to` on the device.
 static void load_tensor(const Checkpoint* c, const Entry* e, const Tensor* t, float* to) {
     float buffer[4096];
@@ -2372,6 +2527,7 @@ static void load_tensor(const Checkpoint* c, const Entry* e, const Tensor* t, fl
             else
                 memcpy(&buffer[j], &bits, sizeof bits);
         }
+        if (!all_finite(buffer, n)) die("%s: tensor %s holds numbers that are not finite", c->file.path, e->name);
         device->to_device(to + i, buffer, n);
     }
 }
@@ -2481,8 +2637,8 @@ static void append(char** text, size_t* length, const char* format, ...) {
 }
 
 // Writes weights, and with `training` the moments. more_metadata: JSON pairs that go into the metadata, each
-// beginning with a comma.
-static void save_checkpoint(const char* path, const Model* model, bool training, const char* more_metadata) {
+// beginning with a comma. Returns what went wrong, or NULL; numbers that are not finite are never saved.
+static const char* save_checkpoint(const char* path, const Model* model, bool training, const char* more_metadata) {
     static const char* const prefixes[] = {"", "adam.m.", "adam.v."};
     float* const blocks[] = {model->weights, model->moment1, model->moment2};
     char* text = NULL;
@@ -2497,21 +2653,23 @@ static void save_checkpoint(const char* path, const Model* model, bool training,
     }
     append(&text, &length, "}%*s", (int)(7 - length % 8), ""); // tensors begin at a multiple of 8 bytes
     Output out;
-    output_open(&out, path);
     uint64_t header = length;
+    output_open(&out, path, 8 + length + at);
     output_write(&out, &header, sizeof header);
     output_write(&out, text, length);
     free(text);
-    float buffer[16384];
-    for (size_t i = 0; i < count; i++) {
+    static float buffer[16384];
+    for (size_t i = 0; i < count && !out.error; i++) {
         const Tensor* t = &model->tensors[i % n];
         for (size_t j = 0, part; j < t->size; j += part) {
             part = min_size(16384, t->size - j);
             device->to_host(buffer, blocks[i / n] + t->offset + j, part);
+            if (!all_finite(buffer, part)) output_failed(&out, "the model holds numbers that are not finite");
             output_write(&out, buffer, part * sizeof(float));
         }
     }
     output_replace(&out);
+    return out.error;
 }
 
 // A folder that transformers' AutoModelForCausalLM.from_pretrained opens.
@@ -2519,7 +2677,8 @@ static void export_model(const char* directory, const Model* model) {
     const char* beyond = beyond_gpt2(model->config);
     if (beyond) die("a model made with %s is not one that transformers' GPT-2 computes", beyond);
     if (mkdir(directory, 0777) && errno != EEXIST) die("cannot make the folder %s: %s", directory, strerror(errno));
-    save_checkpoint(path_in(directory, "model.safetensors"), model, false, "");
+    const char* error = save_checkpoint(path_in(directory, "model.safetensors"), model, false, "");
+    if (error) die("cannot write %s/model.safetensors: %s; whatever stood there before is untouched", directory, error);
     Config c = model->config;
     const char* end_of_text = c.V == 50257 ? "50256" : "null"; // GPT-2's own; weights do not tell another's
     char text[1024];
@@ -2532,9 +2691,9 @@ static void export_model(const char* directory, const Model* model) {
         "  \"torch_dtype\": \"float32\"\n}\n",
         c.V, c.T, c.T, c.C, c.L, c.H, end_of_text, end_of_text);
     Output out;
-    output_open(&out, path_in(directory, "config.json"));
+    output_open(&out, path_in(directory, "config.json"), (size_t)length);
     output_write(&out, text, (size_t)length);
-    output_replace(&out);
+    output_finish(&out);
 }
 
 // ====================================================================================================================
@@ -2743,21 +2902,38 @@ static void parse_command_line(int argc, char** argv) {
 // ====================================================================================================================
 // Training loop
 
-static bool live;      // stdout is a terminal
-static bool line_open; // its last line is the progress line
+static bool live;                       // stdout is a terminal
+static volatile sig_atomic_t line_open; // its last line is the progress line
 
 static void clear_live_line(void) {
     if (line_open) fputs("\r\033[K", stdout);
     line_open = false;
 }
 
+// The first signal is answered at once, and the run saved after the step under way; the second ends the program. Not so
+// a hang-up, of which a terminal that is closed may send two.
 static void on_signal(int number) {
+    static const char answer[] = "train_gpt: finishing the step, then saving; again: leave without saving\n";
+    int error = errno;
+    signal(number, number == SIGHUP ? SIG_IGN : SIG_DFL);
+    ssize_t ignored = line_open ? write(STDOUT_FILENO, "\r\033[K", 4) : 0;
+    if (!signalled) ignored += write(STDERR_FILENO, answer, sizeof answer - 1);
+    (void)ignored; // nobody may be there
+    line_open = false;
     signalled = number;
-    signal(number, SIG_DFL); // a second one ends the program at once
+    errno = error;
 }
 
-static void check_output(void) {
-    if (fflush(stdout) || ferror(stdout)) die("cannot write to standard output: %s", strerror(errno));
+static void catch_signals(void) {
+    static const int numbers[] = {SIGINT, SIGTERM, SIGHUP, SIGXCPU};
+    struct sigaction action, before;
+    memset(&action, 0, sizeof action);
+    action.sa_handler = on_signal;
+    action.sa_flags = SA_RESTART; // output under way is finished first
+    for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++) {
+        sigaction(numbers[i], &action, &before);
+        if (numbers[i] == SIGHUP && before.sa_handler == SIG_IGN) signal(SIGHUP, SIG_IGN); // nohup
+    }
 }
 
 static const char* data_path(const char* name) { return path_in(opt.data, name); }
@@ -2885,7 +3061,7 @@ static int run_generate(void) {
     check_output();
     device->free_activations(&a), device->free_model(&model);
     free(prompt), free_tokenizer(&t);
-    return signalled ? 128 + signalled : 0;
+    return 0;
 }
 
 static int run_tokenize(void) {
@@ -2919,10 +3095,14 @@ typedef struct {
     Activations a, sampler; // a batch; one sequence, to sample from
     int *inputs, *targets;  // (B,T)
     size_t B, T;
-    size_t step;       // steps done
-    uint64_t taken;    // training windows taken
-    bool batch_loaded; // inputs and targets hold the next ones
-    bool keep_old;     // another run's checkpoint stands under this one's name
+    size_t step;                                   // steps done
+    uint64_t taken;                                // training windows taken by these
+    uint64_t next;                                 // the window that is to be loaded next
+    bool batch_loaded;                             // inputs and targets hold it and those after it
+    size_t saved;                                  // the step that the checkpoint holds
+    double retry;                                  // when to save again what could not be saved; 0: nothing
+    struct stat own;                               // the checkpoint, if this run wrote it or began from it
+    char checkpoint[MAX_PATH], log_path[MAX_PATH]; // the files themselves, not links to them
     FILE* log;
     double peak;                                                // operations a second
     size_t first;                                               // the step that the run began or resumed after
@@ -2936,19 +3116,20 @@ static double rate_at(size_t step) {
     return learning_rate(step, (size_t)opt.warmup, (size_t)opt.steps, opt.lr, opt.min_lr);
 }
 
-// Another run's checkpoint stays as NAME.old. It is linked there, since its own name must not be without a file while
-// the new one is written; where a file cannot have two names, it is renamed.
-static void keep_old_checkpoint(void) {
-    char old[MAX_PATH + 8];
-    snprintf(old, sizeof old, "%s.old", opt.checkpoint);
-    unlink(old);
-    if (link(opt.checkpoint, old) && rename(opt.checkpoint, old))
-        die("cannot keep %s as %s: %s", opt.checkpoint, old, strerror(errno));
+// Whether a file that stands where the checkpoint goes is of another run, or was put there by somebody.
+static bool is_foreign(const Run* run) {
+    struct stat now;
+    const struct timespec *a = &now.st_mtim, *b = &run->own.st_mtim;
+    return !stat(run->checkpoint, &now) && !(now.st_dev == run->own.st_dev && now.st_ino == run->own.st_ino &&
+                                             a->tv_sec == b->tv_sec && a->tv_nsec == b->tv_nsec);
 }
 
-static void save_run(Run* run) {
-    if (run->keep_old) keep_old_checkpoint();
-    run->keep_old = false;
+// Returns what went wrong, or NULL.
+static const char* save_run(Run* run) {
+    device->forward(&run->model, &run->a, run->inputs, run->targets, 1, run->T, 0, false);
+    if (!isfinite(take_loss(&run->model))) return "the model's loss is not a number any more";
+    const char* error = is_foreign(run) ? keep_old(run->checkpoint) : NULL;
+    if (error) return error;
     char* text = NULL;
     size_t length = 0;
     append(&text, &length, ",\"step\":\"%zu\",\"windows\":\"%llu\"", run->step, (unsigned long long)run->taken);
@@ -2960,8 +3141,12 @@ static void save_run(Run* run) {
         if (o->use & SHAPE && !*o->whole) continue; // as in GPT-2
         append(&text, &length, ",\"%s\":\"%.17g\"", o->name, o->whole ? (double)*o->whole : *o->real);
     }
-    save_checkpoint(opt.checkpoint, &run->model, true, text);
+    error = save_checkpoint(run->checkpoint, &run->model, true, text);
     free(text);
+    if (error) return error;
+    stat(run->checkpoint, &run->own);
+    run->saved = run->step;
+    return NULL;
 }
 
 // Takes over the options of the run that wrote the checkpoint; those given now replace them. What that run did not know
@@ -2988,38 +3173,85 @@ static void resume_options(Run* run, const Checkpoint* c) {
     if (strcmp(now, tokenizer)) die("%s was trained with another %s", c->file.path, run->tokenizer.file.path);
 }
 
-// Opens the log. A resumed run keeps the rows of the steps that its checkpoint has seen.
-static void open_log(Run* run) {
-    if (!opt.log) return;
-    FILE* old = opt.resume ? fopen(opt.log, "r") : NULL;
-    if (opt.resume && !old && errno != ENOENT) die("cannot open %s: %s", opt.log, strerror(errno));
+static const char log_title[] = "step,loss,val_loss,lr,grad_norm,ms,tokens_per_s\n";
+
+// The log that is there: read only, since what is no log must not become one.
+static File find_log(Run* run) {
+    struct stat info, stream;
+    File log = {"", (const uint8_t*)"", 0};
+    if (!opt.log) return log;
+    snprintf(run->log_path, sizeof run->log_path, "%s", resolved(opt.log));
+    if (same_file(run->log_path, run->checkpoint)) fail(2, "--log and --checkpoint are the same file, %s", opt.log);
+    take_file(run->log_path);
+    if (stat(run->log_path, &info)) return log;
+    for (int i = STDOUT_FILENO; i <= STDERR_FILENO; i++)
+        if (!fstat(i, &stream) && stream.st_dev == info.st_dev && stream.st_ino == info.st_ino)
+            fail(2, "--log %s is where the program prints to: give it a file of its own", opt.log);
+    log = map_file(run->log_path, "");
+    if (log.size && (log.size < strlen(log_title) || memcmp(log.data, log_title, strlen(log_title))))
+        die("%s is no log of a training run: give --log another name", opt.log);
+    return log;
+}
+
+// Begins the log. A resumed run keeps the rows of the steps that its checkpoint has seen; another run's log is kept.
+static void open_log(Run* run, File* old) {
     Output out;
-    output_open(&out, opt.log);
-    const char* title = "step,loss,val_loss,lr,grad_norm,ms,tokens_per_s\n";
-    output_write(&out, title, strlen(title));
-    char line[512];
-    while (old && fgets(line, sizeof line, old)) {
-        size_t step = strtoul(line, NULL, 10);
-        if (step > 0 && step <= run->step && strchr(line, '\n')) output_write(&out, line, strlen(line));
+    size_t title = strlen(log_title);
+    const char *row = (const char*)old->data + min_size(title, old->size), *end = (const char*)old->data + old->size;
+    output_open(&out, run->log_path, 0);
+    output_write(&out, log_title, title);
+    for (const char* next; opt.resume && (next = (const char*)memchr(row, '\n', (size_t)(end - row))); row = next) {
+        size_t step = strtoul(row, NULL, 10);
+        next++;
+        if (step > 0 && step <= run->step) output_write(&out, row, (size_t)(next - row));
     }
-    if (old && ferror(old)) output_failed(&out);
-    if (old) fclose(old);
-    output_replace(&out);
-    run->log = fopen(opt.log, "a");
+    if (!opt.resume && old->size > title && !out.error) {
+        const char* error = keep_old(run->log_path);
+        if (error) output_failed(&out, error);
+    }
+    output_finish(&out);
+    unmap_file(old);
+    run->log = fopen(run->log_path, "a");
     if (!run->log) die("cannot write %s: %s", opt.log, strerror(errno));
 }
 
-// That the checkpoint can be written is tried before the work that it is to keep. It may replace one, which is to be
-// kept unless it is of this run, but no other file.
+// That the checkpoint can be written is tried before the work that it is to keep. It may take a checkpoint's place,
+// which is then kept, but no other file's.
 static void try_checkpoint(Run* run) {
     Output out;
-    output_open(&out, opt.checkpoint);
-    fclose(out.stream);
-    unlink(out.temporary);
-    if (opt.resume || access(opt.checkpoint, F_OK)) return;
-    Checkpoint there = open_checkpoint(opt.checkpoint, "");
-    close_checkpoint(&there);
-    run->keep_old = true;
+    struct stat info;
+    snprintf(run->checkpoint, sizeof run->checkpoint, "%s", resolved(opt.checkpoint));
+    take_file(run->checkpoint);
+    if (opt.resume) {
+        stat(run->checkpoint, &run->own);
+    } else if (!stat(run->checkpoint, &info)) {
+        uint64_t length = 0;
+        File there = map_file(run->checkpoint, "");
+        if (there.size > 8) memcpy(&length, there.data, 8);
+        if (there.size < 9 || there.data[8] != '{' || length > 100000000)
+            die("%s is not a safetensors file: give --checkpoint another name, for it not to be replaced",
+                opt.checkpoint);
+        unmap_file(&there);
+    }
+    output_open(&out, run->checkpoint, 3 * sizeof(float) * run->model.parameter_count);
+    output_close(&out);
+    if (out.named) unlink(out.temporary);
+    if (out.error) die("cannot write %s: %s", opt.checkpoint, out.error);
+}
+
+// Everything that a run would lose if it ended now.
+static Run* running;
+static const char* rescue_run(void) {
+    static char outcome[2 * MAX_PATH];
+    const char* error = running->saved == running->step ? NULL : save_run(running);
+    if (error)
+        snprintf(outcome, sizeof outcome, "the steps after %zu cannot be saved: %s", running->saved, error);
+    else if (running->step == running->first)
+        snprintf(outcome, sizeof outcome, "nothing is changed");
+    else
+        snprintf(outcome, sizeof outcome, "saved after step %zu in %s, --resume goes on", running->step,
+                 opt.checkpoint);
+    return outcome;
 }
 
 // The i-th of the windows that are validated on, spread evenly over the text, into row b of the batch.
@@ -3074,10 +3306,9 @@ static void start_run(Run* run) {
     if (opt.resume) resume_options(run, from);
     run->B = (size_t)opt.batch;
     run->T = config.T;
-    run->first = run->step;
+    run->first = run->saved = run->step;
+    run->next = run->taken;
     open_texts(run, config.V, opt.resume ? from : NULL);
-    try_checkpoint(run);
-    open_log(run);
     printf("data       %zu tokens to train on, %zu to validate, vocabulary %zu\n", run->train.token_count,
            run->val.token_count, config.V);
     const char* machine = device->start();
@@ -3085,14 +3316,21 @@ static void start_run(Run* run) {
     run->peak = device->peak();
     create_model(run, from);
     if (from) close_checkpoint(from);
+    try_checkpoint(run);
+    File log = find_log(run);
     print_config(config);
     printf(": %zu parameters\n", run->model.parameter_count);
     printf("machine    %s, %.0f GFLOP/s at most\n", machine, run->peak / 1e9);
     printf("training   steps %zu to %zu of %zu x %zu x %zu tokens, checkpoint in %s", run->step + 1, opt.steps,
            opt.accumulate, run->B, run->T, opt.checkpoint);
-    if (run->keep_old) printf("; the one there is kept as %s.old", opt.checkpoint);
+    if (is_foreign(run)) printf("; the one there is kept as %s", free_old_name(run->checkpoint));
     puts("\n");
     check_output();
+    // Nothing was changed so far.
+    running = run;
+    rescue = rescue_run;
+    catch_signals();
+    if (opt.log) open_log(run, &log);
 }
 
 // Mean loss over the validation windows, always the same, spread evenly over the text. Also in bits per byte of text,
@@ -3122,6 +3360,31 @@ static void show_sample(Run* run, size_t tokens) {
     puts("\n---");
 }
 
+// A line of what is most worth knowing first; what does not fit in its width is left out.
+typedef struct {
+    char text[512];
+    size_t length, width;
+} Line;
+
+__attribute__((format(printf, 2, 3))) static void put(Line* line, const char* format, ...) {
+    char part[128];
+    va_list args;
+    va_start(args, format);
+    size_t n = (size_t)vsnprintf(part, sizeof part, format, args);
+    va_end(args);
+    if (n >= sizeof part || line->length + n > line->width) return;
+    memcpy(line->text + line->length, part, n + 1);
+    line->length += n;
+}
+
+// The columns that a line may have: on a terminal those that it has now, but the last, which some do not show at once.
+static size_t line_width(void) {
+    struct winsize size;
+    if (!live) return sizeof((Line*)0)->text - 1;
+    if (ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) || size.ws_col == 0) size.ws_col = 80;
+    return min_size(size.ws_col - 1u, sizeof((Line*)0)->text - 1);
+}
+
 // The loss over the steps as a small picture: * training (mean over a column's steps), o validation.
 static void draw_curve(const Run* run) {
     enum { HEIGHT = 12 };
@@ -3130,7 +3393,7 @@ static void draw_curve(const Run* run) {
         low = fmin(low, fmin(run->train_sum[x] / run->train_count[x], run->val_at[x] ? run->val_at[x] : NAN));
         high = fmax(high, fmax(run->train_sum[x] / run->train_count[x], run->val_at[x]));
     }
-    if (!(high > low)) return;
+    if (!(high > low) || line_width() < 9 + 1 + CURVE) return;
     double rows_per_nat = (HEIGHT - 1) / (high - low);
     putchar('\n');
     for (int y = 0; y < HEIGHT; y++) {
@@ -3149,8 +3412,16 @@ static void draw_curve(const Run* run) {
 }
 
 static void load_next_batch(Run* run) {
-    if (!run->batch_loaded) load_batch(&run->train, (uint64_t)opt.seed, run->taken, run->B, run->inputs, run->targets);
+    if (!run->batch_loaded) load_batch(&run->train, (uint64_t)opt.seed, run->next, run->B, run->inputs, run->targets);
     run->batch_loaded = true;
+}
+
+// The one end that saves nothing: what was saved before is worth more than a model that has gone wrong.
+__attribute__((noreturn)) static void diverged(const Run* run, const char* what, double loss) {
+    rescue = NULL;
+    die("at step %zu the %s is %f and the gradient's norm %f: a smaller --lr or --clip may help; %s%s", run->step, what,
+        loss, run->model.gradient_norm, run->saved ? opt.checkpoint : "nothing was saved",
+        run->saved ? " holds an earlier step" : "");
 }
 
 // One step: `accumulate` batches forward and backward, one update. Returns the mean loss. The next batch is loaded
@@ -3159,7 +3430,7 @@ static double train_step(Run* run) {
     Model* model = &run->model;
     for (size_t i = 0; i < opt.accumulate; i++) {
         load_next_batch(run);
-        run->taken += run->B;
+        run->next += run->B;
         run->batch_loaded = false;
         device->forward(model, &run->a, run->inputs, run->targets, run->B, run->T, 0, true);
         device->backward(model, &run->a, run->inputs, run->targets, run->B, run->T, 1 / (float)opt.accumulate);
@@ -3167,13 +3438,10 @@ static double train_step(Run* run) {
     AdamW o = {rate_at(run->step + 1), opt.beta1, opt.beta2, opt.weight_decay, opt.clip, run->step + 1};
     device->update(model, o);
     run->step++;
+    run->taken = run->next;
     if (run->step < (size_t)opt.steps) load_next_batch(run);
     double loss = take_loss(model);
-    if (!isfinite(loss) || !isfinite(model->gradient_norm))
-        die("at step %zu the loss is %f and the gradient's norm %f: a smaller --lr or --clip may help; %s holds the "
-            "last "
-            "good checkpoint, if one was saved",
-            run->step, loss, model->gradient_norm, opt.checkpoint);
+    if (!isfinite(loss) || !isfinite(model->gradient_norm)) diverged(run, "loss", loss);
     return loss;
 }
 
@@ -3193,13 +3461,30 @@ static void log_step(Run* run, double loss, double step_seconds, bool validated)
 static void report(const Run* run, double loss, double step_seconds, bool validated) {
     size_t every = opt.steps > 20 ? (size_t)opt.steps / 20 : 1;
     if (!live && !validated && run->step % every && run->step != run->first + 1) return;
-    double operations = (double)opt.accumulate * step_operations(run->model.config, run->B, run->T);
+    Line line = {"", 0, line_width()};
+    put(&line, "step %*zu/%zu", live ? 1 : 5, run->step, opt.steps);
+    put(&line, "  loss %.4f", loss);
+    if (validated) {
+        put(&line, "  val %.4f", run->val_loss);
+        put(&line, "  %.3f bits/byte", run->bits_per_byte);
+    } else if (live) {
+        enum { CELLS = 10 };
+        size_t left = (size_t)(step_seconds * (double)((size_t)opt.steps - run->step) + 0.5);
+        size_t cells = run->step * CELLS / (size_t)opt.steps;
+        if (left < 3600)
+            put(&line, "  %zu:%02zu left", left / 60, left % 60);
+        else
+            put(&line, "  %zu:%02zu:%02zu left", left / 3600, left / 60 % 60, left % 60);
+        put(&line, "  [%.*s%.*s]", (int)cells, "##########", (int)(CELLS - cells), "..........");
+    }
+    put(&line, "  %.0f tok/s", tokens_per_step(run) / step_seconds);
+    put(&line, "  %.1f ms", step_seconds * 1e3);
+    put(&line, "  lr %.2e", rate_at(run->step));
+    put(&line, "  norm %.2f", run->model.gradient_norm);
+    put(&line, "  %.0f%% of peak",
+        100 * (double)opt.accumulate * step_operations(run->model.config, run->B, run->T) / step_seconds / run->peak);
     clear_live_line();
-    printf("step %5zu/%zu  loss %.4f", run->step, opt.steps, loss);
-    if (validated) printf("  val %.4f  %.3f bits/byte", run->val_loss, run->bits_per_byte);
-    printf("  lr %.2e  norm %.2f  %.1f ms  %.0f tok/s  %.0f%% of peak", rate_at(run->step), run->model.gradient_norm,
-           step_seconds * 1e3, tokens_per_step(run) / step_seconds, 100 * operations / step_seconds / run->peak);
-    if (live && !validated) printf("  %.0f s left", step_seconds * (double)((size_t)opt.steps - run->step));
+    fputs(line.text, stdout);
     line_open = live && !validated;
     if (!line_open) putchar('\n');
     check_output();
@@ -3234,8 +3519,40 @@ static void print_options_again(void) {
     }
 }
 
+// Saves the run when that is due. If it cannot be, training goes on, and saving is tried again after ten times as long
+// as it took to fail.
+static void save_when_due(Run* run) {
+    bool again = run->retry > 0 && seconds() >= run->retry;
+    if (!due(run->step, opt.save_every) && !again) return;
+    double start = seconds();
+    const char* error = save_run(run);
+    if (error && !run->retry) {
+        clear_live_line();
+        printf("step %zu: cannot write %s: %s; training goes on, and saving is tried again\n", run->step,
+               opt.checkpoint, error);
+    }
+    run->retry = error ? seconds() + 10 * (seconds() - start) : 0;
+}
+
+// The last save is tried until it succeeds where somebody is there to make room, else three times.
+static void save_last(Run* run) {
+    const char* error = NULL;
+    for (int i = 0; run->saved != run->step && (error = save_run(run)) && (live || i < 2); i++) {
+        if (live && i == 0) {
+            clear_live_line();
+            printf("cannot write %s: %s; this is tried again every second until you have made room\n", opt.checkpoint,
+                   error);
+            fflush(stdout);
+        }
+        sleep(1);
+    }
+    rescue = NULL;
+    if (run->saved != run->step)
+        die("cannot write %s: %s; what was learned after step %zu is lost", opt.checkpoint, error, run->saved);
+}
+
 static int run_training(void) {
-    Run run;
+    static Run run;
     start_run(&run);
     double begin = seconds(), average = 0;
     while (run.step < (size_t)opt.steps && !signalled) {
@@ -3247,20 +3564,25 @@ static int run_training(void) {
         if (validated) {
             validate(&run);
             run.val_at[curve_column(&run)] = run.val_loss;
+            if (!isfinite(run.val_loss)) diverged(&run, "validation loss", run.val_loss);
         }
-        report(&run, loss, average, validated);
         log_step(&run, loss, duration, validated);
-        if (due(run.step, opt.save_every)) save_run(&run);
+        report(&run, loss, average, validated);
+        save_when_due(&run);
         if (due(run.step, opt.sample_every)) show_sample(&run, run.step == (size_t)opt.steps ? (size_t)opt.tokens : 96);
     }
     clear_live_line();
+    save_last(&run);
     if (signalled && run.step < (size_t)opt.steps) {
-        save_run(&run);
-        printf("stopped after step %zu, saved in %s; `./train_gpt%s --resume", run.step, opt.checkpoint,
-               cuda_device ? "_cu" : "");
-        print_options_again();
-        puts("` goes on from there");
-        check_output();
+        if (run.step == run.first) {
+            puts("stopped before the first step: nothing is changed");
+        } else {
+            printf("stopped after step %zu, saved in %s; `./train_gpt%s --resume", run.step, opt.checkpoint,
+                   cuda_device ? "_cu" : "");
+            print_options_again();
+            puts("` goes on from there");
+        }
+        fflush(stdout); // what was said is of no use where nobody listens any more
         return 128 + signalled;
     }
     draw_curve(&run);
@@ -3281,16 +3603,18 @@ static int run_training(void) {
 static int train_gpt(int argc, char** argv) {
     struct sigaction action;
     memset(&action, 0, sizeof action);
-    action.sa_handler = on_signal;
-    action.sa_flags = SA_RESTART; // output under way is finished first
-    sigaction(SIGINT, &action, NULL);
-    sigaction(SIGTERM, &action, NULL);
+    action.sa_sigaction = on_cut_file;
+    action.sa_flags = SA_SIGINFO;
+    sigaction(SIGBUS, &action, NULL);
     signal(SIGPIPE, SIG_IGN); // a closed pipe is an error like any other,
     signal(SIGXFSZ, SIG_IGN); // and so is a file larger than the user's limit
-    // A standard stream that is closed must not become the first file opened, or what is printed would go there.
+    // A standard stream that is closed must not become the first file opened, or what is printed would go there; and
+    // one that does not wait for its reader would lose it.
     int fd = open("/dev/null", O_RDONLY);
     while (fd >= 0 && fd <= STDERR_FILENO) fd = open("/dev/null", O_RDONLY);
     close(fd);
+    for (fd = STDOUT_FILENO; fd <= STDERR_FILENO; fd++) fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) & ~O_NONBLOCK);
+    omp_set_num_threads((int)min_size((size_t)omp_get_max_threads(), 256 + 4 * (size_t)omp_get_num_procs()));
     live = isatty(STDOUT_FILENO);
     parse_command_line(argc, argv);
     if (!opt.help && !opt.version) {
