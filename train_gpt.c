@@ -2772,13 +2772,14 @@ static Option options[] = {
 };
 enum { OPTIONS = sizeof options / sizeof *options };
 
-static const struct {
-    const char *name, *layers, *heads, *channels, *lr;
-} presets[] = { // sizes: Radford et al. 2019; learning rates: Brown et al. 2020, table 2.1
-    {"gpt2", "12", "12", "768", "6e-4"},
-    {"gpt2-medium", "24", "16", "1024", "3e-4"},
-    {"gpt2-large", "36", "20", "1280", "2.5e-4"},
-    {"gpt2-xl", "48", "25", "1600", "2e-4"},
+// Sizes: Radford et al. 2019; learning rates: Brown et al. 2020, table 2.1.
+enum { PRESETS = 4, PRESET_OPTIONS = 7 };
+static const char* const presets[1 + PRESETS][PRESET_OPTIONS] = {
+    {"--preset",    "--layers", "--heads", "--channels", "--context", "--lr",   "--batch"},
+    {"gpt2",        "12",       "12",      "768",        "1024",      "6e-4",   "4"},
+    {"gpt2-medium", "24",       "16",      "1024",       "1024",      "3e-4",   "4"},
+    {"gpt2-large",  "36",       "20",      "1280",       "1024",      "2.5e-4", "4"},
+    {"gpt2-xl",     "48",       "25",      "1600",       "1024",      "2e-4",   "4"},
 };
 // clang-format on
 
@@ -2877,16 +2878,10 @@ static void parse_command_line(int argc, char** argv) {
         o->given = true;
     }
     if (opt.preset) {
-        size_t i = 0;
-        while (i < sizeof presets / sizeof *presets && strcmp(presets[i].name, opt.preset)) i++;
-        if (i == sizeof presets / sizeof *presets)
-            fail(2, "--preset is gpt2, gpt2-medium, gpt2-large or gpt2-xl, not '%s'", opt.preset);
-        set_default("--layers", presets[i].layers);
-        set_default("--heads", presets[i].heads);
-        set_default("--channels", presets[i].channels);
-        set_default("--context", "1024");
-        set_default("--lr", presets[i].lr);
-        set_default("--batch", "4");
+        int i = 1;
+        while (i <= PRESETS && strcmp(presets[i][0], opt.preset)) i++;
+        if (i > PRESETS) fail(2, "--preset is gpt2, gpt2-medium, gpt2-large or gpt2-xl, not '%s'", opt.preset);
+        for (int k = 1; k < PRESET_OPTIONS; k++) set_default(presets[0][k], presets[i][k]);
     }
     if (opt.init && opt.preset) fail(2, "--init brings the model's shape along: leave out --preset");
     if (opt.init && opt.resume) fail(2, "--init begins a run and --resume continues one: give one of them");
@@ -3052,8 +3047,7 @@ static int run_generate(void) {
     int* prompt = (int*)allocate(n + 1, sizeof(int), "the prompt");
     size_t count = encode(&t, (const uint8_t*)opt.prompt, n, prompt);
     if (!count) prompt[count++] = t.end_of_text >= 0 ? t.end_of_text : find_token(&t, (const uint8_t*)"\n", 1);
-    Sampling s = {opt.temperature, opt.top_p, (size_t)opt.top_k, (size_t)opt.tokens,
-                  random_bits((uint64_t)opt.seed, STREAM_SAMPLE)};
+    Sampling s = {opt.temperature, opt.top_p, opt.top_k, opt.tokens, random_bits(opt.seed, STREAM_SAMPLE)};
     fputs(opt.prompt, stdout);
     fflush(stdout);
     generate(&model, &a, &t, prompt, count, &s);
@@ -3112,9 +3106,7 @@ typedef struct {
     double val_loss, bits_per_byte;                             // the last validation's
 } Run;
 
-static double rate_at(size_t step) {
-    return learning_rate(step, (size_t)opt.warmup, (size_t)opt.steps, opt.lr, opt.min_lr);
-}
+static double rate_at(size_t step) { return learning_rate(step, opt.warmup, opt.steps, opt.lr, opt.min_lr); }
 
 // Whether a file that stands where the checkpoint goes is of another run, or was put there by somebody.
 static bool is_foreign(const Run* run) {
@@ -3166,7 +3158,7 @@ static void resume_options(Run* run, const Checkpoint* c) {
     derive_options();
     run->step = metadata_number(c, "step");
     run->taken = metadata_number(c, "windows");
-    if (run->step >= (size_t)opt.steps)
+    if (run->step >= opt.steps)
         die("%s has done all of its %zu steps; --steps with a larger number goes on", c->file.path, opt.steps);
     snprintf(now, sizeof now, "%016llx",
              (unsigned long long)fingerprint(run->tokenizer.file.data, run->tokenizer.file.size));
@@ -3270,7 +3262,7 @@ static void open_texts(Run* run, size_t V, const Checkpoint* resumed) {
             metadata(resumed, "tokens"), run->train.token_count);
     run->inputs = (int*)allocate(run->B * run->T, sizeof(int), "a batch");
     run->targets = (int*)allocate(run->B * run->T, sizeof(int), "a batch");
-    run->val_count = min_size(run->val.windows, (size_t)opt.val_batches * run->B);
+    run->val_count = min_size(run->val.windows, opt.val_batches * run->B);
     for (size_t i = 0; i < run->val_count; i++) {
         load_val_window(run, i, 0);
         for (size_t t = 0; t < run->T; t++) {
@@ -3287,7 +3279,7 @@ static void create_model(Run* run, const Checkpoint* from) {
     device->create_activations(&run->a, model, run->B, run->T, true);
     device->create_activations(&run->sampler, model, 1, run->T, false);
     if (!from) {
-        initialize(model, (uint64_t)opt.seed);
+        initialize(model, opt.seed);
         return;
     }
     load_block(from, model, "", model->weights);
@@ -3304,7 +3296,7 @@ static void start_run(Run* run) {
     if (from) file = open_checkpoint(opt.init ? weights_path() : opt.checkpoint, "");
     Config config = run->model.config = choose_config(&run->tokenizer, from);
     if (opt.resume) resume_options(run, from);
-    run->B = (size_t)opt.batch;
+    run->B = opt.batch;
     run->T = config.T;
     run->first = run->saved = run->step;
     run->next = run->taken;
@@ -3350,8 +3342,8 @@ static void validate(Run* run) {
 // Sampling draws from a stream of the step's own, so that a resumed run draws the same.
 static void show_sample(Run* run, size_t tokens) {
     if (!tokens) return;
-    Sampling s = {opt.temperature, opt.top_p, (size_t)opt.top_k, tokens,
-                  random_bits(random_bits((uint64_t)opt.seed, STREAM_SAMPLE), run->step)};
+    Sampling s = {opt.temperature, opt.top_p, opt.top_k, tokens,
+                  random_bits(random_bits(opt.seed, STREAM_SAMPLE), run->step)};
     int start = run->tokenizer.end_of_text >= 0 ? run->tokenizer.end_of_text
                                                 : find_token(&run->tokenizer, (const uint8_t*)"\n", 1);
     clear_live_line();
@@ -3412,7 +3404,7 @@ static void draw_curve(const Run* run) {
 }
 
 static void load_next_batch(Run* run) {
-    if (!run->batch_loaded) load_batch(&run->train, (uint64_t)opt.seed, run->next, run->B, run->inputs, run->targets);
+    if (!run->batch_loaded) load_batch(&run->train, opt.seed, run->next, run->B, run->inputs, run->targets);
     run->batch_loaded = true;
 }
 
@@ -3439,7 +3431,7 @@ static double train_step(Run* run) {
     device->update(model, o);
     run->step++;
     run->taken = run->next;
-    if (run->step < (size_t)opt.steps) load_next_batch(run);
+    if (run->step < opt.steps) load_next_batch(run);
     double loss = take_loss(model);
     if (!isfinite(loss) || !isfinite(model->gradient_norm)) diverged(run, "loss", loss);
     return loss;
@@ -3459,7 +3451,7 @@ static void log_step(Run* run, double loss, double step_seconds, bool validated)
 // step_seconds: a moving average. On a terminal one line is written over again and again, with what was validated
 // above it; elsewhere about twenty lines tell of the run.
 static void report(const Run* run, double loss, double step_seconds, bool validated) {
-    size_t every = opt.steps > 20 ? (size_t)opt.steps / 20 : 1;
+    size_t every = opt.steps > 20 ? opt.steps / 20 : 1;
     if (!live && !validated && run->step % every && run->step != run->first + 1) return;
     Line line = {"", 0, line_width()};
     put(&line, "step %*zu/%zu", live ? 1 : 5, run->step, opt.steps);
@@ -3469,8 +3461,8 @@ static void report(const Run* run, double loss, double step_seconds, bool valida
         put(&line, "  %.3f bits/byte", run->bits_per_byte);
     } else if (live) {
         enum { CELLS = 10 };
-        size_t left = (size_t)(step_seconds * (double)((size_t)opt.steps - run->step) + 0.5);
-        size_t cells = run->step * CELLS / (size_t)opt.steps;
+        size_t left = (size_t)(step_seconds * (double)(opt.steps - run->step) + 0.5);
+        size_t cells = run->step * CELLS / opt.steps;
         if (left < 3600)
             put(&line, "  %zu:%02zu left", left / 60, left % 60);
         else
@@ -3491,9 +3483,7 @@ static void report(const Run* run, double loss, double step_seconds, bool valida
 }
 
 // The loss curve's column for the step just done.
-static size_t curve_column(const Run* run) {
-    return (run->step - 1 - run->first) * CURVE / ((size_t)opt.steps - run->first);
-}
+static size_t curve_column(const Run* run) { return (run->step - 1 - run->first) * CURVE / (opt.steps - run->first); }
 
 static bool due(size_t step, size_t every) { return step == opt.steps || (every && step % every == 0); }
 
@@ -3555,7 +3545,7 @@ static int run_training(void) {
     static Run run;
     start_run(&run);
     double begin = seconds(), average = 0;
-    while (run.step < (size_t)opt.steps && !signalled) {
+    while (run.step < opt.steps && !signalled) {
         double start = seconds(), loss = train_step(&run), duration = seconds() - start;
         average = average ? 0.9 * average + 0.1 * duration : duration;
         run.train_sum[curve_column(&run)] += loss;
@@ -3569,11 +3559,11 @@ static int run_training(void) {
         log_step(&run, loss, duration, validated);
         report(&run, loss, average, validated);
         save_when_due(&run);
-        if (due(run.step, opt.sample_every)) show_sample(&run, run.step == (size_t)opt.steps ? (size_t)opt.tokens : 96);
+        if (due(run.step, opt.sample_every)) show_sample(&run, run.step == opt.steps ? opt.tokens : 96);
     }
     clear_live_line();
     save_last(&run);
-    if (signalled && run.step < (size_t)opt.steps) {
+    if (signalled && run.step < opt.steps) {
         if (run.step == run.first) {
             puts("stopped before the first step: nothing is changed");
         } else {
