@@ -5,12 +5,12 @@
 //     ./train_gpt --help                        all options
 //
 // The file is meant to be read from top to bottom by somebody who knows C and has read one article on attention. The
-// idea comes first, then what makes it fast, then what reads files and options. The first five rooms are a whole GPT:
+// idea comes first, then what makes it fast, then what reads files and options. The first four rooms are a whole GPT:
 // what it computes, why each gradient is what it is, how it learns and how it writes.
 //
 //     layers                   embedding, layernorm, linear, attention, gelu, cross-entropy: each forward is directly
 //                              followed by its backward
-//     model                    the table of parameters, the table of activations, forward, backward
+//     model                    the tables of its shape, its parameters and its activations; forward, backward
 //     learning                 first values, AdamW, the learning rate
 //     generation               drawing the next token, again and again
 //     ---                      an hour's reading ends here
@@ -26,12 +26,13 @@
 // Letters used throughout: B sequences in a batch, T tokens in a sequence, C channels, H heads, D = C/H channels
 // of a head, V tokens in the vocabulary, L layers. A comment such as "x (B,T,C)" gives a tensor's shape, the last
 // index running fastest. A gradient of the loss is called d + the name of what it is the gradient of: dx is the
-// derivative of the loss with respect to x, and has x's shape.
+// derivative of the loss with respect to x, and has x's shape. A derivative of one number by another is written
+// ∂y/∂x, and [i = j] is 1 where i = j and else 0.
 //
 // The same build, seed, data and options give the same bits for any number of threads: work is cut into pieces by
 // the problem's sizes, each piece is computed by one thread, and every sum is taken in a fixed order.
 
-#define _GNU_SOURCE 1 // as C++ compilers predefine it
+#define _GNU_SOURCE 1 // Linux has more calls than C and POSIX ask for
 #include <errno.h>
 #include <fcntl.h>
 #include <float.h>
@@ -84,20 +85,20 @@ static volatile sig_atomic_t signalled;                    // by Ctrl-C, say: wh
 //
 // A GPT is a few kinds of layer, stacked. Each kind is two functions here. X_forward computes the layer's output y from
 // its input x and its parameters. X_backward is given dy, how the loss would change with each number of y, and works
-// out by the chain rule how it would change with each number of x (dx) and of the parameters (dw, db): that is what the
-// parameters are then moved along, and all that "deep learning" means in this file.
+// out by the chain rule how it would change with each number of x (dx), which the layer below then gets for its dy, and
+// of the parameters (dw, db), which are moved against it when the whole network has been gone through.
 //
-// Rows are positions: (rows,C) stands for (B,T,C) wherever a layer treats every position alike. All do but attention,
-// the only place where one position sees another. Gradients of parameters are added to what is there, so that several
-// batches may be summed; gradients of inputs are too where the comment says so.
+// Rows are positions: (rows,C) stands for (B,T,C) in every layer but attention, the only one in which a position sees
+// others. Gradients of parameters are added to what is there, so that several batches may be summed; gradients of
+// inputs are too where the comment says so.
 //
 // `#pragma omp parallel for` shares a loop whose turns are independent among threads, `omp simd` lets a sum be taken in
-// several lanes at once; without them the code means the same. The multiply and attention, where nearly all time goes,
-// are defined here in their plain form. `make PLAIN=1` builds with these; otherwise the room "made fast" has versions
-// of them that give the same results, but for rounding, many times as fast.
+// several lanes at once; without them the code means the same, but for rounding. The multiply and attention, where
+// nearly all time goes, are defined here in their plain form. `make PLAIN=1` builds with these; otherwise the room
+// "made fast" has versions of them that give the same results, but for rounding, many times as fast.
 
-// A matrix in memory: element (i,j) is p[i * row + j * column]. So the transpose is the same numbers with the two
-// strides exchanged.
+// A matrix in memory: element (i,j) is p[i * row + j * column]; `row` and `column` are the distances from one to the
+// next. So the transpose is the same numbers with the two exchanged. width: of a row as it is stored.
 typedef struct {
     const float* p;
     size_t row, column;
@@ -170,10 +171,10 @@ static void embedding_backward(float* dwte, float* dwpe, const float* dx, const 
         }
 }
 
-// Layer normalisation (Ba, Kiros and Hinton 2016, equation 3 for a row): y = n w + b with n = (x - mean) rstd,
-// rstd = 1/sqrt(var + eps), mean and (biased) variance over a row's channels. Whatever the size of x, n has mean 0 and
-// variance 1, and w and b then give each channel the scale and the zero that suit the layer which follows.
-// y, x (rows,C); mean, rstd (rows) are kept for the backward pass; w, b (C).
+// Layer normalisation (Ba, Kiros and Hinton 2016, equation 3 for a row): y = n w + b with n = (x - mean) rstd, rstd =
+// 1/sqrt(var + eps), eps = 1e-5, mean and (biased) variance over a row's channels. Whatever the size of x, unless it is
+// tiny, n has mean 0 and variance 1, and w and b then give each channel the scale and the zero that suit the layer
+// which follows. y, x (rows,C); mean, rstd (rows) are kept for the backward pass; w, b (C).
 static void layernorm_forward(float* y, float* mean, float* rstd, const float* x, const float* w, const float* b,
                               size_t rows, size_t C) {
 #pragma omp parallel for schedule(static)
@@ -194,10 +195,10 @@ static void layernorm_forward(float* y, float* mean, float* rstd, const float* x
 
 // With g = dy w, the gradient with respect to n, and avg(.) the mean over the row's channels:
 //     dx += rstd (g - avg(g) - n avg(g n)),    dw += sum over rows of dy n,    db += sum over rows of dy.
-// For x_i moves n_j in three ways. Directly, if i = j, by rstd. Through the mean, which moves by 1/C, by -rstd/C. And
-// through the variance: dvar/dx_i = 2 (x_i - mean)/C, drstd/dvar = -rstd^3/2, so drstd/dx_i = -rstd^2 n_i/C, which
-// moves n_j = (x_j - mean) rstd by -rstd n_i n_j/C. Together dn_j/dx_i = rstd ([i = j] - 1/C - n_i n_j/C), and dx_i is
-// the sum over j of g_j dn_j/dx_i.
+// For channel i of x moves channel j of n in three ways. Directly, if i = j, by rstd. Through the mean, which moves by
+// 1/C, by -rstd/C. And through the variance: ∂var/∂x_i = 2 (x_i - mean)/C, ∂rstd/∂var = -rstd^3/2, so ∂rstd/∂x_i =
+// -rstd^2 n_i/C, which moves n_j = (x_j - mean) rstd by -rstd n_i n_j/C. Together ∂n_j/∂x_i = rstd ([i = j] - 1/C -
+// n_i n_j/C), and dx_i is the sum over j of g_j ∂n_j/∂x_i.
 static void layernorm_backward(float* dx, float* dw, float* db, const float* dy, const float* x, const float* mean,
                                const float* rstd, const float* w, size_t rows, size_t C) {
 #pragma omp parallel
@@ -257,41 +258,45 @@ static void linear_backward(float* dx, float* dw, float* db, const float* dy, co
 // Attention (Vaswani et al. 2017, section 3.2): every position looks at the positions before it and at itself, and
 // takes from each as much as it finds fitting.
 //
-// A position has three vectors, all made from its x by the linear layer before. Its query says what it is looking for,
-// its key what it has to offer, its value what it hands over to those who look: q asks, k answers, v is handed over.
-// How well key j answers query i is a number, their dot product, which softmax turns into a share of 1:
+// A position has three vectors, all made from its row by the linear layer before: a query, a key and a value. q asks, k
+// answers, v is handed over. How well key j answers query i is a number, their dot product, which softmax turns into a
+// share of 1:
 //     score_j = q_i . k_j / sqrt(D),    p_j = e^score_j / sum over j' of e^score_j',    out_i = sum over j of p_j v_j,
 // j running over the keys that query i may see. In a GPT they are 0 to i (causal attention): row i of the output
 // depends on rows 0 to i of the input and on no later one, so that all positions of a text can be trained on at once,
-// each to predict its next token. Everything else in the network treats each position by itself.
+// each to predict its next token.
 //
 // Several heads do this side by side, each with D = C/H channels of its own, to look for several things at once. The
-// paper's matrices W^Q, W^K and W^V stand side by side in `qkv_w` (C,3C), head h owning columns hD to hD + D-1 of each
-// third; so a row of qkv is q, k, v, each with its heads next to one another. The heads' outputs fill a row of out in
-// the same way, and that is the paper's Concat: nothing is moved. `att_w`, the linear layer after, is W^O.
+// paper's matrices W^Q, W^K and W^V stand side by side in `qkv_w` (C,3C), C columns each, of which head h owns those
+// from hD to hD + D-1; so a row of qkv is q, k, v, each with its heads next to one another. The heads' outputs fill a
+// row of out in the same way, and that is the paper's Concat: nothing is moved. `att_w`, the linear layer after, is
+// W^O.
 //
-// Why sqrt(D)? If the numbers of q and k have variance 1, their dot product, a sum of D products, has variance D.
-// Scores of such a size make p nearly one-hot, and then the softmax's derivative p_i ([i = j] - p_j) is nearly 0: the
-// gradient at the scores vanishes, for all queries but the few that stand between two keys. (Some texts say that it
-// becomes extremely large. At the scores it becomes small; dev/learn/attention/02_scale.c measures it there and at q.)
+// Why sqrt(D)? If the numbers of q and k are independent, with mean 0 and variance 1, their dot product, a sum of D
+// products, has variance D. Scores of such a size make p nearly one-hot, and then the softmax's derivative, which is
+// p_j ([j = j'] - p_j') (below), is nearly 0: the gradient at the scores vanishes, but for the few queries whose two
+// best scores are nearly equal. At q, where what is left meets keys that are sqrt(D) long, it is small as a rule and
+// now and then very large (measured in dev/learn/attention/02_scale.c). Neither is good to learn from.
 //
-// The weights p form a (T,T) matrix a head, of which only a row exists at a time. What the forward pass keeps for the
-// backward pass is one number a query, lse = log of the sum over j of e^score_j: with it p_j = e^(score_j - lse) is had
-// again, without sum or maximum. Memory so grows with T, while the time still grows with T^2 (Dao et al. 2022).
+// The weights p form a (T,T) matrix a head, of which a thread holds one row at a time. What the forward pass keeps for
+// the backward pass is one number a query and head, lse = log of the sum over j of e^score_j: scores are had again from
+// q and k, which are kept anyway, and then p_j = e^(score_j - lse), without sum or maximum. Memory so grows with T,
+// while the time still grows with T^2 (Dao et al. 2022).
 typedef struct {
     size_t B, T, start; // sequences; positions in each; the first of them that asks
     size_t H, D;        // heads; channels of a head
 } Attention;
 
-// The keys that query i may see: first to end - 1. Everything that computes attention asks here. Neither may fall
-// when i grows.
+// The keys that query i may see: first to end - 1, of which neither falls when i grows (tiles rely on it). Everything
+// that computes attention asks here: for a sliding window, say, its width becomes a field of Attention and is used
+// here.
 typedef struct {
     size_t first, end;
 } Range;
 
 static inline Range visible_keys(Attention a, size_t i) {
     Range keys = {0, i + 1};
-    (void)a; // where it depends on more than i, say on a window's width, that goes into a
+    (void)a;
     return keys;
 }
 
@@ -336,19 +341,20 @@ static void attention_forward_plain(float* out, float* lse, const float* qkv, At
         }
 }
 
-// The three steps, differentiated from the last to the first, for the output o of one query and with do for do_i:
+// The three steps, differentiated from the last to the first, for one query; o is its out_i, do the gradient of that:
 //     o = sum over j of p_j v_j:     dv_j += p_j do,    dp_j = do . v_j
-//     p = softmax(score):            dscore_j = sum over j' of dp_j' p_j' ([j = j'] - p_j)
+//     p = softmax(score):            dscore_j = sum over j' of dp_j' ∂p_j'/∂score_j
+//                                             = sum over j' of dp_j' p_j' ([j = j'] - p_j)
 //                                             = p_j (dp_j - sum over j' of p_j' dp_j')
 //     score_j = q . k_j scale:       dq += dscore_j scale k_j,    dk_j += dscore_j scale q
-// where dp_j'/dscore_j = p_j' ([j = j'] - p_j), since p_j' = e^score_j' / sum: the numerator moves with its own score
-// only, the sum with every one.
-// dqkv (B,T,3C) is overwritten; dout, out (B,T,C), lse (B,T,H). All positions ask: start is 0.
+// With Z = sum of e^score, p_j' = e^score_j' / Z: the numerator moves with its own score only, Z with every one, so by
+// the quotient rule ∂p_j'/∂score_j = [j = j'] e^score_j / Z - e^score_j' e^score_j / Z^2 = p_j' ([j = j'] - p_j). dqkv
+// (B,T,3C) is overwritten; dout, out (B,T,C), lse (B,T,H). All positions ask: start is 0.
 static void attention_backward_plain(float* dqkv, const float* dout, const float* qkv, const float* out,
                                      const float* lse, Attention a) {
     size_t D = a.D, C = a.H * D;
     float scale = 1 / sqrtf((float)D);
-    (void)out; // the fast one's
+    (void)out; // needed by the fast version only, which has the sum from it
     memset(dqkv, 0, a.B * a.T * 3 * C * sizeof(float));
 #pragma omp parallel for collapse(2) schedule(static)
     for (size_t b = 0; b < a.B; b++)
@@ -417,7 +423,7 @@ static void gelu_forward(float* y, const float* x, size_t n) {
     }
 }
 
-// With s = gelu_gate(x), the logistic function of 2u, whose derivative is s (1-s): dy/dx = s + x s (1-s) 2u', and
+// With s = gelu_gate(x), the logistic function of 2u, whose derivative is s (1-s): ∂y/∂x = s + x s (1-s) 2u', where
 // 2u' = 2 sqrt(2/pi) (1 + 3 * 0.044715 x^2).
 // dx may be dy itself.
 static void gelu_backward(float* dx, const float* dy, const float* x, size_t n) {
@@ -433,9 +439,9 @@ static void gelu_backward(float* dx, const float* dy, const float* x, size_t n) 
 }
 
 // Cross-entropy: the loss of a row is -log p[target] with p = softmax(logits). Divided by log 2 these are the bits that
-// it takes to write down the true next token in a code made for p (Shannon 1948, section 9). It is
-// lse - logits[target] with lse = log of the sum of e^logit, the largest logit taken out so that nothing overflows.
-// losses, lse (rows); logits (rows,V).
+// it takes to write down the true next token in a code made for p (Shannon 1948, section 9). The loss is lse -
+// logits[target] with lse = log of the sum of e^logit, the largest logit taken out so that nothing overflows. losses,
+// lse (rows); logits (rows,V).
 static void cross_entropy_forward(float* losses, float* lse, const float* logits, const int* targets, size_t rows,
                                   size_t V) {
 #pragma omp parallel for schedule(static)
@@ -451,7 +457,7 @@ static void cross_entropy_forward(float* losses, float* lse, const float* logits
     }
 }
 
-// dlogits = scale (p - [v = target]), since dlse/dlogit_v = e^logit_v / sum = p_v: what the model said, less what it
+// dlogits = scale (p - [v = target]), since ∂lse/∂logit_v = e^logit_v / sum = p_v: what the model said, less what it
 // should have said. It is written over the logits, which nobody reads again: there is no second (rows,V) tensor.
 // `scale` is the weight of a row in the loss that is minimised, one over the number of all rows.
 static void cross_entropy_backward(float* logits, const float* lse, const int* targets, float scale, size_t rows,
@@ -468,9 +474,9 @@ static void cross_entropy_backward(float* logits, const float* lse, const int* t
 // Model
 //
 // GPT-2 (Radford et al. 2019) is the decoder of the 2017 Transformer with four differences: there is no encoder, and so
-// no second attention that looks at one; layernorm stands before each branch instead of after it; positions are learned
-// vectors instead of sines; and the activation is GELU instead of ReLU. Its heart is the residual stream, a row of C
-// numbers for each position, to which every branch adds something:
+// no second attention that looks at one; layernorm stands before each branch instead of after it, and once more at the
+// end; positions are learned vectors instead of sines; and the activation is GELU instead of ReLU. Its heart is the
+// residual stream, a row of C numbers for each position, to which every branch adds something:
 //
 //     x = wte[token] + wpe[position]
 //     L times:  mid = x   + att_w(attention(qkv_w(ln1(x))))    positions look at one another
@@ -478,11 +484,17 @@ static void cross_entropy_backward(float* logits, const float* lse, const int* t
 //               x = out
 //     logits = lnf(x) wte^T                                    how well would each token fit as the next?
 //
-// where qkv_w(.) and the like are linear layers. There is no dropout: transformers' GPT-2 has it in training, but a run
-// that sees its text a few times needs little, and its weights compute the same without.
+// where qkv_w(.) and the like are linear layers. There is no dropout: GPT-2 may have been trained with it, but a run
+// that sees its text a few times needs little, and what a trained model computes is the same without.
 //
 // The model's shape, its parameters and its activations are three tables, in which each thing is named once. All the
 // rest walks them: options, sizes, pointers, initialisation, the optimiser, checkpoints and tests.
+//
+// X stands for what each row is to become: a macro that is given to the table. For one it makes a row a field of a
+// struct, so that X(ONE, wte, ...) and X(EACH, ln1_w, ...) turn into
+//     float* wte;    and    float* ln1_w[MAX_LAYERS];
+// and in the room "the model in memory" the same rows become initialisers that tell name, shape and first values.
+// On the CPU a `real` is a float; on a GPU it may be a number of fewer bits.
 //
 // The shape: whole numbers that a file must say for its weights to mean anything. A row is an option, a field of Config
 // and a line in checkpoints. GPT-2 has the four below, and its weights tell all but the heads. A row that is added for
@@ -506,7 +518,7 @@ typedef struct {
 // How many of a tensor there are, and when.
 typedef enum {
     ONE,      // one for the model
-    EACH,     // one for each layer; in generation, which never looks back, the layers share one
+    EACH,     // one for each layer; where no backward pass follows, the layers share one
     CACHE,    // one for each layer always: generation's keys and values
     LOGITS,   // one, but for a single position in generation
     GRADIENT, // one, shared by all layers, and only in training
@@ -525,25 +537,25 @@ static float residual_std(size_t L) { return 0.02f / sqrtf(2 * (float)L); }
 // with GPT-2 draws wpe with a std of 0.01. Here it is 0.02 like the rest, as in GPT-1's paper and in transformers.)
 // clang-format off
 // kind, field, name, rows, columns, mean, std; c is the Config
-#define PARAMETERS(X)                                                                                                     \
-    X(ONE,  wte,   "wte.weight",               c.V,     c.C,     0, 0.02f)              /* token embedding, and logits */ \
-    X(ONE,  wpe,   "wpe.weight",               c.T,     c.C,     0, 0.02f)              /* position embedding */          \
-    X(EACH, ln1_w, "h.%zu.ln_1.weight",        0,       c.C,     1, 0)                                                    \
-    X(EACH, ln1_b, "h.%zu.ln_1.bias",          0,       c.C,     0, 0)                                                    \
-    X(EACH, qkv_w, "h.%zu.attn.c_attn.weight", c.C,     3 * c.C, 0, 0.02f)              /* W^Q, W^K, W^V */               \
-    X(EACH, qkv_b, "h.%zu.attn.c_attn.bias",   0,       3 * c.C, 0, 0)                                                    \
-    X(EACH, att_w, "h.%zu.attn.c_proj.weight", c.C,     c.C,     0, residual_std(c.L))  /* W^O: heads to residual */      \
-    X(EACH, att_b, "h.%zu.attn.c_proj.bias",   0,       c.C,     0, 0)                                                    \
-    X(EACH, ln2_w, "h.%zu.ln_2.weight",        0,       c.C,     1, 0)                                                    \
-    X(EACH, ln2_b, "h.%zu.ln_2.bias",          0,       c.C,     0, 0)                                                    \
-    X(EACH, fc_w,  "h.%zu.mlp.c_fc.weight",    c.C,     4 * c.C, 0, 0.02f)              /* the MLP's first matrix */      \
-    X(EACH, fc_b,  "h.%zu.mlp.c_fc.bias",      0,       4 * c.C, 0, 0)                                                    \
-    X(EACH, mlp_w, "h.%zu.mlp.c_proj.weight",  4 * c.C, c.C,     0, residual_std(c.L))  /* its second, to residual */     \
-    X(EACH, mlp_b, "h.%zu.mlp.c_proj.bias",    0,       c.C,     0, 0)                                                    \
-    X(ONE,  lnf_w, "ln_f.weight",              0,       c.C,     1, 0)                                                    \
+#define PARAMETERS(X)                                                                                                \
+    X(ONE,  wte,   "wte.weight",               c.V,     c.C,     0, 0.02f)             /* tokens; and logits */      \
+    X(ONE,  wpe,   "wpe.weight",               c.T,     c.C,     0, 0.02f)             /* positions */               \
+    X(EACH, ln1_w, "h.%zu.ln_1.weight",        0,       c.C,     1, 0)                                               \
+    X(EACH, ln1_b, "h.%zu.ln_1.bias",          0,       c.C,     0, 0)                                               \
+    X(EACH, qkv_w, "h.%zu.attn.c_attn.weight", c.C,     3 * c.C, 0, 0.02f)             /* W^Q, W^K, W^V */           \
+    X(EACH, qkv_b, "h.%zu.attn.c_attn.bias",   0,       3 * c.C, 0, 0)                                               \
+    X(EACH, att_w, "h.%zu.attn.c_proj.weight", c.C,     c.C,     0, residual_std(c.L)) /* W^O: heads to residual */  \
+    X(EACH, att_b, "h.%zu.attn.c_proj.bias",   0,       c.C,     0, 0)                                               \
+    X(EACH, ln2_w, "h.%zu.ln_2.weight",        0,       c.C,     1, 0)                                               \
+    X(EACH, ln2_b, "h.%zu.ln_2.bias",          0,       c.C,     0, 0)                                               \
+    X(EACH, fc_w,  "h.%zu.mlp.c_fc.weight",    c.C,     4 * c.C, 0, 0.02f)             /* the MLP's first matrix */  \
+    X(EACH, fc_b,  "h.%zu.mlp.c_fc.bias",      0,       4 * c.C, 0, 0)                                               \
+    X(EACH, mlp_w, "h.%zu.mlp.c_proj.weight",  4 * c.C, c.C,     0, residual_std(c.L)) /* its second, to residual */ \
+    X(EACH, mlp_b, "h.%zu.mlp.c_proj.bias",    0,       c.C,     0, 0)                                               \
+    X(ONE,  lnf_w, "ln_f.weight",              0,       c.C,     1, 0)                                               \
     X(ONE,  lnf_b, "ln_f.bias",                0,       c.C,     0, 0)
 
-// What a forward pass computes, one row a position, and what the backward pass reads again.
+// What a forward pass computes, one row a position, and what the backward pass reads again; and its own gradients.
 // kind, type, field, width; c is the Config
 #define ACTIVATIONS(X)                                                                               \
     X(ONE,      real,  embedded,   c.C)      /* token + position */                                  \
@@ -573,12 +585,6 @@ static float residual_std(size_t L) { return 0.02f / sqrtf(2 * (float)L); }
     X(GRADIENT, real,  dfc,        4 * c.C)  /* gelu's output's, then its input's */
 // clang-format on
 
-// X stands for what each row is to become: a macro that is given to the table. Below, a row becomes a field of a
-// struct, so that X(ONE, wte, ...) and X(EACH, ln1_w, ...) turn into
-//     float* wte;    and    float* ln1_w[MAX_LAYERS];
-// and in the room "the model in memory" the same rows become initialisers that tell name, shape and first values.
-// On the CPU a `real` is a float; on a GPU it may be a number of fewer bits. That, and the two pointers called `extra`,
-// is all that is here for the GPU's sake.
 #define PARAMETER_FIELD(kind, field, name, rows, columns, mean, std) FIELD_##kind(float, field)
 #define ACTIVATION_FIELD(kind, type, field, width)                   FIELD_##kind(float, field)
 typedef struct {
@@ -623,11 +629,11 @@ static Attention attention_of(Config c, size_t B, size_t T, size_t start) {
     return a;
 }
 
-// The whole network. tokens and targets (B,Q): positions start..T-1 of each sequence, Q = T - start. With targets,
-// the mean loss is added to the model's. Without, only the last position's logits are computed, which is all that
-// generation needs, and B must be 1. Likewise start > 0, where the rows of qkv before start hold what earlier calls
-// computed, so that a new token costs the work of one position. `training` is true where the backward pass follows:
-// GPT-2 computes the same then, but dropout, say, would not.
+// The whole network. tokens and targets (B,Q): positions start..T-1 of each sequence, Q = T - start. A position's
+// target is the token after it. With targets, the mean loss is added to the model's. Without, only the last position's
+// logits are computed, which is all that generation needs, and B must be 1. Likewise start > 0, where the rows of qkv
+// before start hold what earlier calls computed, so that a new token costs the work of one position. `training` is true
+// where the backward pass follows: GPT-2 computes the same then, but dropout, say, would not.
 static void cpu_forward(Model* model, Activations* a, const int* tokens, const int* targets, size_t B, size_t T,
                         size_t start, bool training) {
     const Parameters* w = &model->w;
@@ -665,10 +671,11 @@ static void cpu_forward(Model* model, Activations* a, const int* tokens, const i
     model->loss_count += 1;
 }
 
-// Adds to the gradients those of `share` times the mean loss of the forward pass just made on the same B and T: the
-// same calls from the last to the first. Two gradients have two sources. The residual stream is read by a branch and by
-// the addition after it, which passes the gradient on unchanged; so it keeps one gradient, to which every layernorm on
-// the way down adds its branch's share. And wte is used twice, for the logits and for the embedding.
+// Adds to the gradients those of `share` times the mean loss of the forward pass just made on the same B and T; share
+// is one over the number of batches in a step. These are the same calls from the last to the first. Two gradients have
+// two sources. The residual stream is read by a branch and by the addition after it, which passes the gradient on
+// unchanged; so it keeps one gradient, to which every layernorm on the way down adds its branch's share. And wte is
+// used twice, for the logits and for the embedding.
 static void cpu_backward(Model* model, Activations* a, const int* tokens, const int* targets, size_t B, size_t T,
                          float share) {
     const Parameters *w = &model->w, *d = &model->d;
@@ -706,8 +713,12 @@ static void cpu_backward(Model* model, Activations* a, const int* tokens, const 
 // ====================================================================================================================
 // Learning
 //
-// A step: the mean loss of a batch forward, its gradient backward, and then every weight moves a little against its own
-// gradient. That is all; the rest is about how little.
+// A step, as the training loop makes it:
+//     device->forward(model, &activations, inputs, targets, B, T, 0, true);   the mean loss of a batch
+//     device->backward(model, &activations, inputs, targets, B, T, 1);        its gradient, for each weight
+//     device->update(model, adamw);                                           each weight moves a little against it
+// where a `device` is what computes: cpu_forward, cpu_backward and cpu_update, or the GPU's. That is all of learning;
+// what follows says where the weights begin, which way is "against", and how little is a little.
 
 // The first values. Biases are 0, layernorms change nothing yet, and matrices are small random numbers: equal ones
 // would get equal gradients and stay equal for ever. The two projections into the residual stream in each of L layers
@@ -716,18 +727,6 @@ static void cpu_backward(Model* model, Activations* a, const int* tokens, const 
 static void initial_values(float* w, const Tensor* t, uint64_t key) {
 #pragma omp parallel for schedule(static)
     for (size_t j = 0; j < t->size; j++) w[j] = t->std > 0 ? t->mean + t->std * random_normal(key, j) : t->mean;
-}
-
-// The learning rate rises for `warmup` steps from 0, then falls along half a cosine to `least` (Loshchilov and Hutter
-// 2017, equation 5):
-//     lr_t = peak t / warmup                                       for t <= warmup,
-//     lr_t = least + (peak - least) (1 + cos(pi progress)) / 2     after it, progress going from 0 to 1.
-// It rises because AdamW's averages over past gradients mean little while there are few of those, and it falls because
-// steps that were right far from the goal jump over it when it is near. step counts from 1.
-static double learning_rate(size_t step, size_t warmup, size_t steps, double peak, double least) {
-    if (step <= warmup) return peak * (double)step / (double)warmup;
-    double progress = steps > warmup ? fmin(1, (double)(step - warmup) / (double)(steps - warmup)) : 1;
-    return least + 0.5 * (peak - least) * (1 + cos(3.141592653589793 * progress));
 }
 
 // What an update is asked for.
@@ -755,17 +754,17 @@ static double norm(const float* x, size_t n) {
 // keeps two moving averages, m of its gradient g and v of its gradient's square:
 //     m = b1 m + (1-b1) g,    v = b2 v + (1-b2) g^2,
 //     w = (1 - lr decay) w - lr (m / (1-b1^t)) / (sqrt(v / (1-b2^t)) + 1e-8).
-// sqrt(v) is the gradient's usual size, so m / sqrt(v) is about 1 where gradients agree in sign and small where they do
-// not: a step is about lr, however large the gradients are. m and v begin at 0 and so are too small at first, by 1-b1^t
-// and 1-b2^t, the sum of the weights that t gradients have in the average; hence the division. Decay draws each weight
-// towards 0 by a share of itself, whatever its gradient.
-// g is the clipped gradient: all gradients are scaled so that their common norm is at most `clip`, for one bad batch
-// not to undo the work of many (Pascanu et al. 2013).
+// sqrt(v) is the gradient's usual size, so m / sqrt(v) is about 1 or -1 where gradients agree, and small where they do
+// not: a weight moves by lr at most, roughly, however large its gradients are. m and v begin at 0 and so are too small
+// at first, by the factors 1-b1^t and 1-b2^t, the sum of the weights that t gradients have in the average; hence the
+// divisions. Decay draws the weights of matrices and embeddings towards 0 by a share of themselves. g is the clipped
+// gradient: all gradients are scaled so that their common norm is at most `clip`, for one bad batch not to undo the
+// work of many (Pascanu et al. 2013).
 //
 // The numbers that are the same for all weights: rate = lr / (1-b1^t), root = 1 / sqrt(1-b2^t), keep = 1 - lr decay.
 typedef struct {
     float b1, a1, b2, a2, rate, root, keep; // a = 1 - b
-    double clip;
+    double clip;                            // a GPU's kernels read it here
 } Factors;
 
 static Factors adamw_factors(AdamW o) {
@@ -811,42 +810,17 @@ static void cpu_update(Model* model, AdamW o) {
     done("adamw");
 }
 
-// Floating-point operations of one training step on B sequences of T tokens. A weight of a matrix takes part in one
-// multiplication and one addition for each token forward, and in four operations backward, where dx and dW are two
-// products of the same size: 6 in all. A layer has 12 C^2 such weights: 3 C^2 in qkv_w, C^2 in att_w, 4 C^2 in fc_w and
-// as many in mlp_w; and there is wte (V,C) for the logits. Attention multiplies each query with the T/2 keys that it
-// sees on average, and as many weights with values: 2 * C * T/2 multiply-adds for each token and layer. What the
-// backward pass computes again is not counted.
-static double step_operations(Config c, size_t B, size_t T) {
-    double C = (double)c.C, L = (double)c.L, weights = 12 * C * C * L + (double)c.V * C;
-    return 6 * (weights + C * L * (double)T) * (double)(B * T);
+// The learning rate rises for `warmup` steps from 0, then falls along half a cosine to `least` (Loshchilov and Hutter
+// 2017, equation 5):
+//     lr_t = peak t / warmup                                     for t <= warmup,
+//     lr_t = least + (peak - least) (1 + cos(pi progress)) / 2   after it, progress = (t - warmup) / (steps - warmup).
+// It rises because AdamW's averages over past gradients mean little while there are few of those, and it falls because
+// steps that were right far from the goal jump over it when it is near. step counts from 1.
+static double learning_rate(size_t step, size_t warmup, size_t steps, double peak, double least) {
+    if (step <= warmup) return peak * (double)step / (double)warmup;
+    double progress = steps > warmup ? fmin(1, (double)(step - warmup) / (double)(steps - warmup)) : 1;
+    return least + 0.5 * (peak - least) * (1 + cos(3.141592653589793 * progress));
 }
-
-// A device is what carries these passes out: the functions of this file, or train_gpt.cu's of the same names. The
-// training loop and generation drive either through this struct. `wait` returns when all that was asked for is done;
-// loss and gradient norm may be read from the model only then.
-typedef struct {
-    const char* (*start)(void); // readies the device and describes it
-    size_t (*memory_available)(void);
-    size_t (*memory)(Config config, size_t B, size_t T, bool training);
-    double (*peak)(void);
-    void (*create_model)(Model* model, bool training);
-    void (*create_activations)(Activations* a, const Model* model, size_t B, size_t T, bool training);
-    void (*free_model)(Model* model);
-    void (*free_activations)(Activations* a);
-    void (*forward)(Model* model, Activations* a, const int* tokens, const int* targets, size_t B, size_t T,
-                    size_t start, bool training);
-    void (*backward)(Model* model, Activations* a, const int* tokens, const int* targets, size_t B, size_t T,
-                     float share);
-    void (*update)(Model* model, AdamW o);
-    void (*wait)(Model* model);
-    void (*to_host)(float* to, const float* from, size_t n); // between the model's blocks and the host
-    void (*to_device)(float* to, const float* from, size_t n);
-    void (*read_activation)(float* to, const Activations* a, const float* tensor, size_t n); // first n of one of a's
-    const char* (*refuses)(Config config); // the first option of a shape that it does not compute; NULL: computes all
-} Device;
-extern const Device cpu; // this file's
-static const Device* device = &cpu;
 
 // ====================================================================================================================
 // Generation
@@ -872,7 +846,7 @@ static int compare_candidates(const void* a, const void* b) {
 }
 
 // Draws a token: softmax(logits / temperature), of that the top_k likeliest, of those the fewest whose probabilities
-// sum to top_p (nucleus sampling, Holtzman et al. 2020). u: uniform in (0,1). c: working memory (V).
+// sum to at least top_p (nucleus sampling, Holtzman et al. 2020). u: uniform in (0,1). c: working memory (V).
 static int sample_token(const float* logits, size_t V, const Sampling* s, double u, Candidate* c) {
     size_t best = 0, n = 0;
     for (size_t v = 0; v < V; v++) {
@@ -910,6 +884,10 @@ static int sample_token(const float* logits, size_t V, const Sampling* s, double
     return c[n - 1].token; // rounding
 }
 
+// logits (V): what the model says of the token after position T - 1. tokens: those from position `start` on, all before
+// them being in the cache. Computed by the device, whose struct stands in the room "the model in memory".
+static void next_logits(float* logits, Model* model, Activations* a, const int* tokens, size_t T, size_t start);
+
 // Continues a prompt of n > 0 tokens on stdout. a: activations for one sequence of the model's context.
 static void generate(Model* model, Activations* a, const Tokenizer* t, const int* prompt, size_t n, const Sampling* s) {
     size_t V = model->config.V, T = model->config.T, used = min_size(n, T), cached = 0;
@@ -918,9 +896,7 @@ static void generate(Model* model, Activations* a, const Tokenizer* t, const int
     Candidate* candidates = (Candidate*)allocate(V, sizeof(Candidate), "candidates");
     memcpy(window, prompt + n - used, used * sizeof(int));
     for (size_t i = 0; i < s->tokens && !signalled; i++) {
-        device->forward(model, a, window + cached, NULL, 1, used, cached, false);
-        device->wait(model);
-        device->read_activation(logits, a, a->logits, V);
+        next_logits(logits, model, a, window + cached, used, cached);
         int token = sample_token(logits, V, s, random_uniform(s->key, i), candidates);
         if (is_end_of_text(t, token)) break;
         print_token(t, token);
@@ -1540,8 +1516,8 @@ static void* allocate(size_t count, size_t size, const char* what) {
 }
 
 // The least memory limit of the control groups, of version 1 or 2, that a process is in. list: /proc/self/cgroup, lines
-// such as "0::/user/shell" or "7:memory:/docker/3f"; root: where their files are. A limit also holds in all groups below,
-// and in a container the path may be that outside of it, so all its prefixes are tried, down to none.
+// such as "0::/user/shell" or "7:memory:/docker/3f"; root: where their files are. A limit also holds in all groups
+// below, and in a container the path may be that outside of it, so all its prefixes are tried, down to none.
 static size_t cgroup_limit(const char* list, const char* root) {
     size_t least = SIZE_MAX, limit;
     char line[MAX_PATH], controller[64], path[MAX_PATH], file[3 * MAX_PATH];
@@ -1782,6 +1758,32 @@ static void take_file(const char* path) {
 // GPU, whose multiply wants the vocabulary padded, so that the two can copy whole blocks and read each other's
 // checkpoints; the padding is never written to a file.
 
+// A device is what carries these passes out: the functions of this file, or train_gpt.cu's of the same names. The
+// training loop and generation drive either through this struct. `wait` returns when all that was asked for is done;
+// loss and gradient norm may be read from the model only then.
+typedef struct {
+    const char* (*start)(void); // readies the device and describes it
+    size_t (*memory_available)(void);
+    size_t (*memory)(Config config, size_t B, size_t T, bool training);
+    double (*peak)(void);
+    void (*create_model)(Model* model, bool training);
+    void (*create_activations)(Activations* a, const Model* model, size_t B, size_t T, bool training);
+    void (*free_model)(Model* model);
+    void (*free_activations)(Activations* a);
+    void (*forward)(Model* model, Activations* a, const int* tokens, const int* targets, size_t B, size_t T,
+                    size_t start, bool training);
+    void (*backward)(Model* model, Activations* a, const int* tokens, const int* targets, size_t B, size_t T,
+                     float share);
+    void (*update)(Model* model, AdamW o);
+    void (*wait)(Model* model);
+    void (*to_host)(float* to, const float* from, size_t n); // between the model's blocks and the host
+    void (*to_device)(float* to, const float* from, size_t n);
+    void (*read_activation)(float* to, const Activations* a, const float* tensor, size_t n); // first n of one of a's
+    const char* (*refuses)(Config config); // the first option of a shape that it does not compute; NULL: computes all
+} Device;
+extern const Device cpu; // this file's
+static const Device* device = &cpu;
+
 static size_t cache_lines(size_t bytes) { return (bytes + 63) / 64 * 64; }
 
 // The rows that the token embedding has room for, of which the last stay zero.
@@ -1938,12 +1940,29 @@ const Device cpu = {cpu_start, memory_available, cpu_memory, cpu_peak, cpu_creat
 static const Device* cuda_device;    // in a program built from train_gpt.cu
 static int (*compare_devices)(void); // likewise
 
+static void next_logits(float* logits, Model* model, Activations* a, const int* tokens, size_t T, size_t start) {
+    device->forward(model, a, tokens, NULL, 1, T, start, false);
+    device->wait(model);
+    device->read_activation(logits, a, a->logits, model->config.V);
+}
+
 // Mean loss of the forward passes since the last call.
 static double take_loss(Model* model) {
     device->wait(model);
     double loss = model->loss_sum / model->loss_count;
     model->loss_sum = model->loss_count = 0;
     return loss;
+}
+
+// Floating-point operations of one training step on B sequences of T tokens. A weight of a matrix takes part in one
+// multiplication and one addition for each token forward, and in four operations backward, where dx and dW are two
+// products of the same size: 6 in all. A layer has 12 C^2 such weights: 3 C^2 in qkv_w, C^2 in att_w, 4 C^2 in fc_w and
+// as many in mlp_w; and there is wte (V,C) for the logits. Attention multiplies each query with the T/2 keys that it
+// sees on average, and as many weights with values: 2 * C * T/2 multiply-adds for each token and layer. What the
+// backward pass computes again is not counted.
+static double step_operations(Config c, size_t B, size_t T) {
+    double C = (double)c.C, L = (double)c.L, weights = 12 * C * C * L + (double)c.V * C;
+    return 6 * (weights + C * L * (double)T) * (double)(B * T);
 }
 
 static void initialize(Model* model, uint64_t seed) {
@@ -3232,16 +3251,16 @@ static void try_checkpoint(Run* run) {
 }
 
 // Everything that a run would lose if it ended now.
-static Run* running;
+static Run* rescued;
 static const char* rescue_run(void) {
     static char outcome[2 * MAX_PATH];
-    const char* error = running->saved == running->step ? NULL : save_run(running);
+    const char* error = rescued->saved == rescued->step ? NULL : save_run(rescued);
     if (error)
-        snprintf(outcome, sizeof outcome, "the steps after %zu cannot be saved: %s", running->saved, error);
-    else if (running->step == running->first)
+        snprintf(outcome, sizeof outcome, "the steps after %zu cannot be saved: %s", rescued->saved, error);
+    else if (rescued->step == rescued->first)
         snprintf(outcome, sizeof outcome, "nothing is changed");
     else
-        snprintf(outcome, sizeof outcome, "saved after step %zu in %s, --resume goes on", running->step,
+        snprintf(outcome, sizeof outcome, "saved after step %zu in %s, --resume goes on", rescued->step,
                  opt.checkpoint);
     return outcome;
 }
@@ -3319,7 +3338,7 @@ static void start_run(Run* run) {
     puts("\n");
     check_output();
     // Nothing was changed so far.
-    running = run;
+    rescued = run;
     rescue = rescue_run;
     catch_signals();
     if (opt.log) open_log(run, &log);

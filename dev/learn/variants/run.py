@@ -82,14 +82,15 @@ class Diff:
         """The file `name` changed. Each change goes where its lines are found nearest to where they were. If they are
         nowhere, a line beside them may have changed: without it they must be found just once near there."""
         lines = text.splitlines()
+        words = [line.split() for line in lines]  # tables are aligned anew now and then
         moved = 0
         for at, change in self.changes(name):
             first, last = change[0][0] == " ", change[-1][0] == " "
             for head, tail in [(0, 0), (0, last), (first, 0), (first, last)]:
                 part = change[head : len(change) - tail]
-                old = [line[1:] for line in part if line[0] != "+"]
+                old = [line[1:].split() for line in part if line[0] != "+"]
                 expected = at - 1 + head + moved
-                where = [i for i in range(len(lines)) if "".join(old).strip() and lines[i : i + len(old)] == old]
+                where = [i for i in range(len(lines)) if any(old) and words[i : i + len(old)] == old]
                 if head or tail:
                     where = [i for i in where if abs(i - expected) < NEAR]
                 if len(where) == 1 or (where and not (head or tail)):
@@ -97,8 +98,14 @@ class Diff:
             else:
                 raise Failed(f"{self.name} no longer applies to {name}: near its line {at + moved} there should be\n"
                              + "\n".join("    " + line[1:] for line in change if line[0] != "+"))
-            i = min(where, key=lambda i: abs(i - expected))
-            lines[i : i + len(old)] = [line[1:] for line in part if line[0] != "-"]
+            i = at_line = min(where, key=lambda i: abs(i - expected))
+            for line in part:
+                if line[0] == "+":
+                    lines.insert(at_line, line[1:])
+                    words.insert(at_line, line[1:].split())
+                if line[0] == "-":
+                    del lines[at_line], words[at_line]
+                at_line += line[0] != "-"
             moved += i - expected + sum({"+": 1, "-": -1, " ": 0}[line[0]] for line in part)
         return "\n".join(lines) + "\n"
 
