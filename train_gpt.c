@@ -46,6 +46,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <time.h>
@@ -2598,11 +2599,13 @@ static void export_model(const char* directory, const Model* model) {
 // remembers of the run that wrote it.
 
 static struct {
-    const char *data, *train, *val, *preset, *init, *log, *checkpoint, *export_to, *prompt, *tokenize, *device;
+    const char *data, *train, *val, *preset, *init, *log, *checkpoint, *export_to, *prompt, *tokenize, *device,
+        *attention, *html;
     long layers, heads, channels, context;
-    long steps, batch, accumulate, warmup, seed, val_every, val_batches, sample_every, save_every, tokens, top_k;
+    long steps, batch, accumulate, warmup, seed, val_every, val_batches, sample_every, save_every, tokens, top_k, layer,
+        head;
     double lr, min_lr, weight_decay, beta1, beta2, clip, temperature, top_p;
-    bool resume, compare, help, version;
+    bool resume, compare, ablate, live, help, version;
 } opt;
 
 typedef enum { WHOLE, REAL, TEXT, FLAG } ValueKind;
@@ -2652,6 +2655,12 @@ static Option options[] = {
     {"", "--temperature", "X", "0.8", "below 1 bolder, above wilder; 0: always the likeliest", REAL, &opt.temperature, 0, 1e3, 0, false},
     {"", "--top-k", "N", "0", "draw from the N likeliest (0: all)", WHOLE, &opt.top_k, 0, MAX_SIZE, 0, false},
     {"", "--top-p", "X", "1", "draw from the likeliest that sum to X", REAL, &opt.top_p, 1e-9, 1, 0, false},
+    {"look", "--attention", "TEXT", NULL, "show what every head attends to in TEXT, and end", TEXT, &opt.attention, 0, 0, 0, false},
+    {"", "--layer", "N", NULL, "the layer, from 0, whose map is drawn [the clearest]", WHOLE, &opt.layer, 0, MAX_LAYERS, 0, false},
+    {"", "--head", "N", NULL, "the head, from 0", WHOLE, &opt.head, 0, MAX_SIZE, 0, false},
+    {"", "--html", "FILE", "attention.html", "a page with all heads, for a browser", TEXT, &opt.html, 0, 0, 0, false},
+    {"", "--ablate", NULL, NULL, "measure what the loss is without each head", FLAG, &opt.ablate, 0, 0, 0, false},
+    {"", "--live", NULL, NULL, "put the model into the page: it answers as one types", FLAG, &opt.live, 0, 0, 0, false},
     {"other", "--device", "NAME", NULL, "cpu or cuda [cuda, in a program built for it]", TEXT, &opt.device, 0, 0, AGAIN, false},
     {"", "--compare", NULL, NULL, "time a few steps on CPU and GPU, layer by layer, and end", FLAG, &opt.compare, 0, 0, 0, false},
     {"", "--tokenize", "FILE", NULL, "print the tokens of a text, one a line, and end", TEXT, &opt.tokenize, 0, 0, 0, false},
@@ -2877,8 +2886,8 @@ static void choose_context(Config* config, const char* path) {
     config->T = (size_t)opt.context;
 }
 
-// The model of a checkpoint, or of --init, ready to generate or to be exported.
-static void load_for_use(Model* model, const Tokenizer* t) {
+// The model of a checkpoint, or of --init, ready to be used; with room for gradients if it is `training`.
+static void load_for_use(Model* model, const Tokenizer* t, bool training) {
     Checkpoint c = open_checkpoint(opt.init ? weights_path() : opt.checkpoint,
                                    "; `./train_gpt` trains a model, --init takes one from elsewhere");
     memset(model, 0, sizeof *model);
@@ -2887,7 +2896,7 @@ static void load_for_use(Model* model, const Tokenizer* t) {
     if (t) check_tokenizer(t, model->config, c.file.path);
     device->start();
     check_memory(model->config, 1, false);
-    device->create_model(model, false);
+    device->create_model(model, training);
     load_block(&c, model, "", model->weights);
     check_foreign(&c, model);
     close_checkpoint(&c);
@@ -2898,7 +2907,7 @@ static int run_generate(void) {
     Activations a;
     memset(&a, 0, sizeof a);
     Tokenizer t = load_tokenizer(data_path("tokenizer.bin"));
-    load_for_use(&model, &t);
+    load_for_use(&model, &t, false);
     device->create_activations(&a, &model, 1, model.config.T, false);
     size_t n = strlen(opt.prompt);
     int* prompt = (int*)allocate(n + 1, sizeof(int), "the prompt");
@@ -2929,7 +2938,7 @@ static int run_tokenize(void) {
 
 static int run_export(void) {
     Model model;
-    load_for_use(&model, NULL);
+    load_for_use(&model, NULL, false);
     export_model(opt.export_to, &model);
     printf("%s opens with transformers' AutoModelForCausalLM.from_pretrained(\"%s\")\n", opt.export_to, opt.export_to);
     check_output();
@@ -3327,7 +3336,517 @@ static int run_training(void) {
     return 0;
 }
 
-// The program; tests call it under this name.
+// ====================================================================================================================
+// Looking at attention
+//
+// --attention TEXT shows what every head of a model attends to in a text: a table of numbers, the map of one head, and
+// with --html a page with all of them. Weights tell where a head looks, not whether that matters; --ablate measures it.
+
+// p (T,T): the weights of one head, e^(score - lse) from what the forward pass keeps; 0 where a key is hidden.
+// qkv (T,3C), lse (T,H): of one sequence.
+static void attention_weights(float* p, const float* qkv, const float* lse, Attention a, size_t h) {
+    size_t C = a.H * a.D;
+    memset(p, 0, a.T * a.T * sizeof(float));
+    for (size_t i = 0; i < a.T; i++) {
+        Range seen = visible_keys(i);
+        const float* q = qkv + i * 3 * C + h * a.D;
+        for (size_t j = seen.first; j < seen.end; j++) {
+            const float* k = qkv + j * 3 * C + C + h * a.D;
+            p[i * a.T + j] = expf(dot(q, k, a.D) / sqrtf((float)a.D) - lse[i * a.H + h]);
+        }
+    }
+}
+
+// What is said of a head: means over the queries from the second on. The last two are means over the queries whose
+// token stood in the text before: the weight on those earlier copies, and on what followed them (NAN if there are
+// none). A head that puts much there can continue a pattern which it sees for the second time ("induction head",
+// Olsson et al. 2022).
+enum { ENTROPY, DISTANCE, ITSELF, PREVIOUS, FIRST, SAME, INDUCTION, NUMBERS };
+typedef struct {
+    double is[NUMBERS];
+    const char* pattern;
+    double loss, gate; // by how much the text's loss rises without the head; what its gradient predicts of that
+} HeadView;
+
+// n > 1 tokens.
+static HeadView describe_head(const float* p, const int* tokens, size_t n) {
+    HeadView head;
+    memset(&head, 0, sizeof head);
+    double copies = 0, *is = head.is, even_entropy = 0, even_distance = 0, queries = (double)(n - 1);
+    for (size_t i = 1; i < n; i++) {
+        bool copied = false;
+        for (size_t j = 0; j <= i; j++) {
+            double w = p[i * n + j];
+            is[ENTROPY] -= w > 0 ? w * log2(w) : 0;
+            is[DISTANCE] += w * (double)(i - j);
+            if (j < i && tokens[j] == tokens[i]) {
+                copied = true;
+                is[SAME] += w;
+                is[INDUCTION] += p[i * n + j + 1];
+            }
+        }
+        is[ITSELF] += p[i * n + i];
+        is[PREVIOUS] += p[i * n + i - 1];
+        is[FIRST] += p[i * n];
+        copies += copied;
+        even_entropy += log2((double)(i + 1)); // of weights that are all the same
+        even_distance += (double)i / 2;
+    }
+    for (int k = 0; k < NUMBERS; k++) is[k] /= k == SAME || k == INDUCTION ? copies : queries;
+    head.pattern = is[FIRST] > 0.5                                 ? "first"
+                   : is[PREVIOUS] > 0.5                            ? "previous"
+                   : is[ITSELF] > 0.5                              ? "itself"
+                   : is[SAME] > 0.5                                ? "same"
+                   : is[INDUCTION] > 0.5                           ? "induction"
+                   : is[ENTROPY] > 0.95 * even_entropy / queries   ? "uniform"
+                   : is[DISTANCE] < 0.25 * even_distance / queries ? "local"
+                   : is[ENTROPY] > 0.75 * even_entropy / queries   ? "broad"
+                                                                   : "";
+    return head;
+}
+
+// All that is shown of a text.
+typedef struct {
+    Model model;
+    Tokenizer tokenizer;
+    Activations a;
+    Attention shape;
+    size_t n, L, H;
+    int *tokens, *targets;      // (n); a target is the next token, and the last one's is not counted
+    float *qkv, *lse, *weights; // (L,n,3C), (L,n,H), (L,H,n,n)
+    float* logits;              // (n,V)
+    HeadView* heads;            // (L,H)
+    size_t layer, head;         // which map is drawn
+    double loss, correlation;   // of the text; of the measured and the predicted rise of the loss
+} View;
+
+static float* view_weights(const View* v, size_t l, size_t h) { return v->weights + (l * v->H + h) * v->n * v->n; }
+
+// Mean loss of the tokens after the first.
+static double text_loss(View* v) {
+    device->forward(&v->model, &v->a, v->tokens, v->targets, 1, v->n - 1, 0);
+    return take_loss(&v->model);
+}
+
+static void read_model_outputs(View* v) {
+    Config c = v->model.config;
+    device->forward(&v->model, &v->a, v->tokens, v->targets, 1, v->n, 0);
+    take_loss(&v->model);
+    for (size_t l = 0; l < v->L; l++) {
+        float *qkv = v->qkv + l * v->n * 3 * c.C, *lse = v->lse + l * v->n * v->H;
+        device->read_activation(qkv, &v->a, v->a.qkv[l], v->n * 3 * c.C);
+        device->read_activation(lse, &v->a, v->a.lse[l], v->n * v->H);
+        for (size_t h = 0; h < v->H; h++) {
+            attention_weights(view_weights(v, l, h), qkv, lse, v->shape, h);
+            v->heads[l * v->H + h] = describe_head(view_weights(v, l, h), v->tokens, v->n);
+        }
+    }
+    device->read_activation(v->logits, &v->a, v->a.logits, v->n * c.V);
+    v->loss = text_loss(v);
+}
+
+// A head's output always the same, its mean over the text: W^O's rows of the head become 0, and what they make of the
+// mean goes into the bias. So nothing has to be changed inside the network.
+//
+// The gradient's answer to the same question: put a gate g before the difference between the head's output and its
+// mean. Then W^O's rows w are scaled by g, and the bias gains (1 - g) mean w; so dloss/dg = sum of dw w - db mean w, and
+// taking the gate from 1 to 0 should raise the loss by -dloss/dg, if it were a straight line.
+static void ablate(View* v) {
+    Config c = v->model.config;
+    size_t D = c.C / c.H, count = v->L * v->H;
+    float *w = (float*)allocate(2 * (c.C + 1) * c.C, sizeof(float), "a layer's weights"), *b = w + c.C * c.C;
+    float *dw = b + c.C, *db = dw + c.C * c.C, *att = (float*)allocate(v->n * c.C, sizeof(float), "heads' outputs");
+    float *cut = (float*)allocate(D * c.C + c.C, sizeof(float), "a head's weights"), *bias = cut + D * c.C;
+    double* means = (double*)allocate(v->L * c.C, sizeof(double), "heads' means");
+    text_loss(v);
+    device->backward(&v->model, &v->a, v->tokens, v->targets, 1, v->n - 1, 1);
+    device->wait(&v->model);
+    for (size_t l = 0; l < v->L; l++) {
+        device->read_activation(att, &v->a, v->a.att[l], (v->n - 1) * c.C);
+        for (size_t i = 0; i < (v->n - 1) * c.C; i++) means[l * c.C + i % c.C] += att[i] / (double)(v->n - 1);
+    }
+    for (size_t l = 0; l < v->L; l++) {
+        device->to_host(w, v->model.w.att_w[l], c.C * c.C);
+        device->to_host(b, v->model.w.att_b[l], c.C);
+        device->to_host(dw, v->model.d.att_w[l], c.C * c.C);
+        device->to_host(db, v->model.d.att_b[l], c.C);
+        for (size_t h = 0; h < v->H; h++) {
+            HeadView* head = &v->heads[l * v->H + h];
+            float *rows = w + h * D * c.C, *drows = dw + h * D * c.C;
+            memset(cut, 0, D * c.C * sizeof(float));
+            memcpy(bias, b, c.C * sizeof(float));
+            for (size_t d = 0; d < D; d++)
+                for (size_t o = 0; o < c.C; o++) {
+                    double moved = means[l * c.C + h * D + d] * rows[d * c.C + o];
+                    bias[o] += (float)moved;
+                    head->gate -= (double)drows[d * c.C + o] * rows[d * c.C + o] - db[o] * moved;
+                }
+            device->to_device(v->model.w.att_w[l] + h * D * c.C, cut, D * c.C);
+            device->to_device(v->model.w.att_b[l], bias, c.C);
+            head->loss = text_loss(v) - v->loss;
+            device->to_device(v->model.w.att_w[l] + h * D * c.C, rows, D * c.C);
+        }
+        device->to_device(v->model.w.att_b[l], b, c.C);
+    }
+    // Spearman's correlation: of the ranks. Equal values, which do not occur, would get ranks in order.
+    double squares = 0;
+    for (size_t i = 0; i < count; i++) {
+        double ranks = 0;
+        for (size_t k = 0; k < count; k++)
+            ranks += (v->heads[k].loss < v->heads[i].loss) - (v->heads[k].gate < v->heads[i].gate);
+        squares += ranks * ranks;
+    }
+    v->correlation = count > 1 ? 1 - 6 * squares / ((double)count * ((double)count * (double)count - 1)) : NAN;
+    free(w), free(att), free(cut), free(means);
+}
+
+// The next character of a token's text for a map's edge, where each must be one column wide: code points of which that
+// is not certain become '?'. Advances *at; returns the bytes to print, until the next call.
+static const char* label_character(const uint8_t* s, size_t n, size_t* at) {
+    static char shown[5];
+    uint32_t code;
+    size_t length = utf8_character(s + *at, n - *at, &code);
+    const uint8_t* from = s + *at;
+    *at += length;
+    if (code == ' ') return "\xC2\xB7";      // a middle dot
+    if (code == '\n') return "\xE2\x86\xB5"; // an arrow
+    bool narrow = (code > 0x20 && code < 0x7F) || (code > 0xA0 && code < 0x300 && code != 0xAD) ||
+                  (code >= 0x370 && code < 0x483) || (code >= 0x48A && code < 0x530);
+    if (!narrow) return "?";
+    memcpy(shown, from, length);
+    shown[length] = 0;
+    return shown;
+}
+
+// The first characters of a token's text, each by itself; their number.
+enum { LABEL = 10 };
+static size_t label(const View* v, size_t i, char shown[LABEL][5]) {
+    size_t length, count = 0;
+    const uint8_t* s = token_string(&v->tokenizer, v->tokens[i], &length);
+    for (size_t at = 0; at < length && count < LABEL;) strcpy(shown[count++], label_character(s, length, &at));
+    return count;
+}
+
+// The map of the chosen head: a row a query, a column a key, darker for more. As many keys as fit.
+static void print_map(const View* v, size_t columns) {
+    const char* const shades[] = {" ", "\xE2\x96\x91", "\xE2\x96\x92", "\xE2\x96\x93", "\xE2\x96\x88"};
+    const float* p = view_weights(v, v->layer, v->head);
+    char shown[LABEL][5];
+    size_t fit = columns > LABEL + 4 ? columns - LABEL - 4 : 1, wide = 2 * v->n <= fit ? 2 : 1;
+    size_t keys = min_size(v->n, fit / wide), height = 0;
+    printf("\nlayer %zu, head %zu: each row a token that asks, each column one that is looked at", v->layer, v->head);
+    if (keys < v->n) printf(";\nthe first %zu of %zu tokens, as many as fit", keys, v->n);
+    puts("\n");
+    for (size_t j = 0; j < keys; j++) height = label(v, j, shown) > height ? label(v, j, shown) : height;
+    for (size_t row = 0; row < height; row++) { // the keys, read downwards
+        printf("%*s", LABEL + 2, "");
+        for (size_t j = 0; j < keys; j++) {
+            size_t above = height - label(v, j, shown);
+            printf("%s%s", row < above ? " " : shown[row - above], wide == 2 ? " " : "");
+        }
+        putchar('\n');
+    }
+    for (size_t i = 0; i < keys; i++) {
+        size_t count = label(v, i, shown);
+        printf("%*s", (int)(LABEL - count), "");
+        for (size_t k = 0; k < count; k++) fputs(shown[k], stdout);
+        fputs(" |", stdout);
+        for (size_t j = 0; j <= i; j++) {
+            double w = p[i * v->n + j];
+            const char* shade = shades[w < 0.05 ? 0 : w < 0.2 ? 1 : w < 0.4 ? 2 : w < 0.7 ? 3 : 4];
+            printf("%s%s", shade, wide == 2 ? shade : "");
+        }
+        putchar('\n');
+    }
+    puts("\n            weight below 5 %, to 20, 40, 70, 100 %: ' ' \xE2\x96\x91 \xE2\x96\x92 \xE2\x96\x93 "
+         "\xE2\x96\x88");
+}
+
+static void print_share(double x) {
+    if (isnan(x))
+        printf("%6s", "-");
+    else
+        printf("%5.0f%%", 100 * x);
+}
+
+static void print_heads(const View* v) {
+    printf("layer head  bits  back  self  prev first  same induc%s\n", opt.ablate ? "  loss+  gate+" : "");
+    for (size_t i = 0; i < v->L * v->H; i++) {
+        const HeadView* head = &v->heads[i];
+        printf("%5zu %4zu %5.2f %5.1f", i / v->H, i % v->H, head->is[ENTROPY], head->is[DISTANCE]);
+        for (int k = ITSELF; k < NUMBERS; k++) print_share(head->is[k]);
+        if (opt.ablate) printf(" %6.3f %6.3f", head->loss, head->gate);
+        printf(" %s\n", head->pattern);
+    }
+    puts("\nbits: entropy of a query's weights; back: mean distance looked back; then the share\n"
+         "of weight on the token itself, the one before, the first one, an earlier copy of\n"
+         "itself, and what followed that copy");
+    if (opt.ablate)
+        printf("loss+: rise of the text's loss (%.4f) with the head's output set to its mean;\n"
+               "gate+: what its gradient predicts of that; rank correlation of the two: %.2f\n",
+               v->loss, v->correlation);
+}
+
+// The page: dev/view/attention.html, with the numbers as JSON in place of one word of it.
+#define PAGE_MARK "<meta name=\"generator\" content=\"train_gpt\">"
+
+// A JSON string that is safe within a page's script: what could end that is escaped, what is no UTF-8 replaced.
+static void write_text(FILE* f, const uint8_t* s, size_t n) {
+    putc('"', f);
+    for (size_t at = 0, length; at < n; at += length) {
+        uint32_t code;
+        length = utf8_character(s + at, n - at, &code);
+        if (code == UINT32_MAX)
+            fputs("\\ufffd", f);
+        else if (code < 0x20 || code == 0x7F || strchr("\"\\<>&", (int)min_size(code, 0x80)))
+            fprintf(f, "\\u%04x", code);
+        else
+            fwrite(s + at, 1, length, f);
+    }
+    putc('"', f);
+}
+
+static void write_base64(FILE* f, const void* data, size_t n) {
+    static const char digits[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    const uint8_t* s = (const uint8_t*)data;
+    putc('"', f);
+    for (size_t i = 0; i < n; i += 3) {
+        uint32_t three = (uint32_t)s[i] << 16 | (i + 1 < n ? (uint32_t)s[i + 1] << 8 : 0) | (i + 2 < n ? s[i + 2] : 0);
+        for (size_t k = 0; k < 4; k++) putc(i + k <= n ? digits[three >> (18 - 6 * k) & 63] : '=', f);
+    }
+    putc('"', f);
+}
+
+// To the nearest half-precision number, ties to even.
+static uint16_t float_to_half(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    uint16_t sign = (uint16_t)(bits >> 16 & 0x8000);
+    float size = fabsf(x);
+    if (!(size < 65520)) return isnan(x) ? 0x7E00 : sign | 0x7C00;
+    if (size < 6.103515625e-5f) return sign | (uint16_t)lrintf(size * 16777216.0f); // in steps of 2^-24
+    bits = (bits & 0x7FFFFFFF) - (112u << 23);
+    bits += 0xFFF + (bits >> 13 & 1);
+    return sign | (uint16_t)(bits >> 13);
+}
+
+// Everything that the page needs to compute the model itself: all weights in half precision, and the tokenizer's file.
+static void write_live(FILE* f, const View* v) {
+    float* w = (float*)allocate(v->model.block_size, sizeof(float), "the weights");
+    uint16_t* half = (uint16_t*)allocate(v->model.block_size, sizeof(uint16_t), "the weights in half precision");
+    device->to_host(w, v->model.weights, v->model.block_size);
+    fputs(",\n\"live\":{\"weights\":{", f);
+    for (size_t i = 0; i < v->model.tensor_count; i++) {
+        const Tensor* t = &v->model.tensors[i];
+        for (size_t j = 0; j < t->size; j++) half[j] = float_to_half(w[t->offset + j]);
+        fprintf(f, "%s\n\"%s\":", i ? "," : "", t->name);
+        write_base64(f, half, t->size * sizeof *half);
+    }
+    fputs("},\n\"tokenizer\":", f);
+    write_base64(f, v->tokenizer.file.data, v->tokenizer.file.size);
+    fputs("}", f);
+    free(w), free(half);
+}
+
+// After each position: the true next token's rank and bits, and the likeliest.
+static void write_next(FILE* f, const View* v) {
+    enum { SHOWN = 10 };
+    size_t V = v->model.config.V, length;
+    fputs(",\n\"next\":[", f);
+    for (size_t i = 0; i < v->n; i++) {
+        const float* row = v->logits + i * V;
+        double sum = 0, largest = row[0];
+        size_t rank = 1, top[SHOWN], count = 0;
+        for (size_t t = 0; t < V; t++) largest = fmax(largest, row[t]);
+        for (size_t t = 0; t < V; t++) {
+            sum += exp(row[t] - largest);
+            rank += row[t] > row[v->targets[i]];
+            size_t k = count < SHOWN ? count++ : SHOWN;
+            for (; k > 0 && row[t] > row[top[k - 1]]; k--)
+                if (k < SHOWN) top[k] = top[k - 1];
+            if (k < SHOWN) top[k] = t;
+        }
+        fprintf(f, "%s\n{", i ? "," : "");
+        if (i + 1 < v->n)
+            fprintf(f, "\"rank\":%zu,\"bits\":%.6g,", rank, (log(sum) + largest - row[v->targets[i]]) / log(2));
+        fputs("\"top\":[", f);
+        for (size_t k = 0; k < count; k++) {
+            const uint8_t* s = token_string(&v->tokenizer, (int)top[k], &length);
+            fprintf(f, "%s[%.6g,", k ? "," : "", exp(row[top[k]] - largest) / sum);
+            write_text(f, s, length);
+            fputs("]", f);
+        }
+        fputs("]}", f);
+    }
+    fputs("]", f);
+}
+
+// Weights of all heads in 8 bits (so wrong by at most 1/510), row by row up to the diagonal; the chosen head's scores
+// q . k and log-sum-exps as they are, from which the page computes its weights anew.
+static void write_data(FILE* f, const View* v) {
+    Config c = v->model.config;
+    size_t n = v->n, D = c.C / c.H, count = 0, length;
+    const uint8_t* s;
+    uint8_t* bytes = (uint8_t*)allocate(v->L * v->H * n * n, 1, "weights in 8 bits");
+    float* chosen = (float*)allocate(n * n + n, sizeof(float), "scores");
+    fputs("{\"model\":", f);
+    s = (const uint8_t*)(opt.init ? opt.init : opt.checkpoint);
+    write_text(f, s, strlen((const char*)s));
+    fprintf(f, ",\"V\":%zu,\"T\":%zu,\"C\":%zu,\"H\":%zu,\"L\":%zu,\"n\":%zu,\"loss\":%.9g,\n\"tokens\":[", c.V, c.T,
+            c.C, c.H, c.L, n, v->loss);
+    for (size_t i = 0; i < n; i++) {
+        if (i) putc(',', f);
+        s = token_string(&v->tokenizer, v->tokens[i], &length);
+        write_text(f, s, length);
+    }
+    fputs("],\n\"ids\":[", f);
+    for (size_t i = 0; i < n; i++) fprintf(f, "%s%d", i ? "," : "", v->tokens[i]);
+    fputs("],\n\"heads\":[", f);
+    for (size_t i = 0; i < v->L * v->H; i++) {
+        const HeadView* head = &v->heads[i];
+        fprintf(f, "%s\n{\"pattern\":\"%s\",\"numbers\":[", i ? "," : "", head->pattern);
+        for (int k = 0; k < NUMBERS; k++)
+            fprintf(f, isnan(head->is[k]) ? "%snull" : "%s%.6g", k ? "," : "", head->is[k]);
+        fputs("]", f);
+        if (opt.ablate) fprintf(f, ",\"loss\":%.6g,\"gate\":%.6g", head->loss, head->gate);
+        fputs("}", f);
+    }
+    fputs("]", f);
+    if (opt.ablate && !isnan(v->correlation)) fprintf(f, ",\"correlation\":%.6g", v->correlation);
+    for (size_t l = 0; l < v->L; l++)
+        for (size_t h = 0; h < v->H; h++)
+            for (size_t i = 0; i < n; i++)
+                for (size_t j = 0; j <= i; j++)
+                    bytes[count++] = (uint8_t)lrintf(255 * fminf(1, view_weights(v, l, h)[i * n + j]));
+    fputs(",\n\"weights\":", f);
+    write_base64(f, bytes, count);
+    count = 0;
+    for (size_t i = 0; i < n; i++)
+        for (size_t j = 0; j <= i; j++) {
+            const float* q = v->qkv + (v->layer * n + i) * 3 * c.C + v->head * D;
+            const float* k = v->qkv + (v->layer * n + j) * 3 * c.C + c.C + v->head * D;
+            chosen[count++] = dot(q, k, D);
+        }
+    fprintf(f, ",\n\"chosen\":{\"layer\":%zu,\"head\":%zu,\"scores\":", v->layer, v->head);
+    write_base64(f, chosen, count * sizeof(float));
+    for (size_t i = 0; i < n; i++) chosen[i] = v->lse[(v->layer * n + i) * v->H + v->head];
+    fputs(",\"lse\":", f);
+    write_base64(f, chosen, n * sizeof(float));
+    fputs("}", f);
+    write_next(f, v);
+    if (opt.live) write_live(f, v);
+    fputs("}", f);
+    free(bytes), free(chosen);
+}
+
+// The template, beside the program; NULL, and *path where it was looked for, if it is not there.
+static const char* page_template(File* file) {
+    static char path[MAX_PATH];
+    ssize_t n = readlink("/proc/self/exe", path, sizeof path - 1);
+    path[n > 0 ? n : 0] = 0;
+    char* slash = strrchr(path, '/');
+    snprintf(slash ? slash + 1 : path, sizeof path - (size_t)(slash ? slash + 1 - path : 0), "dev/view/attention.html");
+    if (!access(path, R_OK)) *file = map_file(path, "");
+    return path;
+}
+
+static void write_page(const View* v, const char* path) {
+    File file = {"", NULL, 0};
+    const char *searched = page_template(&file), *word = "@DATA@";
+    if (!file.size) {
+        if (given("--html") || opt.live)
+            die("cannot make a page: its template is not at %s, where dev/view stands beside the program", searched);
+        printf("\n(no page: its template is not at %s)\n", searched);
+        return;
+    }
+    const char *begin = (const char*)file.data, *end = begin + file.size;
+    const char* at = (const char*)memmem(begin, file.size, word, strlen(word));
+    if (!at) die("%s is not the template of the page: it lacks %s", searched, word);
+    struct stat info;
+    if (!stat(path, &info)) { // only a page may be replaced
+        File old = map_file(path, "");
+        if (old.size && !memmem(old.data, min_size(old.size, 1000), PAGE_MARK, strlen(PAGE_MARK)))
+            die("%s is not a page of this program, and is not overwritten: --html with another name", path);
+        unmap_file(&old);
+    }
+    char* text = NULL;
+    size_t length = 0;
+    FILE* f = open_memstream(&text, &length);
+    if (!f) die("no memory for the page");
+    write_data(f, v);
+    if (fclose(f)) die("no memory for the page");
+    Output out;
+    output_open(&out, path);
+    output_write(&out, begin, (size_t)(at - begin));
+    output_write(&out, text, length);
+    output_write(&out, at + strlen(word), (size_t)(end - at) - strlen(word));
+    output_replace(&out);
+    printf("\nAll heads: open %s in a browser (%.1f MB).\n", path, (double)(file.size + length - strlen(word)) / 1e6);
+    free(text), unmap_file(&file);
+}
+
+// The head whose map is shown: the one asked for, or that of least entropy which does not look at the first token.
+static void choose_head(View* v) {
+    v->layer = (size_t)opt.layer, v->head = (size_t)opt.head;
+    if (given("--layer") && v->layer >= v->L) fail(2, "--layer %zu: the model has layers 0 to %zu", v->layer, v->L - 1);
+    if (given("--head") && v->head >= v->H) fail(2, "--head %zu: the model has heads 0 to %zu", v->head, v->H - 1);
+    double least = INFINITY;
+    for (size_t l = 0; l < v->L; l++)
+        for (size_t h = 0; h < v->H; h++) {
+            const HeadView* head = &v->heads[l * v->H + h];
+            if ((given("--layer") && l != (size_t)opt.layer) || (given("--head") && h != (size_t)opt.head)) continue;
+            double entropy = head->is[ENTROPY] + (strcmp(head->pattern, "first") ? 0 : 1e3);
+            if (entropy < least) least = entropy, v->layer = l, v->head = h;
+        }
+}
+
+static int run_attention(void) {
+    View v;
+    memset(&v, 0, sizeof v);
+    v.tokenizer = load_tokenizer(data_path("tokenizer.bin"));
+    load_for_use(&v.model, &v.tokenizer, opt.ablate);
+    Config c = v.model.config;
+    size_t bytes = strlen(opt.attention), most = min_size(given("--tokens") ? (size_t)opt.tokens : 128, c.T);
+    int* tokens = (int*)allocate(bytes + 1, sizeof(int), "the text");
+    size_t count = encode(&v.tokenizer, (const uint8_t*)opt.attention, bytes, tokens);
+    v.n = min_size(count, most), v.L = c.L, v.H = c.H;
+    if (v.n < 2) die("--attention takes a text of at least two tokens");
+    if (v.n < count)
+        printf("the first %zu of the text's %zu tokens (%s)\n\n", v.n, count,
+               v.n == c.T ? "the model's context" : "--tokens allows for more");
+    size_t page = v.L * v.H * v.n * v.n * 2 / 3, weights = 2 * v.model.parameter_count; // bytes
+    if (page > 20000000) printf("a page of all heads will have some %.0f MB\n\n", (double)page / 1e6);
+    if (opt.live && weights > 20000000)
+        die("--live puts the weights into the page, which %.0f MB are too many for: at most 20 MB",
+            (double)weights / 1e6);
+    v.shape.B = 1, v.shape.T = v.n, v.shape.start = 0, v.shape.H = c.H, v.shape.D = c.C / c.H;
+    v.tokens = tokens;
+    v.targets = (int*)allocate(v.n, sizeof(int), "the text");
+    for (size_t i = 0; i < v.n; i++) v.targets[i] = tokens[min_size(i + 1, v.n - 1)];
+    device->create_activations(&v.a, &v.model, 1, v.n, true);
+    v.qkv = (float*)allocate(v.L * v.n * 3 * c.C, sizeof(float), "queries and keys");
+    v.lse = (float*)allocate(v.L * v.n * v.H, sizeof(float), "log-sum-exps");
+    v.weights = (float*)allocate(v.L * v.H * v.n * v.n, sizeof(float), "attention's weights");
+    v.logits = (float*)allocate(v.n * c.V, sizeof(float), "logits");
+    v.heads = (HeadView*)allocate(v.L * v.H, sizeof(HeadView), "the table of heads");
+    read_model_outputs(&v);
+    if (opt.ablate) ablate(&v);
+    choose_head(&v);
+    struct winsize window;
+    bool known = !ioctl(STDOUT_FILENO, TIOCGWINSZ, &window) && window.ws_col;
+    print_heads(&v);
+    print_map(&v, known ? window.ws_col : 80);
+    write_page(&v, opt.html);
+    check_output();
+    device->free_activations(&v.a), device->free_model(&v.model), free_tokenizer(&v.tokenizer);
+    free(v.tokens), free(v.targets), free(v.qkv), free(v.lse), free(v.weights), free(v.logits), free(v.heads);
+    return 0;
+}
+
+// ====================================================================================================================
+// The program
+
+// Tests call it under this name.
 static int train_gpt(int argc, char** argv) {
     struct sigaction action;
     memset(&action, 0, sizeof action);
@@ -3347,6 +3866,7 @@ static int train_gpt(int argc, char** argv) {
         if (opt.tokenize) return run_tokenize();
         if (opt.export_to) return run_export();
         if (opt.prompt) return run_generate();
+        if (opt.attention) return run_attention();
         if (opt.compare) return compare_devices();
         return run_training();
     }
