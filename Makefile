@@ -33,7 +33,7 @@ ifeq ($(filter $(PRECISION),bf16 fp32),)
 $(error PRECISION is bf16 or fp32, not '$(PRECISION)')
 endif
 
-.PHONY: all help test test_twin test_gpt_cu bench cpu_path mutate fuzz faults coverage clean data tools nvcc FORCE
+.PHONY: all help test test_twin test_gpt_cu bench by_hand cpu_path mutate fuzz faults coverage clean data tools nvcc FORCE
 
 all: train_gpt
 
@@ -45,6 +45,8 @@ help:
 	@echo "  make clean         removes what was built (data/ and checkpoints stay)"
 	@echo
 	@echo "learn, more in dev/learn/README.md"
+	@echo "  make by_hand       the figures of dev/learn/by_hand.md: every layer, forward and"
+	@echo "                     backward, with numbers that fit on paper"
 	@echo "  make cpu_path      the multiply in steps, from three loops to train_gpt.c's,"
 	@echo "                     each timed; ten seconds"
 	@echo "  make -C dev/learn/cuda check"
@@ -104,8 +106,9 @@ build/test_gpt: test_gpt.c train_gpt.c Makefile build/compile | tools
 build/test_plain: test_gpt.c train_gpt.c Makefile build/compile | tools
 	$(COMPILE) -UPLAIN -DPLAIN=1 $< -o $@ $(LDLIBS)
 
-LAYERS = matmul embedding layernorm linear attention gelu cross_entropy model adamw generation_cache threads
-test: build/test_gpt build/test_plain
+LAYERS = matmul embedding layernorm linear attention gelu cross_entropy model adamw generation_cache threads variants
+test: build/test_gpt build/test_plain build/by_hand
+	$(EMULATOR) ./build/by_hand --check dev/learn/by_hand.md
 	$(EMULATOR) ./build/test_gpt
 	$(EMULATOR) ./build/test_plain $(LAYERS)
 	@if [ -n "$(DEBUG)" ]; then echo "skipped: train_gpt.cu's tests; the sanitizers do not know its threads"; \
@@ -149,6 +152,13 @@ bench: build/bench
 	./build/bench $(BENCH)
 	@if nvidia-smi -L >/dev/null 2>&1 && command -v $(NVCC) >/dev/null; then \
 	    $(MAKE) --no-print-directory train_gpt_cu && ./train_gpt_cu --compare; fi
+
+# clang tells of loops that it unrolls instead of vectorising, being so short here.
+build/by_hand: dev/learn/by_hand.c train_gpt.c Makefile build/compile | tools
+	$(COMPILE) -Wno-unused-function -Wno-pass-failed $< -o $@ $(LDLIBS)
+
+by_hand: build/by_hand
+	./build/by_hand
 
 build/cpu_path: dev/learn/cpu/matmul.c train_gpt.c Makefile build/compile | tools
 	$(COMPILE) -Wno-unused-function $< -o $@ $(LDLIBS)

@@ -9,7 +9,13 @@
 // `test_gpt --cli ARGUMENTS`, which is train_gpt. All inputs are made here, in a folder under build/ that is removed
 // in the end.
 
+#pragma GCC diagnostic ignored "-Wmissing-field-initializers" // what a Config's does not give is 0, as in GPT-2
 #define NO_MAIN
+#include <stdbool.h>
+static bool use_plain; // chosen while the tests run, to compare the two
+#ifndef PLAIN
+#define PLAIN use_plain
+#endif
 #ifdef TWIN
 #include TWIN
 #undef check // of the twin's; here it is a function
@@ -1165,7 +1171,8 @@ static float* activation(const Activations* a, const float* tensor, size_t n) {
 }
 
 static void compare_activations(const Activations* a, bool complete) {
-    size_t V = fixture.V, C = fixture.C, H = fixture.H, L = fixture.L, rows = fixture.rows;
+    const Config c = read_config(&fixture.file);
+    size_t L = fixture.L, rows = fixture.rows;
 #define PLACE(kind, type, field, width) {kind, #field, width, offsetof(Activations, field)},
     const struct {
         Kind kind;
@@ -1212,7 +1219,7 @@ static void test_model(void) {
         memset(&a, 0, sizeof a);
         device->create_activations(&a, &model, B, T, true);
         const int *tokens = stored_tokens("tokens", rows), *targets = stored_tokens("targets", rows);
-        device->forward(&model, &a, tokens, targets, B, T, 0);
+        device->forward(&model, &a, tokens, targets, B, T, 0, true);
         double loss = take_loss(&model), mean = 0;
         for (size_t j = 0; j < rows; j++) mean += stored("losses")[j] / (double)rows;
         CHECK(fabs(loss - mean) <= COARSER * FLOOR * mean, "%s: the loss is %.9f, not %.9f", fixture.name, loss, mean);
@@ -1228,7 +1235,7 @@ static void test_model(void) {
             compare(activation(&a, a.datt, rows * C), rows * C, "d.h.0.att");
             compare(activation(&a, a.dfc, rows * 4 * C), rows * 4 * C, "d.h.0.fc");
         }
-        device->forward(&model, &a, tokens, targets, B, T, 0);
+        device->forward(&model, &a, tokens, targets, B, T, 0, true);
         device->backward(&model, &a, tokens, targets, B, T, 0.5f);
         device->wait(&model);
         compare_gradients(&model, 1.5);
@@ -1252,13 +1259,13 @@ static void test_model_in_parts(void) {
         device->create_activations(&roomy, &model, B + 2, T, true);
         device->create_activations(&a, &model, 1, T, false);
         const int *tokens = stored_tokens("tokens", rows), *targets = stored_tokens("targets", rows);
-        device->forward(&model, &roomy, tokens, targets, B, T, 0);
+        device->forward(&model, &roomy, tokens, targets, B, T, 0, true);
         take_loss(&model);
         compare(activation(&roomy, roomy.logits, rows * V), rows * V, "logits");
         for (size_t b = 0; b < B; b++)
             for (size_t start = 0, piece = 1, end; start < T; start = end, piece++) {
                 end = min_size(T, start + piece);
-                device->forward(&model, &a, tokens + b * T + start, NULL, 1, end, start);
+                device->forward(&model, &a, tokens + b * T + start, NULL, 1, end, start, false);
                 device->wait(&model);
                 float* logits = borrow(V);
                 device->read_activation(logits, &a, a.logits, V);
@@ -1293,8 +1300,8 @@ static void test_adamw_run(void) {
             continue;
         }
         opt.lr = fixture_option("--lr"), opt.min_lr = fixture_option("--min-lr");
-        opt.warmup = (long)fixture_option("--warmup"), opt.steps = (long)fixture_option("--steps");
-        size_t steps = (size_t)opt.steps, accumulate = (size_t)fixture_option("--accumulate");
+        opt.warmup = (size_t)fixture_option("--warmup"), opt.steps = (size_t)fixture_option("--steps");
+        size_t steps = opt.steps, accumulate = (size_t)fixture_option("--accumulate");
         int* tokens = stored_tokens("run.tokens", steps * accumulate * rows);
         int* targets = stored_tokens("run.targets", steps * accumulate * rows);
         float *rates = borrow(steps), *losses = borrow(steps), *norms = borrow(steps);
@@ -1305,7 +1312,7 @@ static void test_adamw_run(void) {
         for (size_t step = 0; step < steps; step++) {
             for (size_t part = 0; part < accumulate; part++) {
                 size_t at = (step * accumulate + part) * rows;
-                device->forward(&model, &a, tokens + at, targets + at, B, T, 0);
+                device->forward(&model, &a, tokens + at, targets + at, B, T, 0, true);
                 device->backward(&model, &a, tokens + at, targets + at, B, T, 1 / (float)accumulate);
             }
             AdamW o = {rate_at(step + 1),         fixture_option("--beta1"),
@@ -1421,11 +1428,11 @@ static void test_initialize(void) {
 
 // No activation reaches into another, in training and in generation, and memory() counts all of them.
 static void test_memory(void) {
-    const Config config = {70, 40, 24, 3, 5};
+    const Config c = {70, 40, 24, 3, 5};
     for (size_t B = 1; B <= 50; B += 49)
         for (int training = 0; training < 2; training++) {
             if (B > 1 && !training) continue;
-            const size_t V = config.V, C = config.C, H = config.H, L = config.L, rows = B * config.T;
+            const size_t L = c.L, rows = B * c.T;
             enum { PLACES = 32 * 5 };
             struct {
                 const char *name, *from;
@@ -1436,9 +1443,9 @@ static void test_memory(void) {
             Activations a;
             memset(&model, 0, sizeof model);
             memset(&a, 0, sizeof a);
-            model.config = config;
+            model.config = c;
             device->create_model(&model, training);
-            device->create_activations(&a, &model, B, config.T, training);
+            device->create_activations(&a, &model, B, c.T, training);
 #define PLACE(kind, type, field, width)                                                                             \
     for (size_t l = 0; l < (kind == CACHE || (kind == EACH && training) ? L : kind != GRADIENT || training); l++) { \
         at[count].name = #field;                                                                                    \
@@ -1454,17 +1461,16 @@ static void test_memory(void) {
                     CHECK(at[j].from + at[j].bytes <= at[i].from || at[i].from + at[i].bytes <= at[j].from,
                           "B = %zu, training %d: %s lies in %s", B, training, at[i].name, at[j].name);
             }
-            needed += (training ? 4 : 1) * (model.parameter_count + (padded(V) - V) * C) * sizeof(float);
-            size_t said = device->memory(config, B, config.T, training), tensors = count + 4 * model.tensor_count;
+            needed += (training ? 4 : 1) * (model.parameter_count + (padded(c.V) - c.V) * c.C) * sizeof(float);
+            size_t said = device->memory(c, B, c.T, training), tensors = count + 4 * model.tensor_count;
             if (device == &cpu) // a GPU may need more
                 CHECK(needed <= said && said <= needed + 64 * tensors, "B = %zu, training %d: %zu bytes, not %zu", B,
                       training, said, needed);
             // Beside the batch, training has a sequence to sample from; a row of logits may go uncounted.
-            size_t sampler = memory_needed(config, B, training) - said,
-                   one = device->memory(config, 1, config.T, false);
+            size_t sampler = memory_needed(c, B, training) - said, one = device->memory(c, 1, c.T, false);
             one -= model.block_size * sizeof(float);
             if (device == &cpu)
-                CHECK(training ? sampler <= one && one <= sampler + padded(V) * sizeof(float) : !sampler,
+                CHECK(training ? sampler <= one && one <= sampler + padded(c.V) * sizeof(float) : !sampler,
                       "B = %zu, training %d: the sampler takes %zu bytes, not %zu", B, training, sampler, one);
             device->free_activations(&a);
             device->free_model(&model);
@@ -1483,30 +1489,24 @@ static double loss_at(Model* model, Activations* a, const Tensor* t, const float
     float* moved = borrow(t->size);
     for (size_t i = 0; i < t->size; i++) moved[i] = (float)(w[i] + step * direction[i]);
     device->to_device(model->weights + t->offset, moved, t->size);
-    device->forward(model, a, tokens, targets, fixture.B, fixture.T, 0);
+    device->forward(model, a, tokens, targets, a->B, a->T, 0, true);
     free(borrowed[--borrowed_count]);
     return take_loss(model);
 }
 
-// The slope of the loss, measured, is the gradient times the direction. The direction is half along the gradient, so
-// that the loss moves, and half random, so that other components count too. Central differences at two distances are
-// combined so that the error falls with the fourth power of the distance, which then may be so long that the loss
-// changes by hundredths, against which its rounding is small.
-static void test_finite_differences(void) {
-    if (!open_fixture(0)) return;
-    size_t B = fixture.B, T = fixture.T, rows = fixture.rows;
-    Model model = fixture_model();
-    Activations a;
-    memset(&a, 0, sizeof a);
-    device->create_activations(&a, &model, B, T, true);
-    const int *tokens = stored_tokens("tokens", rows), *targets = stored_tokens("targets", rows);
-    device->forward(&model, &a, tokens, targets, B, T, 0);
-    device->backward(&model, &a, tokens, targets, B, T, 1);
-    take_loss(&model);
-    for (size_t i = 0; i < model.tensor_count; i++) {
-        const Tensor* t = &model.tensors[i];
-        float *g = from_device(model.gradients + t->offset, t->size), *d = borrow_random(t->size, i);
-        float* w = from_device(model.weights + t->offset, t->size);
+// The slope of the loss, measured, is the gradient times the direction, for each tensor. The direction is half along
+// the gradient, so that the loss moves, and half random, so that other components count too. Central differences at two
+// distances are combined so that the error falls with the fourth power of the distance, which then may be so long that
+// the loss changes by hundredths, against which its rounding is small.
+static void check_slopes(Model* model, Activations* a, const int* tokens, const int* targets, const char* what) {
+    device->forward(model, a, tokens, targets, a->B, a->T, 0, true);
+    device->backward(model, a, tokens, targets, a->B, a->T, 1);
+    take_loss(model);
+    for (size_t i = 0; i < model->tensor_count; i++) {
+        const Tensor* t = &model->tensors[i];
+        size_t before = borrowed_count;
+        float *g = from_device(model->gradients + t->offset, t->size), *d = borrow_random(t->size, i);
+        float* w = from_device(model->weights + t->offset, t->size);
         double g_length = euclidean_norm(g, t->size), d_length = euclidean_norm(d, t->size), slope = 0;
         for (size_t j = 0; j < t->size; j++) {
             d[j] = (float)(g[j] / g_length + d[j] / d_length);
@@ -1515,16 +1515,27 @@ static void test_finite_differences(void) {
         double measured[2];
         for (int k = 0; k < 2; k++) {
             double step = 0.02 / slope / (k + 1);
-            measured[k] = (loss_at(&model, &a, t, w, d, step, tokens, targets) -
-                           loss_at(&model, &a, t, w, d, -step, tokens, targets)) /
+            measured[k] = (loss_at(model, a, t, w, d, step, tokens, targets) -
+                           loss_at(model, a, t, w, d, -step, tokens, targets)) /
                           (2 * step);
         }
         double combined = (4 * measured[1] - measured[0]) / 3, error = fabs(combined / slope - 1);
         if (getenv("GPT_TEST_VERBOSE"))
             printf("  %-34s slope %.6f, measured %.6f, error %.1e\n", t->name, slope, combined, error);
-        CHECK(error < 2e-4, "%s: the loss changes by %.6f a step, the gradient says %.6f", t->name, combined, slope);
-        device->to_device(model.weights + t->offset, w, t->size);
+        CHECK(error < 2e-4, "%s: %s: the loss changes by %.6f a step, the gradient says %.6f", what, t->name, combined,
+              slope);
+        device->to_device(model->weights + t->offset, w, t->size);
+        while (borrowed_count > before) free(borrowed[--borrowed_count]);
     }
+}
+
+static void test_finite_differences(void) {
+    if (!open_fixture(0)) return;
+    Model model = fixture_model();
+    Activations a;
+    memset(&a, 0, sizeof a);
+    device->create_activations(&a, &model, fixture.B, fixture.T, true);
+    check_slopes(&model, &a, stored_tokens("tokens", fixture.rows), stored_tokens("targets", fixture.rows), "GPT-2");
     device->free_activations(&a);
     device->free_model(&model);
     close_fixture();
@@ -3337,16 +3348,20 @@ static void test_sample_not_finite(void) {
 }
 
 // Weights large enough that one token differs from another.
-static void make_speaker(Model* m, Config config, uint64_t seed) {
-    make_model(m, config, false, seed);
+static void make_speak(Model* m, uint64_t seed) {
     for (size_t i = 0; i < m->tensor_count; i++) {
         const Tensor* t = &m->tensors[i];
         float* w = (float*)allocate(t->size, sizeof(float), "a test's weights");
         for (size_t j = 0; j < t->size; j++)
-            w[j] = (t->rows ? 0 : t->mean) + (t->rows == config.V ? 1.0f : 0.3f) * random_normal(seed + i, j);
+            w[j] = (t->rows ? 0 : t->mean) + (t->rows == m->config.V ? 1.0f : 0.3f) * random_normal(seed + i, j);
         device->to_device(m->weights + t->offset, w, t->size);
         free(w);
     }
+}
+
+static void make_speaker(Model* m, Config config, uint64_t seed) {
+    make_model(m, config, false, seed);
+    make_speak(m, seed);
 }
 
 static void compare_logits(const float* a, const float* b, size_t V, size_t position, const char* what) {
@@ -3376,11 +3391,11 @@ static void test_generation_cache(void) {
     device->create_activations(&part, &m, 1, 70, false);
     float* expected = (float*)allocate(70 * 300, sizeof(float), "logits");
     float got[300];
-    device->forward(&m, &training, tokens, targets, 1, 70, 0);
+    device->forward(&m, &training, tokens, targets, 1, 70, 0, true);
     device->wait(&m);
     device->read_activation(expected, &training, training.logits, 70 * 300);
     for (size_t n = 1; n <= 70; n += SLOW ? 9 : 1) {
-        device->forward(&m, &whole, tokens, NULL, 1, n, 0);
+        device->forward(&m, &whole, tokens, NULL, 1, n, 0, false);
         device->wait(&m);
         device->read_activation(got, &whole, whole.logits, 300);
         compare_logits(got, expected + (n - 1) * 300, 300, n - 1, "all at once");
@@ -3388,7 +3403,7 @@ static void test_generation_cache(void) {
     for (size_t step = 1; step < 70; step = step * 2 + 1)
         for (size_t prompt = 1; prompt < 70; prompt += SLOW ? 33 : 11)
             for (size_t n = prompt, cached = 0; cached < 70; cached = n, n = min_size(n + step, 70)) {
-                device->forward(&m, &part, tokens + cached, NULL, 1, n, cached);
+                device->forward(&m, &part, tokens + cached, NULL, 1, n, cached, false);
                 device->wait(&m);
                 device->read_activation(got, &part, part.logits, 300);
                 compare_logits(got, expected + (n - 1) * 300, 300, n - 1, "with a cache");
@@ -3407,7 +3422,7 @@ static size_t generate_plainly(Model* m, Activations* a, const Tokenizer* t, con
     Candidate* candidates = (Candidate*)allocate(V, sizeof(Candidate), "candidates");
     memcpy(window, prompt + n - used, used * sizeof(int));
     for (size_t i = 0; i < s.tokens; i++) {
-        device->forward(m, a, window, NULL, 1, used, 0);
+        device->forward(m, a, window, NULL, 1, used, 0, false);
         device->wait(m);
         device->read_activation(logits, a, a->logits, V);
         int token = sample_token(logits, V, &s, random_uniform(s.key, i), candidates);
@@ -3776,11 +3791,11 @@ static void test_accumulate(void) {
     device->create_activations(&a, &once, B, T, true);
     Data d = open_data(in_folder("data/train.bin"), T, 256);
     load_batch(&d, 1, 0, B, inputs, targets);
-    device->forward(&once, &a, inputs, targets, B, T, 0);
+    device->forward(&once, &a, inputs, targets, B, T, 0, true);
     device->backward(&once, &a, inputs, targets, B, T, 1);
     for (size_t half = 0; half < 2; half++) {
         load_batch(&d, 1, half * B / 2, B / 2, inputs, targets);
-        device->forward(&twice, &a, inputs, targets, B / 2, T, 0);
+        device->forward(&twice, &a, inputs, targets, B / 2, T, 0, true);
         device->backward(&twice, &a, inputs, targets, B / 2, T, 0.5f);
     }
     double one = take_loss(&once), two = take_loss(&twice);
@@ -3857,7 +3872,7 @@ static void test_validation(void) {
                 token_string(&t, targets[j], &length);
                 bytes += (double)length;
             }
-            device->forward(&m, &a, inputs, targets, 1, T, 0);
+            device->forward(&m, &a, inputs, targets, 1, T, 0, false);
             loss += take_loss(&m);
         }
         CHECK(fabs(logged - loss / (double)count) < 1e-6 * logged, "validation loss %.9g, not %.9g", logged,
@@ -3905,6 +3920,188 @@ static void test_log(void) {
     CHECK(fabs(first - guess) < 0.3, "the first loss is %g, that of a guess %g", first, guess);
     CHECK(last < 3.2 && last_val < 3.2, "after 60 steps the loss is %g, on unseen text %g", last, last_val);
     free(text);
+}
+
+// ====================================================================================================================
+// Variants
+//
+// What holds of any model, whatever its layers are, and without numbers from elsewhere to compare with. Whoever changes
+// the architecture adds a line: the options that choose it, GPT-2's own being none.
+
+static const char* const variants[] = {
+    "",
+};
+
+#define VARIANT_MODEL "--layers 2 --heads 4 --channels 24 --context 70 --batch 3 " // more than a tile of attention
+
+enum { VARIANT_V = 61, VARIANT_B = 3, VARIANT_T = 70 };
+typedef struct {
+    const char* name;
+    Model model;
+    Activations a;
+    int tokens[VARIANT_B * VARIANT_T], targets[VARIANT_B * VARIANT_T];
+} Subject;
+
+// The model that these options choose, with weights large enough for everything to matter.
+static void make_subject(Subject* s, const char* variant) {
+    char text[512], *words[64], *rest = text;
+    int count = 0;
+    snprintf(text, sizeof text, "test_gpt " VARIANT_MODEL "%s", variant);
+    for (char* word; (word = strsep(&rest, " ")) != NULL;)
+        if (*word) words[count++] = word;
+    for (int i = 0; i < OPTIONS; i++) options[i].given = false;
+    parse_command_line(count, words);
+    memset(s, 0, sizeof *s);
+    s->name = *variant ? variant : "GPT-2";
+    opt.model.V = VARIANT_V;
+    make_model(&s->model, opt.model, true, 7);
+    device->create_activations(&s->a, &s->model, VARIANT_B, VARIANT_T, true);
+    for (size_t i = 0; i < VARIANT_B * VARIANT_T; i++) {
+        s->tokens[i] = (int)(random_bits(11, i) % VARIANT_V);
+        s->targets[i] = (int)(random_bits(12, i) % VARIANT_V);
+    }
+}
+
+static void free_subject(Subject* s) {
+    device->free_activations(&s->a);
+    device->free_model(&s->model);
+    free_borrowed();
+}
+
+static double subject_loss(Subject* s, bool training) {
+    device->forward(&s->model, &s->a, s->tokens, s->targets, VARIANT_B, VARIANT_T, 0, training);
+    return take_loss(&s->model);
+}
+
+// Logits of n positions from a forward pass over `rows` of them, the last n.
+static const float* logits_of(const Activations* a, size_t n) {
+    float* logits = borrow(n * VARIANT_V);
+    device->read_activation(logits, a, a->logits, n * VARIANT_V);
+    return logits;
+}
+
+// A new model guesses: it gives each token about the same probability, and does not settle on one by its shape alone.
+static void check_first_values(Subject* s) {
+    double loss = subject_loss(s, false), guess = log((double)VARIANT_V);
+    CHECK(fabs(loss - guess) < 0.05, "%s: a new model's loss is %g, a guess's %g", s->name, loss, guess);
+}
+
+// Two forms of the same: what differs is rounding.
+static void check_plain(Subject* s) {
+    if (PLAIN) return;
+#ifndef TWIN
+    size_t n = s->model.block_size;
+    float* gradients[2];
+    double losses[2];
+    for (int k = 0; k < 2; k++) {
+        use_plain = k;
+        memset(s->model.gradients, 0, n * sizeof(float));
+        losses[k] = subject_loss(s, true);
+        device->backward(&s->model, &s->a, s->tokens, s->targets, VARIANT_B, VARIANT_T, 1);
+        gradients[k] = borrow_copy(s->model.gradients, n);
+    }
+    use_plain = false;
+    memset(s->model.gradients, 0, n * sizeof(float));
+    CHECK(fabs(losses[0] / losses[1] - 1) < 1e-6, "%s: loss %.9g, but plain %.9g", s->name, losses[0], losses[1]);
+    for (size_t i = 0; i < s->model.tensor_count; i++) {
+        const Tensor* t = &s->model.tensors[i];
+        double error = euclidean_distance(gradients[0] + t->offset, gradients[1] + t->offset, t->size);
+        CHECK(error <= 1e-5 * euclidean_norm(gradients[1] + t->offset, t->size), "%s: %s: plain is another gradient",
+              s->name, t->name);
+    }
+#endif
+}
+
+// A position depends on no later one, and on nothing of the batch's other rows. To the bit: the same sums are taken.
+static void check_causality(Subject* s) {
+    enum { ROWS = VARIANT_B * VARIANT_T, AT = VARIANT_T + 41 }; // a position of the second row
+    subject_loss(s, false);
+    const float* before = logits_of(&s->a, ROWS);
+    s->tokens[AT] = (s->tokens[AT] + 1) % VARIANT_V;
+    subject_loss(s, false);
+    const float* after = logits_of(&s->a, ROWS);
+    s->tokens[AT] = (s->tokens[AT] + VARIANT_V - 1) % VARIANT_V;
+    for (size_t i = 0; i < ROWS; i++) {
+        bool same = !memcmp(before + i * VARIANT_V, after + i * VARIANT_V, VARIANT_V * sizeof(float));
+        CHECK(same || (i >= AT && i < 2 * VARIANT_T), "%s: token %d moves what row %zu says", s->name, AT, i);
+        CHECK(!same || i != AT, "%s: token %d does not move its own row", s->name, AT);
+    }
+}
+
+// However a text is cut into calls, each position has the logits of one pass over all of it.
+static void check_cache(Subject* s) {
+    Activations part;
+    memset(&part, 0, sizeof part);
+    device->create_activations(&part, &s->model, 1, VARIANT_T, false);
+    subject_loss(s, false);
+    const float* whole = logits_of(&s->a, VARIANT_T);
+    static const size_t steps[] = {1, 5, 66};
+    for (size_t k = 0; k < 3; k++)
+        for (size_t cached = 0, n; cached < VARIANT_T; cached = n) {
+            n = min_size(cached + steps[k], VARIANT_T);
+            device->forward(&s->model, &part, s->tokens + cached, NULL, 1, n, cached, false);
+            compare_logits(logits_of(&part, 1), whole + (n - 1) * VARIANT_V, VARIANT_V, n - 1, s->name);
+            free(borrowed[--borrowed_count]);
+        }
+    device->free_activations(&part);
+}
+
+// Training changes the weights and nothing else that validation sees.
+static void check_validation(Subject* s) {
+    double before = subject_loss(s, false);
+    for (int i = 0; i < 2; i++) {
+        subject_loss(s, true);
+        device->backward(&s->model, &s->a, s->tokens, s->targets, VARIANT_B, VARIANT_T, 1);
+        CHECK(subject_loss(s, false) == before, "%s: a step's passes change the loss that is validated", s->name);
+    }
+}
+
+// Whole runs: the same bits from any number of threads, and in two parts; and what is saved is the model that was
+// validated last.
+static void check_run(Subject* s, const char* data, const char* variant) {
+    const char *whole = in_folder("whole.safetensors"), *path = in_folder("part.safetensors");
+    char run[9000];
+    snprintf(run, sizeof run, VARIANT_MODEL "%s --data %s --steps 4 --warmup 2 --val-batches 2 --val-every 2 ", variant,
+             data);
+    const char* log = in_folder("log.csv");
+    for (int threads = 1; threads <= 3; threads++) {
+        child.threads = threads;
+        CHECK_SUCCESS(cli("%s --save-every 4 --log %s --checkpoint %s", run, log, threads == 1 ? whole : path), run);
+        CHECK(threads == 1 || same_files(whole, path), "%s: %d threads give other bits than 1", s->name, threads);
+    }
+    child.threads = 0;
+    child.signal = SIGTERM, child.at = 2;
+    cli("%s --save-every 4 --checkpoint %s", run, path);
+    child.signal = 0;
+    CHECK_SUCCESS(cli("--resume --data %s --checkpoint %s", data, path), "resuming");
+    CHECK(same_files(whole, path), "%s: resumed, the bits differ", s->name);
+    CHECK_SUCCESS(cli("--generate 'the ' --tokens 80 --data %s --checkpoint %s", data, path), "generation");
+    CHECK_SUCCESS(cli("--init %s --lr 0 --min-lr 0 --batch 3 --steps 1 --warmup 0 --val-batches 2 --data %s --log %s "
+                      "--checkpoint %s",
+                      whole, data, in_folder("again.csv"), in_folder("again.safetensors")),
+                  "another run from its weights");
+    double losses[2] = {0, 0};
+    const char *last = strstr(read_file(log, NULL), "\n4,"), *again = read_file(in_folder("again.csv"), NULL);
+    CHECK(last && sscanf(last, "\n4,%*f,%lf", &losses[0]) == 1 && again &&
+              sscanf(strchr(again, '\n'), "\n1,%*f,%lf", &losses[1]) == 1 && losses[0] == losses[1],
+          "%s: it is saved as a model of another loss, %.9g, not %.9g", s->name, losses[1], losses[0]);
+}
+
+static void test_variants(void) {
+    const char* data = make_data();
+    for (size_t i = 0; i < sizeof variants / sizeof *variants; i++) {
+        static Subject s;
+        make_subject(&s, variants[i]);
+        check_first_values(&s);
+        make_speak(&s.model, 5);
+        check_slopes(&s.model, &s.a, s.tokens, s.targets, s.name);
+        check_plain(&s);
+        check_causality(&s);
+        check_cache(&s);
+        check_validation(&s);
+        check_run(&s, data, variants[i]);
+        free_subject(&s);
+    }
 }
 
 // ====================================================================================================================
@@ -3976,22 +4173,22 @@ static void test_option_values(void) {
     char text[256];
     for (int i = 0; i < OPTIONS; i++) {
         const Option* o = &options[i];
-        if (o->kind != WHOLE && o->kind != REAL) continue;
+        if (!o->whole && !o->real) continue;
         for (size_t g = 0; g < sizeof garbage / sizeof *garbage; g++) {
             if (o->most > 1e20 && strtod(garbage[g], NULL) > 1e10 && strtod(garbage[g], NULL) <= o->most) continue;
             snprintf(text, sizeof text, "%s %s", o->name, garbage[g]);
             CHECK_FAILURE(forked(parse_one, text), 2, o->name, text);
         }
         static const char* const real[] = {"1.5", "1e3", "0.0"};
-        for (size_t g = 0; g < 3 && o->kind == WHOLE; g++) {
+        for (size_t g = 0; g < 3 && o->whole; g++) {
             snprintf(text, sizeof text, "%s %s", o->name, real[g]);
             CHECK_FAILURE(forked(parse_one, text), 2, "whole number", text);
         }
         // The ends of the range, and just beyond.
-        const char* format = o->kind == WHOLE ? "%s %.0f" : "%s %.17g";
+        const char* format = o->whole ? "%s %.0f" : "%s %.17g";
         double ends[] = {o->least, o->most};
-        double beyond[] = {o->kind == WHOLE ? o->least - 1 : nextafter(o->least, -INFINITY),
-                           o->kind == WHOLE ? o->most + 1 : nextafter(o->most, INFINITY)};
+        double beyond[] = {o->whole ? o->least - 1 : nextafter(o->least, -INFINITY),
+                           o->whole ? o->most + 1 : nextafter(o->most, INFINITY)};
         for (int k = 0; k < 2; k++) {
             snprintf(text, sizeof text, format, o->name, ends[k]);
             CHECK_SUCCESS(forked(parse_one, text), text);
@@ -4035,7 +4232,6 @@ static void test_option_names(void) {
     CHECK_FAILURE(cli("--resume=1"), 2, "--resume takes no value", "a value for a flag");
     CHECK_FAILURE(cli("--preset gpt3"), 2, "--preset is gpt2, gpt2-medium", "an unknown preset");
     CHECK_FAILURE(cli("--preset gpt2 --init x"), 2, "leave out --preset", "two origins of the sizes");
-    CHECK_FAILURE(cli("--channels 64 --init x"), 2, "leave out --preset", "sizes beside those of the file");
     CHECK_FAILURE(cli("--resume --init x"), 2, "give one of them", "two origins of the weights");
 }
 
@@ -4043,7 +4239,7 @@ static void set_and_print(const char* argument) {
     char* arguments[] = {(char*)"test_gpt", (char*)"--steps=7", (char*)"--steps",    (char*)"80",  (char*)"--lr=2e-3",
                          (char*)"--preset", (char*)argument,    (char*)"--generate", (char*)"a=b", NULL};
     parse_command_line(9, arguments);
-    printf("%ld %ld %ld %ld %ld %g %g %ld %s", opt.steps, opt.layers, opt.heads, opt.channels, opt.context, opt.lr,
+    printf("%zu %zu %zu %zu %zu %g %g %zu %s", opt.steps, opt.model.L, opt.model.H, opt.model.C, opt.model.T, opt.lr,
            opt.min_lr, opt.warmup, opt.prompt);
 }
 
@@ -4110,6 +4306,8 @@ static void test_cli_failures(void) {
         {"--resume --steps 1", 1, "has done all of its 1 steps"},
         {"--resume --steps 4 --train FOLDER/data/val.bin", 1, "other data"},
         {"--init FOLDER/gpt.safetensors --context 25", 1, "longer than the 24 positions"},
+        {"--init FOLDER/gpt.safetensors --channels 64", 1, "--channels 64 does not fit"},
+        {"--generate x --heads 4", 1, "--heads 4 does not fit"},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         char arguments[2000];
@@ -4152,6 +4350,7 @@ static void test_cli_folder_name(void) {
 
 // Files that do not belong together.
 static void test_cli_mismatch(void) {
+    char base[9000];
     static Vocabulary v;
     const char *data = make_data(), *checkpoint = make_checkpoint(data);
     // Another tokenizer of the same size, and a larger one.
@@ -4204,8 +4403,25 @@ static void test_cli_mismatch(void) {
                       "an impossible option in the checkpoint");
         beta[-4] = '2'; // --beta2 twice, --beta1 never
         write_file(in_folder("tampered"), file, size);
-        CHECK_FAILURE(cli("--data %s --resume --steps 5 --checkpoint %s", data, in_folder("tampered")), 1, "--beta1",
-                      "an option missing in the checkpoint");
+        CHECK_FAILURE(cli("--data %s --resume --steps 5 --checkpoint %s", data, in_folder("tampered")), 1,
+                      "stands there twice", "a key twice in the checkpoint");
+    }
+    free(file);
+    // One that only another version of the program knows, wherever the model is used; and none where an older one had none.
+    file = read_file(checkpoint, &size);
+    char* name = file ? strstr(file + 8, "\"--batch\"") : NULL;
+    if (CHECK(name, "no --batch in the checkpoint")) {
+        memcpy(name, "\"--bunch\"", 9);
+        write_file(in_folder("tampered"), file, size);
+        snprintf(base, sizeof base, "--data %s --checkpoint %s", data, in_folder("tampered"));
+        const char* unknown = "was made with --bunch 3, which this program does not know";
+        CHECK_FAILURE(cli("%s --resume --steps 5", base), 1, unknown, "a resumed run");
+        CHECK_FAILURE(cli("%s --generate x", base), 1, unknown, "generation");
+        CHECK_FAILURE(cli("%s --export %s", base, in_folder("exported")), 1, unknown, "an export");
+        CHECK_FAILURE(cli("--data %s --init %s", data, in_folder("tampered")), 1, unknown, "another run's weights");
+        memcpy(name, "\"  batch\"", 9);
+        write_file(in_folder("tampered"), file, size);
+        CHECK_SUCCESS(cli("%s --resume --steps 3", base), "a checkpoint from before there was --batch");
     }
     free(file);
     static const char* const numbers[] = {"\"step\":\"", "\"windows\":\"", "\"tokens\":\"", "\"--heads\":\""};
@@ -4328,7 +4544,7 @@ static float* train_on(const Device* on, Config config, size_t B, double* losses
     }
     for (size_t step = 0; step < TWIN_STEPS; step++) {
         size_t at = step % 2 * rows;
-        device->forward(&m, &a, tokens + at, targets + at, B, config.T, 0);
+        device->forward(&m, &a, tokens + at, targets + at, B, config.T, 0, true);
         device->backward(&m, &a, tokens + at, targets + at, B, config.T, 1);
         AdamW o = {0.01, 0.9, 0.95, 0.1, 1, step + 1};
         device->update(&m, o);
@@ -4531,6 +4747,8 @@ static const struct {
     {"accumulate", test_accumulate, RUNS},
     {"log", test_log, HOST},
     {"validation", test_validation, HOST},
+    // Variants
+    {"variants", test_variants, HOST},
 #ifdef TWIN
     // The twin beside the CPU
     {"twin_trains_alike", test_twin_trains_alike, DEVICE},

@@ -268,8 +268,9 @@ static void linear_backward(float* dx, float* dw, float* db, const float* dy, co
 // the same way, and that is the paper's Concat: nothing is moved. `att_w`, the linear layer after, is W^O.
 //
 // Why sqrt(D)? If the numbers of q and k have variance 1, their dot product, a sum of D products, has variance D.
-// Scores of such a size make p nearly one-hot, and then its derivative p_i ([i = j] - p_j) is nearly 0 everywhere:
-// the gradient that reaches q and k vanishes (it does not explode, as is sometimes said), and they learn no more.
+// Scores of such a size make p nearly one-hot, and then the softmax's derivative p_i ([i = j] - p_j) is nearly 0: the
+// gradient at the scores vanishes, for all queries but the few that stand between two keys. (Some texts say that it
+// becomes extremely large. At the scores it becomes small; dev/learn/attention/02_scale.c measures it there and at q.)
 //
 // The weights p form a (T,T) matrix a head, of which only a row exists at a time. What the forward pass keeps for the
 // backward pass is one number a query, lse = log of the sum over j of e^score_j: with it p_j = e^(score_j - lse) is had
@@ -285,8 +286,9 @@ typedef struct {
     size_t first, end;
 } Range;
 
-static inline Range visible_keys(size_t i) {
+static inline Range visible_keys(Attention a, size_t i) {
     Range keys = {0, i + 1};
+    (void)a; // where it depends on more than i, say on a window's width, that goes into a
     return keys;
 }
 
@@ -304,7 +306,7 @@ static void attention_forward_plain(float* out, float* lse, const float* qkv, At
                 size_t row = b * Q + i - a.start;
                 const float* q = queries + i * 3 * C;
                 float *o = out + row * C + h * D, largest = -INFINITY, sum = 0;
-                Range seen = visible_keys(i);
+                Range seen = visible_keys(a, i);
                 // 1. Scores. The largest is taken out before e^x, so that nothing overflows; p stays the same.
                 for (size_t j = seen.first; j < seen.end; j++) {
                     const float* k = keys + j * 3 * C;
@@ -357,7 +359,7 @@ static void attention_backward_plain(float* dqkv, const float* dout, const float
                 size_t row = b * a.T + i;
                 const float *q = queries + i * 3 * C, *d_o = dout + row * C + h * D; // `do` is a word of C's
                 float *dq = dqueries + i * 3 * C, sum = 0;
-                Range seen = visible_keys(i);
+                Range seen = visible_keys(a, i);
                 // The weights again, from step 1 and lse.
                 for (size_t j = seen.first; j < seen.end; j++) {
                     const float* k = keys + j * 3 * C;
@@ -476,12 +478,26 @@ static void cross_entropy_backward(float* logits, const float* lse, const int* t
 // where qkv_w(.) and the like are linear layers. There is no dropout: transformers' GPT-2 has it in training, but a run
 // that sees its text a few times needs little, and its weights compute the same without.
 //
-// Every tensor is named once, in one of two tables. Sizes, pointers, initialisation, the optimiser, checkpoints and
-// tests all walk them.
+// The model's shape, its parameters and its activations are three tables, in which each thing is named once. All the
+// rest walks them: options, sizes, pointers, initialisation, the optimiser, checkpoints and tests.
+//
+// The shape: whole numbers that a file must say for its weights to mean anything. A row is an option, a field of Config
+// and a line in checkpoints. GPT-2 has the four below, and its weights tell all but the heads. A row that is added for
+// something else goes after them, and is to be 0 where the model is GPT-2: a file that does not say it has none.
 
 enum { MAX_LAYERS = 96, MAX_SIZE = 1 << 16 }; // of V, T, C, H and B: no product of them overflows 64 bits
+// clang-format off
+// field, option, value if nothing is said, least, most, help
+#define CONFIG(X)                                                          \
+    X(T, "--context",  64,  1, MAX_SIZE,   "longest sequence in tokens")   \
+    X(C, "--channels", 192, 1, MAX_SIZE,   "width of the residual stream") \
+    X(H, "--heads",    4,   1, MAX_SIZE,   "attention heads of a block")   \
+    X(L, "--layers",   3,   1, MAX_LAYERS, "transformer blocks")
+// clang-format on
+#define CONFIG_FIELD(field, option, initial, least, most, help) size_t field;
 typedef struct {
-    size_t V, T, C, H, L; // vocabulary, longest sequence ("context"), channels, heads, layers
+    size_t V; // of the vocabulary, which the tokenizer brings
+    CONFIG(CONFIG_FIELD)
 } Config;
 
 // How many of a tensor there are, and when.
@@ -498,57 +514,60 @@ typedef enum {
 #define FIELD_LOGITS(type, name)   type* name;
 #define FIELD_GRADIENT(type, name) type* name;
 
+// The two projections into the residual stream begin smaller (see initial_values).
+static float residual_std(size_t L) { return 0.02f / sqrtf(2 * (float)L); }
+
 // The parameters, under the names and in the shapes of Hugging Face's GPT-2 files. A tensor starts as mean + std *
 // normal. Those with rows, that is matrices and embeddings, decay; biases and layernorms do not. (The code released
 // with GPT-2 draws wpe with a std of 0.01. Here it is 0.02 like the rest, as in GPT-1's paper and in transformers.)
 // clang-format off
-// kind, field, name, rows, columns, mean, std
-#define PARAMETERS(X)                                                                                      \
-    X(ONE,  wte,   "wte.weight",               V,     C,     0, 0.02f)    /* token embedding, and logits */ \
-    X(ONE,  wpe,   "wpe.weight",               T,     C,     0, 0.02f)    /* position embedding */         \
-    X(EACH, ln1_w, "h.%zu.ln_1.weight",        0,     C,     1, 0)                                         \
-    X(EACH, ln1_b, "h.%zu.ln_1.bias",          0,     C,     0, 0)                                         \
-    X(EACH, qkv_w, "h.%zu.attn.c_attn.weight", C,     3 * C, 0, 0.02f)    /* W^Q, W^K, W^V */              \
-    X(EACH, qkv_b, "h.%zu.attn.c_attn.bias",   0,     3 * C, 0, 0)                                         \
-    X(EACH, att_w, "h.%zu.attn.c_proj.weight", C,     C,     0, residual) /* W^O: heads to residual */     \
-    X(EACH, att_b, "h.%zu.attn.c_proj.bias",   0,     C,     0, 0)                                         \
-    X(EACH, ln2_w, "h.%zu.ln_2.weight",        0,     C,     1, 0)                                         \
-    X(EACH, ln2_b, "h.%zu.ln_2.bias",          0,     C,     0, 0)                                         \
-    X(EACH, fc_w,  "h.%zu.mlp.c_fc.weight",    C,     4 * C, 0, 0.02f)    /* the MLP's first matrix */     \
-    X(EACH, fc_b,  "h.%zu.mlp.c_fc.bias",      0,     4 * C, 0, 0)                                         \
-    X(EACH, mlp_w, "h.%zu.mlp.c_proj.weight",  4 * C, C,     0, residual) /* its second, to residual */    \
-    X(EACH, mlp_b, "h.%zu.mlp.c_proj.bias",    0,     C,     0, 0)                                         \
-    X(ONE,  lnf_w, "ln_f.weight",              0,     C,     1, 0)                                         \
-    X(ONE,  lnf_b, "ln_f.bias",                0,     C,     0, 0)
+// kind, field, name, rows, columns, mean, std; c is the Config
+#define PARAMETERS(X)                                                                                                     \
+    X(ONE,  wte,   "wte.weight",               c.V,     c.C,     0, 0.02f)              /* token embedding, and logits */ \
+    X(ONE,  wpe,   "wpe.weight",               c.T,     c.C,     0, 0.02f)              /* position embedding */          \
+    X(EACH, ln1_w, "h.%zu.ln_1.weight",        0,       c.C,     1, 0)                                                    \
+    X(EACH, ln1_b, "h.%zu.ln_1.bias",          0,       c.C,     0, 0)                                                    \
+    X(EACH, qkv_w, "h.%zu.attn.c_attn.weight", c.C,     3 * c.C, 0, 0.02f)              /* W^Q, W^K, W^V */               \
+    X(EACH, qkv_b, "h.%zu.attn.c_attn.bias",   0,       3 * c.C, 0, 0)                                                    \
+    X(EACH, att_w, "h.%zu.attn.c_proj.weight", c.C,     c.C,     0, residual_std(c.L))  /* W^O: heads to residual */      \
+    X(EACH, att_b, "h.%zu.attn.c_proj.bias",   0,       c.C,     0, 0)                                                    \
+    X(EACH, ln2_w, "h.%zu.ln_2.weight",        0,       c.C,     1, 0)                                                    \
+    X(EACH, ln2_b, "h.%zu.ln_2.bias",          0,       c.C,     0, 0)                                                    \
+    X(EACH, fc_w,  "h.%zu.mlp.c_fc.weight",    c.C,     4 * c.C, 0, 0.02f)              /* the MLP's first matrix */      \
+    X(EACH, fc_b,  "h.%zu.mlp.c_fc.bias",      0,       4 * c.C, 0, 0)                                                    \
+    X(EACH, mlp_w, "h.%zu.mlp.c_proj.weight",  4 * c.C, c.C,     0, residual_std(c.L))  /* its second, to residual */     \
+    X(EACH, mlp_b, "h.%zu.mlp.c_proj.bias",    0,       c.C,     0, 0)                                                    \
+    X(ONE,  lnf_w, "ln_f.weight",              0,       c.C,     1, 0)                                                    \
+    X(ONE,  lnf_b, "ln_f.bias",                0,       c.C,     0, 0)
 
 // What a forward pass computes, one row a position, and what the backward pass reads again.
-// kind, type, field, width
-#define ACTIVATIONS(X)                                                                            \
-    X(ONE,      real,  embedded,   C)     /* token + position */                                  \
-    X(EACH,     real,  ln1,        C)                                                             \
-    X(EACH,     float, ln1_mean,   1)                                                             \
-    X(EACH,     float, ln1_rstd,   1)                                                             \
-    X(CACHE,    real,  qkv,        3 * C) /* queries, keys, values of all heads */                \
-    X(EACH,     real,  att,        C)     /* the heads' outputs side by side */                   \
-    X(EACH,     float, lse,        H)     /* log-sum-exp of each head's scores */                 \
-    X(EACH,     real,  mid,        C)     /* residual stream after attention */                   \
-    X(EACH,     real,  ln2,        C)                                                             \
-    X(EACH,     float, ln2_mean,   1)                                                             \
-    X(EACH,     float, ln2_rstd,   1)                                                             \
-    X(EACH,     real,  fc,         4 * C)                                                         \
-    X(EACH,     real,  gelu,       4 * C)                                                         \
-    X(EACH,     real,  out,        C)     /* residual stream after the MLP: the layer's output */ \
-    X(ONE,      real,  lnf,        C)                                                             \
-    X(ONE,      float, lnf_mean,   1)                                                             \
-    X(ONE,      float, lnf_rstd,   1)                                                             \
-    X(LOGITS,   real,  logits,     V)     /* in the backward pass their gradient */               \
-    X(LOGITS,   float, logits_lse, 1)                                                             \
-    X(LOGITS,   float, losses,     1)                                                             \
-    X(GRADIENT, real,  dresidual,  C)     /* the residual stream's, on its way down */            \
-    X(GRADIENT, real,  dnormed,    C)     /* a layernorm's output's */                            \
-    X(GRADIENT, real,  dqkv,       3 * C)                                                         \
-    X(GRADIENT, real,  datt,       C)                                                             \
-    X(GRADIENT, real,  dfc,        4 * C) /* gelu's output's, then its input's */
+// kind, type, field, width; c is the Config
+#define ACTIVATIONS(X)                                                                               \
+    X(ONE,      real,  embedded,   c.C)      /* token + position */                                  \
+    X(EACH,     real,  ln1,        c.C)                                                              \
+    X(EACH,     float, ln1_mean,   1)                                                                \
+    X(EACH,     float, ln1_rstd,   1)                                                                \
+    X(CACHE,    real,  qkv,        3 * c.C)  /* queries, keys, values of all heads */                \
+    X(EACH,     real,  att,        c.C)      /* the heads' outputs side by side */                   \
+    X(EACH,     float, lse,        c.H)      /* log-sum-exp of each head's scores */                 \
+    X(EACH,     real,  mid,        c.C)      /* residual stream after attention */                   \
+    X(EACH,     real,  ln2,        c.C)                                                              \
+    X(EACH,     float, ln2_mean,   1)                                                                \
+    X(EACH,     float, ln2_rstd,   1)                                                                \
+    X(EACH,     real,  fc,         4 * c.C)                                                          \
+    X(EACH,     real,  gelu,       4 * c.C)                                                          \
+    X(EACH,     real,  out,        c.C)      /* residual stream after the MLP: the layer's output */ \
+    X(ONE,      real,  lnf,        c.C)                                                              \
+    X(ONE,      float, lnf_mean,   1)                                                                \
+    X(ONE,      float, lnf_rstd,   1)                                                                \
+    X(LOGITS,   real,  logits,     c.V)      /* in the backward pass their gradient */               \
+    X(LOGITS,   float, logits_lse, 1)                                                                \
+    X(LOGITS,   float, losses,     1)                                                                \
+    X(GRADIENT, real,  dresidual,  c.C)      /* the residual stream's, on its way down */            \
+    X(GRADIENT, real,  dnormed,    c.C)      /* a layernorm's output's */                            \
+    X(GRADIENT, real,  dqkv,       3 * c.C)                                                          \
+    X(GRADIENT, real,  datt,       c.C)                                                              \
+    X(GRADIENT, real,  dfc,        4 * c.C)  /* gelu's output's, then its input's */
 // clang-format on
 
 // X stands for what each row is to become: a macro that is given to the table. Below, a row becomes a field of a
@@ -596,16 +615,22 @@ static void done(const char* layer) {
     if (layer_done) layer_done(layer);
 }
 
+static Attention attention_of(Config c, size_t B, size_t T, size_t start) {
+    Attention a = {B, T, start, c.H, c.C / c.H};
+    return a;
+}
+
 // The whole network. tokens and targets (B,Q): positions start..T-1 of each sequence, Q = T - start. With targets,
 // the mean loss is added to the model's. Without, only the last position's logits are computed, which is all that
 // generation needs, and B must be 1. Likewise start > 0, where the rows of qkv before start hold what earlier calls
-// computed, so that a new token costs the work of one position.
+// computed, so that a new token costs the work of one position. `training` is true where the backward pass follows:
+// GPT-2 computes the same then, but dropout, say, would not.
 static void cpu_forward(Model* model, Activations* a, const int* tokens, const int* targets, size_t B, size_t T,
-                        size_t start) {
+                        size_t start, bool training) {
     const Parameters* w = &model->w;
-    size_t V = model->config.V, C = model->config.C, H = model->config.H, L = model->config.L;
-    size_t Q = T - start, rows = B * Q;
-    Attention shape = {B, T, start, H, C / H};
+    size_t V = model->config.V, C = model->config.C, L = model->config.L, Q = T - start, rows = B * Q;
+    Attention shape = attention_of(model->config, B, T, start);
+    (void)training;
     // clang-format off
     embedding_forward(a->embedded, tokens, w->wte, w->wpe, B, Q, start, C);                           done("embedding");
     const float* x = a->embedded;
@@ -644,8 +669,8 @@ static void cpu_forward(Model* model, Activations* a, const int* tokens, const i
 static void cpu_backward(Model* model, Activations* a, const int* tokens, const int* targets, size_t B, size_t T,
                          float share) {
     const Parameters *w = &model->w, *d = &model->d;
-    size_t V = model->config.V, C = model->config.C, H = model->config.H, L = model->config.L, rows = B * T;
-    Attention shape = {B, T, 0, H, C / H};
+    size_t V = model->config.V, C = model->config.C, L = model->config.L, rows = B * T;
+    Attention shape = attention_of(model->config, B, T, 0);
     float* dlogits = a->logits; // over which they are written
     // clang-format off
     cross_entropy_backward(dlogits, a->logits_lse, targets, share / (float)rows, rows, V);            done("loss");
@@ -685,8 +710,6 @@ static void cpu_backward(Model* model, Activations* a, const int* tokens, const 
 // would get equal gradients and stay equal for ever. The two projections into the residual stream in each of L layers
 // are smaller by sqrt(2L), so that the sum of 2L such branches has the size that one would have (Radford et al. 2019,
 // section 2.3).
-static float residual_std(size_t L) { return 0.02f / sqrtf(2 * (float)L); }
-
 static void initial_values(float* w, const Tensor* t, uint64_t key) {
 #pragma omp parallel for schedule(static)
     for (size_t j = 0; j < t->size; j++) w[j] = t->std > 0 ? t->mean + t->std * random_normal(key, j) : t->mean;
@@ -800,7 +823,8 @@ static double step_operations(Config c, size_t B, size_t T) {
 // training loop and generation drive either through this struct. `wait` returns when all that was asked for is done;
 // loss and gradient norm may be read from the model only then.
 typedef struct {
-    const char* (*start)(void); // readies the device and describes it
+    const char* (*start)(void);            // readies the device and describes it
+    const char* (*refuses)(Config config); // the first option of this shape that it does not compute, or NULL
     size_t (*memory_available)(void);
     size_t (*memory)(Config config, size_t B, size_t T, bool training);
     double (*peak)(void);
@@ -809,7 +833,7 @@ typedef struct {
     void (*free_model)(Model* model);
     void (*free_activations)(Activations* a);
     void (*forward)(Model* model, Activations* a, const int* tokens, const int* targets, size_t B, size_t T,
-                    size_t start);
+                    size_t start, bool training);
     void (*backward)(Model* model, Activations* a, const int* tokens, const int* targets, size_t B, size_t T,
                      float share);
     void (*update)(Model* model, AdamW o);
@@ -891,7 +915,7 @@ static void generate(Model* model, Activations* a, const Tokenizer* t, const int
     Candidate* candidates = (Candidate*)allocate(V, sizeof(Candidate), "candidates");
     memcpy(window, prompt + n - used, used * sizeof(int));
     for (size_t i = 0; i < s->tokens && !signalled; i++) {
-        device->forward(model, a, window + cached, NULL, 1, used, cached);
+        device->forward(model, a, window + cached, NULL, 1, used, cached, false);
         device->wait(model);
         device->read_activation(logits, a, a->logits, V);
         int token = sample_token(logits, V, s, random_uniform(s->key, i), candidates);
@@ -1181,21 +1205,21 @@ typedef struct {
     bool whole;   // every query sees all of them
 } KeyTile;
 
-static KeyTile next_tile(size_t i0, size_t queries, size_t j0) {
-    Range seen_first = visible_keys(i0), seen_last = visible_keys(i0 + queries - 1);
+static KeyTile next_tile(Attention a, size_t i0, size_t queries, size_t j0) {
+    Range seen_first = visible_keys(a, i0), seen_last = visible_keys(a, i0 + queries - 1);
     KeyTile t = {min_size(TILE, seen_last.end - j0), 0, false};
     t.whole = seen_last.first <= j0 && j0 + t.keys <= seen_first.end;
     if (t.whole) return t;
     t.keys = min_size(NR, t.keys); // smaller ones where part is not seen: less is computed in vain
-    while (visible_keys(i0 + t.first + NR - 1).end <= j0) t.first += NR;
+    while (visible_keys(a, i0 + t.first + NR - 1).end <= j0) t.first += NR;
     return t;
 }
 
 // scores (keys,TILE): -infinity where key j0 + j is hidden from query i0 + i.
-static void hide(float* scores, KeyTile t, size_t i0, size_t j0) {
+static void hide(float* scores, Attention a, KeyTile t, size_t i0, size_t j0) {
     int first[TILE], end[TILE];
     for (size_t i = t.first; i < TILE; i++) {
-        Range seen = visible_keys(i0 + i);
+        Range seen = visible_keys(a, i0 + i);
         first[i] = (int)seen.first, end[i] = (int)seen.end;
     }
     for (size_t j = 0; j < t.keys; j++)
@@ -1217,7 +1241,7 @@ static void attention_forward_tiles(float* out, float* lse, const float* qkv, At
         for (size_t h = 0; h < a.H; h++)
             for (size_t i0 = a.start; i0 < T; i0 += TILE) {
                 size_t queries = min_size(TILE, T - i0), row = b * Q + i0 - a.start, tile_keys;
-                Range seen = {visible_keys(i0).first, visible_keys(i0 + queries - 1).end};
+                Range seen = {visible_keys(a, i0).first, visible_keys(a, i0 + queries - 1).end};
                 const float* keys = qkv + b * T * 3 * C + C + h * D;
                 float* o = out + row * C + h * D;
                 float s[TILE * TILE], largest[TILE], sum[TILE], shrink[TILE];
@@ -1225,14 +1249,14 @@ static void attention_forward_tiles(float* out, float* lse, const float* qkv, At
                 pack(q, matrix(qkv + (b * T + i0) * 3 * C + h * D, 3 * C), queries, TILE, D);
                 for (size_t i = 0; i < TILE; i++) largest[i] = -FLT_MAX, sum[i] = 0;
                 for (size_t j0 = seen.first; j0 < seen.end; j0 += tile_keys) {
-                    KeyTile t = next_tile(i0, queries, j0);
+                    KeyTile t = next_tile(a, i0, queries, j0);
                     bool begun = j0 > seen.first; // o holds sums already
                     const float *k = keys + j0 * 3 * C, *v = k + C;
                     tile_keys = t.keys;
                     // Scores, and the largest so far.
                     matmul_tile(s + t.first, TILE, false, matrix(k, 3 * C), matrix(q + t.first, TILE), t.keys,
                                 TILE - t.first, D);
-                    if (!t.whole) hide(s, t, i0, j0);
+                    if (!t.whole) hide(s, a, t, i0, j0);
                     memcpy(shrink, largest, sizeof shrink);
                     for (size_t j = 0; j < t.keys; j++)
                         for (size_t i = t.first; i < TILE; i++) {
@@ -1273,7 +1297,7 @@ static void attention_forward_last(float* out, float* lse, const float* qkv, Att
         for (size_t h = 0; h < a.H; h++) {
             const float *q = qkv + (b * T + T - 1) * 3 * C + h * D, *keys = qkv + b * T * 3 * C + C + h * D;
             float *o = out + b * C + h * D, largest = -FLT_MAX, sum = 0, s[TILE];
-            Range seen = visible_keys(T - 1);
+            Range seen = visible_keys(a, T - 1);
             memset(o, 0, D * sizeof(float));
             for (size_t j0 = seen.first; j0 < seen.end; j0 += TILE) {
                 const float *k = keys + j0 * 3 * C, *v = k + C;
@@ -1323,7 +1347,7 @@ static void attention_backward_fast(float* dqkv, const float* dout, const float*
             }
             for (size_t i0 = 0; i0 < T; i0 += TILE) {
                 size_t queries = min_size(TILE, T - i0), tile_keys;
-                Range seen = {visible_keys(i0).first, visible_keys(i0 + queries - 1).end};
+                Range seen = {visible_keys(a, i0).first, visible_keys(a, i0 + queries - 1).end};
                 float p[TILE * TILE], ds[TILE * TILE], p_dp[TILE] = {0}, row_lse[TILE] = {0};
                 Matrix qi = matrix(q + i0 * 3 * C, 3 * C), d_oi = matrix(d_o + i0 * C, C);
                 pack(q_turned, qi, queries, TILE, D);
@@ -1333,13 +1357,13 @@ static void attention_backward_fast(float* dqkv, const float* dout, const float*
                     row_lse[i] = lse[(b * T + i0 + i) * a.H + h];
                 }
                 for (size_t j0 = seen.first; j0 < seen.end; j0 += tile_keys) {
-                    KeyTile t = next_tile(i0, queries, j0);
+                    KeyTile t = next_tile(a, i0, queries, j0);
                     size_t first = t.first, rows = queries - first, at = j0 * 3 * C;
                     Matrix kj = matrix(k + at, 3 * C), vj = matrix(v + at, 3 * C);
                     tile_keys = t.keys;
                     matmul_tile(p + first, TILE, false, kj, matrix(q_turned + first, TILE), t.keys, TILE - first, D);
                     matmul_tile(ds + first, TILE, false, vj, matrix(d_o_turned + first, TILE), t.keys, TILE - first, D);
-                    if (!t.whole) hide(p, t, i0, j0);
+                    if (!t.whole) hide(p, a, t, i0, j0);
                     for (size_t j = 0; j < t.keys; j++)
                         for (size_t i = first; i < TILE; i++) {
                             float *pji = p + j * TILE + i, *dsji = ds + j * TILE + i; // *dsji is dp yet
@@ -1616,26 +1640,25 @@ static size_t cache_lines(size_t bytes) { return (bytes + 63) / 64 * 64; }
 static size_t padded(size_t V) { return (V + 127) / 128 * 128; }
 
 static void describe_parameters(Model* model) {
-    size_t V = model->config.V, T = model->config.T, C = model->config.C, L = model->config.L;
-    float residual = residual_std(L);
+    const Config c = model->config;
 #define PARAMETER_ROW(kind, field, name, rows, columns, mean, std) \
-    {kind == EACH ? L : 1, {name, rows, columns, mean, std, 0, 0, offsetof(Parameters, field)}},
+    {kind == EACH ? c.L : 1, {name, rows, columns, mean, std, 0, 0, offsetof(Parameters, field)}},
     const struct {
         size_t count;
         Tensor tensor;
     } table[] = {PARAMETERS(PARAMETER_ROW)};
     size_t kinds = sizeof table / sizeof *table;
-    model->tensors = (Tensor*)allocate(kinds * L, sizeof(Tensor), "the list of tensors");
+    model->tensors = (Tensor*)allocate(kinds * c.L, sizeof(Tensor), "the list of tensors");
     model->tensor_count = model->parameter_count = model->block_size = 0;
     for (size_t i = 0; i < kinds; i++)
-        for (size_t l = 0; l < table[i].count; l++) {
+        for (size_t l = 0; l < table[i].count && table[i].tensor.columns; l++) { // none where there are no columns
             Tensor* t = &model->tensors[model->tensor_count++];
             *t = table[i].tensor;
             snprintf(t->name, sizeof t->name, table[i].tensor.name, l);
             t->slot += l * sizeof(float*);
             t->offset = model->block_size;
             t->size = (t->rows ? t->rows : 1) * t->columns;
-            size_t room = t->slot == offsetof(Parameters, wte) ? padded(V) * C : t->size;
+            size_t room = t->slot == offsetof(Parameters, wte) ? padded(c.V) * c.C : t->size;
             model->block_size += cache_lines(room * sizeof(float)) / sizeof(float);
             model->parameter_count += t->size;
         }
@@ -1648,10 +1671,10 @@ static void point_parameters(Parameters* p, const Model* model, float* block) {
     }
 }
 
-// Lays out the activations, from `block` if that is not NULL, with numbers of type `real` in real_size bytes. Returns
-// the number of bytes.
-static size_t lay_out_activations(Activations* a, Config config, size_t real_size, void* block) {
-    size_t V = config.V, C = config.C, H = config.H, L = config.L, size = 0;
+// Lays out the activations, from `block` if that is not NULL, with numbers of type `real` in real_size bytes; those of
+// width 0 are NULL. Returns the number of bytes.
+static size_t lay_out_activations(Activations* a, Config c, size_t real_size, void* block) {
+    size_t size = 0;
     enum { BYTES_float = sizeof(float) };
     const size_t BYTES_real = real_size;
 #define ACTIVATION_ROW(kind, type, field, width) {kind, BYTES_##type, width, offsetof(Activations, field)},
@@ -1664,9 +1687,9 @@ static size_t lay_out_activations(Activations* a, Config config, size_t real_siz
         if (kind == GRADIENT && !a->training) continue;
         size_t rows = kind == LOGITS && !a->training ? 1 : a->B * a->T, start = size;
         size_t bytes = cache_lines(rows * table[i].width * table[i].size);
-        for (size_t l = 0; l < (kind == EACH || kind == CACHE ? L : 1); l++) {
+        for (size_t l = 0; l < (kind == EACH || kind == CACHE ? c.L : 1); l++) {
             bool shared = kind == EACH && !a->training && l > 0;
-            char* at = block ? (char*)block + (shared ? start : size) : NULL;
+            char* at = block && bytes ? (char*)block + (shared ? start : size) : NULL;
             memcpy((char*)a + table[i].slot + l * sizeof at, &at, sizeof at);
             if (!shared) size += bytes;
         }
@@ -1746,6 +1769,19 @@ static const char* cpu_start(void) {
     return name;
 }
 
+static const char* cpu_refuses(Config c) {
+    (void)c;
+    return NULL;
+}
+
+// The first option by which a model is not GPT-2, which has the rows up to L, or NULL.
+static const char* beyond_gpt2(Config c) {
+#define BEYOND(field, option, initial, least, most, help) \
+    if (offsetof(Config, field) > offsetof(Config, L) && c.field) return option;
+    CONFIG(BEYOND)
+    return NULL;
+}
+
 static void cpu_wait(Model* model) { (void)model; }
 static void cpu_copy(float* to, const float* from, size_t n) { memcpy(to, from, n * sizeof(float)); }
 static void cpu_read_activation(float* to, const Activations* a, const float* tensor, size_t n) {
@@ -1753,13 +1789,21 @@ static void cpu_read_activation(float* to, const Activations* a, const float* te
     cpu_copy(to, tensor, n);
 }
 
-const Device cpu = {cpu_start,          memory_available,
-                    cpu_memory,         cpu_peak,
-                    cpu_create_model,   cpu_create_activations,
-                    cpu_free_model,     cpu_free_activations,
-                    cpu_forward,        cpu_backward,
-                    cpu_update,         cpu_wait,
-                    cpu_copy,           cpu_copy,
+const Device cpu = {cpu_start,
+                    cpu_refuses,
+                    memory_available,
+                    cpu_memory,
+                    cpu_peak,
+                    cpu_create_model,
+                    cpu_create_activations,
+                    cpu_free_model,
+                    cpu_free_activations,
+                    cpu_forward,
+                    cpu_backward,
+                    cpu_update,
+                    cpu_wait,
+                    cpu_copy,
+                    cpu_copy,
                     cpu_read_activation};
 static const Device* cuda_device;    // in a program built from train_gpt.cu
 static int (*compare_devices)(void); // likewise
@@ -2296,9 +2340,16 @@ static void parse_entry(Json* j, Entry* e) {
         json_fail(j, "a tensor without dtype, shape or data_offsets");
 }
 
+static const char* metadata(const Checkpoint* c, const char* key) {
+    for (size_t i = 0; i < c->pair_count; i++)
+        if (!strcmp(c->pairs[i].key, key)) return c->pairs[i].value;
+    return NULL;
+}
+
 static void parse_metadata(Json* j, Checkpoint* c) {
     char key[64];
     for (size_t keys = 0; json_key(j, &keys, key, sizeof key);) {
+        if (metadata(c, key)) json_fail(j, "a key that stands there twice");
         if (c->pair_count == 256) json_fail(j, "too much metadata");
         Pair* pair = &c->pairs[c->pair_count++];
         memcpy(pair->key, key, sizeof key);
@@ -2367,12 +2418,6 @@ static void close_checkpoint(Checkpoint* c) {
     free(c->entries);
     free(c->pairs);
     unmap_file(&c->file);
-}
-
-static const char* metadata(const Checkpoint* c, const char* key) {
-    for (size_t i = 0; i < c->pair_count; i++)
-        if (!strcmp(c->pairs[i].key, key)) return c->pairs[i].value;
-    return NULL;
 }
 
 // A whole number that the metadata holds.
@@ -2495,22 +2540,29 @@ static size_t heads_from_config(const char* directory, size_t C) {
     return heads;
 }
 
-// The model that a file holds. Heads leave no trace in the shapes: metadata, config.json, or D = 64 as in GPT-2.
+// The model that a file holds. Sizes are those of its tensors, whatever the metadata says. Heads leave no trace there:
+// metadata, config.json, or D = 64 as in GPT-2.
 static Config read_config(const Checkpoint* c) {
-    Config config = {0, 0, 0, 0, 0};
+    Config config;
     const char* path = c->file.path;
+    memset(&config, 0, sizeof config);
+#define SAVED_FIELD(field, option, initial, least, most, help)          \
+    if (metadata(c, option)) config.field = metadata_number(c, option); \
+    if (config.field > (most)) die("%s: %s %zu is more than %zu", path, option, config.field, (size_t)(most));
+    CONFIG(SAVED_FIELD)
     const Entry *wte = find_entry(c, "", "wte.weight"), *wpe = find_entry(c, "", "wpe.weight");
     if (!wte || !wpe || wte->dimensions != 2 || wpe->dimensions != 2 || wte->shape[1] != wpe->shape[1])
         die("%s is not a GPT-2: it lacks wte.weight (V,C) or wpe.weight (T,C)", path);
     config.V = wte->shape[0];
     config.C = wte->shape[1];
     config.T = wpe->shape[0];
+    config.L = 0;
     for (char name[32]; snprintf(name, sizeof name, "h.%zu.ln_1.weight", config.L), find_entry(c, "", name); config.L++)
         if (config.L == MAX_LAYERS) die("%s has more than %d layers", path, MAX_LAYERS);
     const char* slash = strrchr(path, '/');
     char directory[MAX_PATH] = ".";
     if (slash) snprintf(directory, sizeof directory, "%.*s", (int)(slash - path), path);
-    config.H = metadata(c, "--heads") ? metadata_number(c, "--heads") : heads_from_config(directory, config.C);
+    if (!metadata(c, "--heads")) config.H = heads_from_config(directory, config.C);
     if (!config.H) config.H = config.C / 64;
     if (!config.V || config.V > MAX_SIZE || !config.C || config.C > MAX_SIZE || !config.T || config.T > MAX_SIZE ||
         !config.L || !config.H || config.C % config.H)
@@ -2571,6 +2623,8 @@ static void save_checkpoint(const char* path, const Model* model, bool training,
 
 // A folder that transformers' AutoModelForCausalLM.from_pretrained opens.
 static void export_model(const char* directory, const Model* model) {
+    const char* beyond = beyond_gpt2(model->config);
+    if (beyond) die("a model made with %s is not one that transformers' GPT-2 computes", beyond);
     if (mkdir(directory, 0777) && errno != EEXIST) die("cannot make the folder %s: %s", directory, strerror(errno));
     save_checkpoint(path_in(directory, "model.safetensors"), model, false, "");
     Config c = model->config;
@@ -2601,71 +2655,78 @@ static void export_model(const char* directory, const Model* model) {
 static struct {
     const char *data, *train, *val, *preset, *init, *log, *checkpoint, *export_to, *prompt, *tokenize, *device,
         *attention, *html;
-    long layers, heads, channels, context;
-    long steps, batch, accumulate, warmup, seed, val_every, val_batches, sample_every, save_every, tokens, top_k, layer,
+    Config model;
+    size_t steps, batch, accumulate, warmup, seed, val_every, val_batches, sample_every, save_every, tokens, top_k, layer,
         head;
     double lr, min_lr, weight_decay, beta1, beta2, clip, temperature, top_p;
     bool resume, compare, ablate, live, help, version;
 } opt;
 
-typedef enum { WHOLE, REAL, TEXT, FLAG } ValueKind;
-enum { SAVED = 1, SHAPE = 2, AGAIN = 4 }; // kept in checkpoints; fixed by a checkpoint; to be given again with it
+enum { SAVED = 1, SHAPE = 2, AGAIN = 4 }; // kept in checkpoints; a row of CONFIG; to be given again with a checkpoint
 
 typedef struct {
     const char *group, *name, *argument, *initial, *help;
-    ValueKind kind;
-    void* value;
+    size_t* whole; // where the value goes: one of these four is not NULL
+    double* real;
+    const char** text;
+    bool* flag;
     double least, most;
-    int flags;
+    int use;
     bool given;
 } Option;
 
+// The end of an option's row. Checkpoints keep numbers, so a text cannot be SAVED.
+#define WHOLE(value, least, most, use) value, NULL, NULL, NULL, least, most, use, false
+#define REAL(value, least, most, use)  NULL, value, NULL, NULL, least, most, use, false
+#define TEXT(value)                    NULL, NULL, value, NULL, 0, 0, 0, false
+#define TEXT_AGAIN(value)              NULL, NULL, value, NULL, 0, 0, AGAIN, false
+#define FLAG(value)                    NULL, NULL, NULL, value, 0, 0, 0, false
+#define CONFIG_OPTION(field, option, initial, least, most, help) \
+    {"", option, "N", #initial, help, WHOLE(&opt.model.field, least, most, SAVED | SHAPE)},
+
 // clang-format off
 static Option options[] = {
-    {"data", "--data", "DIR", "data", "folder with train.bin, val.bin, tokenizer.bin", TEXT, &opt.data, 0, 0, AGAIN, false},
-    {"", "--train", "GLOB", NULL, "shards to train on, instead of DIR/train.bin", TEXT, &opt.train, 0, 0, AGAIN, false},
-    {"", "--val", "GLOB", NULL, "shards to validate on, instead of DIR/val.bin", TEXT, &opt.val, 0, 0, AGAIN, false},
-    {"model", "--layers", "N", "3", "transformer blocks", WHOLE, &opt.layers, 1, MAX_LAYERS, SAVED | SHAPE, false},
-    {"", "--heads", "N", "4", "attention heads of a block", WHOLE, &opt.heads, 1, MAX_SIZE, SAVED | SHAPE, false},
-    {"", "--channels", "N", "192", "width of the residual stream", WHOLE, &opt.channels, 1, MAX_SIZE, SAVED | SHAPE, false},
-    {"", "--context", "N", "64", "longest sequence in tokens", WHOLE, &opt.context, 1, MAX_SIZE, SAVED | SHAPE, false},
-    {"", "--preset", "NAME", NULL, "gpt2, gpt2-medium, gpt2-large or gpt2-xl", TEXT, &opt.preset, 0, 0, 0, false},
-    {"", "--init", "PATH", NULL, "start from GPT-2 weights: a safetensors file, or its folder", TEXT, &opt.init, 0, 0, 0, false},
-    {"training", "--steps", "N", "5000", "optimiser steps", WHOLE, &opt.steps, 1, 1e12, SAVED, false},
-    {"", "--batch", "N", "8", "sequences in a batch", WHOLE, &opt.batch, 1, MAX_SIZE, SAVED, false},
-    {"", "--accumulate", "N", "1", "batches in a step", WHOLE, &opt.accumulate, 1, 1 << 20, SAVED, false},
-    {"", "--lr", "X", "2e-3", "highest learning rate", REAL, &opt.lr, 0, 1e3, SAVED, false},
-    {"", "--min-lr", "X", NULL, "learning rate of the last step [lr/50]", REAL, &opt.min_lr, 0, 1e3, SAVED, false},
-    {"", "--warmup", "N", NULL, "steps over which the learning rate rises [steps/10]", WHOLE, &opt.warmup, 0, 1e12, SAVED, false},
-    {"", "--weight-decay", "X", "0.1", "AdamW's decay of matrices and embeddings", REAL, &opt.weight_decay, 0, 1e3, SAVED, false},
-    {"", "--beta1", "X", "0.9", "AdamW's memory of the gradient", REAL, &opt.beta1, 0, 0.999999, SAVED, false},
-    {"", "--beta2", "X", "0.99", "AdamW's memory of its square", REAL, &opt.beta2, 0, 0.999999, SAVED, false},
-    {"", "--clip", "X", "1", "largest norm of the gradient (0: no limit)", REAL, &opt.clip, 0, 1e30, SAVED, false},
-    {"", "--seed", "N", "1337", "of weights, shuffling and sampling", WHOLE, &opt.seed, 0, 1e15, SAVED, false},
-    {"progress", "--val-every", "N", "500", "steps between validations (0: only at the end)", WHOLE, &opt.val_every, 0, 1e12, SAVED, false},
-    {"", "--val-batches", "N", "100", "batches in a validation, at most", WHOLE, &opt.val_batches, 1, 1e9, SAVED, false},
-    {"", "--sample-every", "N", "1000", "steps between samples of text (0: only at the end)", WHOLE, &opt.sample_every, 0, 1e12, SAVED, false},
-    {"", "--save-every", "N", "1000", "steps between checkpoints (0: only at the end)", WHOLE, &opt.save_every, 0, 1e12, SAVED, false},
-    {"", "--log", "FILE", NULL, "write one CSV row a step", TEXT, &opt.log, 0, 0, AGAIN, false},
-    {"files", "--checkpoint", "FILE", "gpt.safetensors", "where the model is saved and read", TEXT, &opt.checkpoint, 0, 0, AGAIN, false},
-    {"", "--resume", NULL, NULL, "go on from the checkpoint, bit for bit", FLAG, &opt.resume, 0, 0, 0, false},
-    {"", "--export", "DIR", NULL, "write the model for Hugging Face transformers, and end", TEXT, &opt.export_to, 0, 0, 0, false},
-    {"generate", "--generate", "TEXT", NULL, "continue TEXT with the checkpoint's model (or --init's)", TEXT, &opt.prompt, 0, 0, 0, false},
-    {"", "--tokens", "N", "256", "tokens to generate", WHOLE, &opt.tokens, 0, 1e12, 0, false},
-    {"", "--temperature", "X", "0.8", "below 1 bolder, above wilder; 0: always the likeliest", REAL, &opt.temperature, 0, 1e3, 0, false},
-    {"", "--top-k", "N", "0", "draw from the N likeliest (0: all)", WHOLE, &opt.top_k, 0, MAX_SIZE, 0, false},
-    {"", "--top-p", "X", "1", "draw from the likeliest that sum to X", REAL, &opt.top_p, 1e-9, 1, 0, false},
-    {"look", "--attention", "TEXT", NULL, "show what every head attends to in TEXT, and end", TEXT, &opt.attention, 0, 0, 0, false},
-    {"", "--layer", "N", NULL, "the layer, from 0, whose map is drawn [the clearest]", WHOLE, &opt.layer, 0, MAX_LAYERS, 0, false},
-    {"", "--head", "N", NULL, "the head, from 0", WHOLE, &opt.head, 0, MAX_SIZE, 0, false},
-    {"", "--html", "FILE", "attention.html", "a page with all heads, for a browser", TEXT, &opt.html, 0, 0, 0, false},
-    {"", "--ablate", NULL, NULL, "measure what the loss is without each head", FLAG, &opt.ablate, 0, 0, 0, false},
-    {"", "--live", NULL, NULL, "put the model into the page: it answers as one types", FLAG, &opt.live, 0, 0, 0, false},
-    {"other", "--device", "NAME", NULL, "cpu or cuda [cuda, in a program built for it]", TEXT, &opt.device, 0, 0, AGAIN, false},
-    {"", "--compare", NULL, NULL, "time a few steps on CPU and GPU, layer by layer, and end", FLAG, &opt.compare, 0, 0, 0, false},
-    {"", "--tokenize", "FILE", NULL, "print the tokens of a text, one a line, and end", TEXT, &opt.tokenize, 0, 0, 0, false},
-    {"", "--help", NULL, NULL, "this text", FLAG, &opt.help, 0, 0, 0, false},
-    {"", "--version", NULL, NULL, "the program's version", FLAG, &opt.version, 0, 0, 0, false},
+    {"data", "--data", "DIR", "data", "folder with train.bin, val.bin, tokenizer.bin", TEXT_AGAIN(&opt.data)},
+    {"", "--train", "GLOB", NULL, "shards to train on, instead of DIR/train.bin", TEXT_AGAIN(&opt.train)},
+    {"", "--val", "GLOB", NULL, "shards to validate on, instead of DIR/val.bin", TEXT_AGAIN(&opt.val)},
+    {"model", "--preset", "NAME", NULL, "gpt2, gpt2-medium, gpt2-large or gpt2-xl", TEXT(&opt.preset)},
+    {"", "--init", "PATH", NULL, "start from GPT-2 weights: a safetensors file, or its folder", TEXT(&opt.init)},
+    CONFIG(CONFIG_OPTION)
+    {"training", "--steps", "N", "5000", "optimiser steps", WHOLE(&opt.steps, 1, 1e12, SAVED)},
+    {"", "--batch", "N", "8", "sequences in a batch", WHOLE(&opt.batch, 1, MAX_SIZE, SAVED)},
+    {"", "--accumulate", "N", "1", "batches in a step", WHOLE(&opt.accumulate, 1, 1 << 20, SAVED)},
+    {"", "--lr", "X", "2e-3", "highest learning rate", REAL(&opt.lr, 0, 1e3, SAVED)},
+    {"", "--min-lr", "X", NULL, "learning rate of the last step [lr/50]", REAL(&opt.min_lr, 0, 1e3, SAVED)},
+    {"", "--warmup", "N", NULL, "steps over which the learning rate rises [steps/10]", WHOLE(&opt.warmup, 0, 1e12, SAVED)},
+    {"", "--weight-decay", "X", "0.1", "AdamW's decay of matrices and embeddings", REAL(&opt.weight_decay, 0, 1e3, SAVED)},
+    {"", "--beta1", "X", "0.9", "AdamW's memory of the gradient", REAL(&opt.beta1, 0, 0.999999, SAVED)},
+    {"", "--beta2", "X", "0.99", "AdamW's memory of its square", REAL(&opt.beta2, 0, 0.999999, SAVED)},
+    {"", "--clip", "X", "1", "largest norm of the gradient (0: no limit)", REAL(&opt.clip, 0, 1e30, SAVED)},
+    {"", "--seed", "N", "1337", "of weights, shuffling and sampling", WHOLE(&opt.seed, 0, 1e15, SAVED)},
+    {"progress", "--val-every", "N", "500", "steps between validations (0: only at the end)", WHOLE(&opt.val_every, 0, 1e12, SAVED)},
+    {"", "--val-batches", "N", "100", "batches in a validation, at most", WHOLE(&opt.val_batches, 1, 1e9, SAVED)},
+    {"", "--sample-every", "N", "1000", "steps between samples of text (0: only at the end)", WHOLE(&opt.sample_every, 0, 1e12, SAVED)},
+    {"", "--save-every", "N", "1000", "steps between checkpoints (0: only at the end)", WHOLE(&opt.save_every, 0, 1e12, SAVED)},
+    {"", "--log", "FILE", NULL, "write one CSV row a step", TEXT_AGAIN(&opt.log)},
+    {"files", "--checkpoint", "FILE", "gpt.safetensors", "where the model is saved and read", TEXT_AGAIN(&opt.checkpoint)},
+    {"", "--resume", NULL, NULL, "go on from the checkpoint, bit for bit", FLAG(&opt.resume)},
+    {"", "--export", "DIR", NULL, "write the model for Hugging Face transformers, and end", TEXT(&opt.export_to)},
+    {"generate", "--generate", "TEXT", NULL, "continue TEXT with the checkpoint's model (or --init's)", TEXT(&opt.prompt)},
+    {"", "--tokens", "N", "256", "tokens to generate", WHOLE(&opt.tokens, 0, 1e12, 0)},
+    {"", "--temperature", "X", "0.8", "below 1 bolder, above wilder; 0: always the likeliest", REAL(&opt.temperature, 0, 1e3, 0)},
+    {"", "--top-k", "N", "0", "draw from the N likeliest (0: all)", WHOLE(&opt.top_k, 0, MAX_SIZE, 0)},
+    {"", "--top-p", "X", "1", "draw from the likeliest that sum to X", REAL(&opt.top_p, 1e-9, 1, 0)},
+    {"look", "--attention", "TEXT", NULL, "show what every head attends to in TEXT, and end", TEXT(&opt.attention)},
+    {"", "--layer", "N", NULL, "the layer, from 0, whose map is drawn [the clearest]", WHOLE(&opt.layer, 0, MAX_LAYERS, 0)},
+    {"", "--head", "N", NULL, "the head, from 0", WHOLE(&opt.head, 0, MAX_SIZE, 0)},
+    {"", "--html", "FILE", "attention.html", "a page with all heads, for a browser", TEXT(&opt.html)},
+    {"", "--ablate", NULL, NULL, "measure what the loss is without each head", FLAG(&opt.ablate)},
+    {"", "--live", NULL, NULL, "put the model into the page: it answers as one types", FLAG(&opt.live)},
+    {"other", "--device", "NAME", NULL, "cpu or cuda [cuda, in a program built for it]", TEXT_AGAIN(&opt.device)},
+    {"", "--compare", NULL, NULL, "time a few steps on CPU and GPU, layer by layer, and end", FLAG(&opt.compare)},
+    {"", "--tokenize", "FILE", NULL, "print the tokens of a text, one a line, and end", TEXT(&opt.tokenize)},
+    {"", "--help", NULL, NULL, "this text", FLAG(&opt.help)},
+    {"", "--version", NULL, NULL, "the program's version", FLAG(&opt.version)},
 };
 enum { OPTIONS = sizeof options / sizeof *options };
 
@@ -2731,22 +2792,17 @@ __attribute__((noreturn)) static void unknown_option(const char* name) {
 
 // where: what an error is blamed on. status: 2 for the command line, 1 for a checkpoint.
 static void set_option(Option* o, const char* text, int status, const char* where) {
+    if (o->text) *o->text = text;
+    if (o->flag) *o->flag = true;
+    if (o->text || o->flag) return;
     char* end;
     errno = 0;
-    if (o->kind == TEXT)
-        *(const char**)o->value = text;
-    else if (o->kind == FLAG)
-        *(bool*)o->value = true;
-    else {
-        double value = o->kind == WHOLE ? (double)strtol(text, &end, 10) : strtod(text, &end);
-        if (end == text || *end || errno || !(value >= o->least && value <= o->most))
-            fail(status, "%s%s takes a %snumber from %g to %g, not '%s'", where, o->name,
-                 o->kind == WHOLE ? "whole " : "", o->least, o->most, text);
-        if (o->kind == WHOLE)
-            *(long*)o->value = strtol(text, NULL, 10);
-        else
-            *(double*)o->value = value;
-    }
+    double value = o->whole ? (double)strtol(text, &end, 10) : strtod(text, &end);
+    if (end == text || *end || errno || !(value >= o->least && value <= o->most))
+        fail(status, "%s%s takes a %snumber from %g to %g, not '%s'", where, o->name, o->whole ? "whole " : "",
+             o->least, o->most, text);
+    if (o->whole) *o->whole = (size_t)value; // exact: none may be above 2^53
+    if (o->real) *o->real = value;
 }
 
 static void set_default(const char* name, const char* text) {
@@ -2773,8 +2829,8 @@ static void parse_command_line(int argc, char** argv) {
         if (name[0] != '-') fail(2, "'%s' is no option (--help lists all)", argv[i]);
         Option* o = find_option(name);
         if (!o) unknown_option(name);
-        if (o->kind == FLAG && value) fail(2, "%s takes no value", name);
-        if (o->kind != FLAG && !value && (++i == argc || !(value = argv[i]))) fail(2, "%s needs a value", name);
+        if (o->flag && value) fail(2, "%s takes no value", name);
+        if (!o->flag && !value && (++i == argc || !(value = argv[i]))) fail(2, "%s needs a value", name);
         set_option(o, value, 2, "");
         o->given = true;
     }
@@ -2790,13 +2846,10 @@ static void parse_command_line(int argc, char** argv) {
         set_default("--lr", presets[i].lr);
         set_default("--batch", "4");
     }
-    if (opt.init && (opt.preset || given("--layers") || given("--heads") || given("--channels")))
-        fail(2, "--init brings the model's sizes along: leave out --preset, --layers, --heads and --channels");
+    if (opt.init && opt.preset) fail(2, "--init brings the model's shape along: leave out --preset");
     if (opt.init && opt.resume) fail(2, "--init begins a run and --resume continues one: give one of them");
-    if (opt.init) { // fine-tuning: small steps away from what was learned
-        set_default("--lr", "3e-5");
-    }
-    if (!opt.resume) derive_options(); // else when the checkpoint's are known
+    if (opt.init) set_default("--lr", "3e-5"); // fine-tuning: small steps away from what was learned
+    if (!opt.resume) derive_options();         // else when the checkpoint's are known
     bool on_gpu = opt.device && !strcmp(opt.device, "cuda");
     if (opt.device && !on_gpu && strcmp(opt.device, "cpu")) fail(2, "--device is cpu or cuda, not '%s'", opt.device);
     if ((on_gpu || opt.compare) && !cuda_device)
@@ -2871,6 +2924,13 @@ static void check_memory(Config config, size_t B, bool training) {
         advice);
 }
 
+static void print_config(Config c) {
+    printf("model      vocabulary %zu", c.V);
+#define PRINT(field, option, initial, least, most, help) \
+    if (c.field) printf(", %s %zu", &option[2], c.field);
+    CONFIG(PRINT)
+}
+
 static void check_tokenizer(const Tokenizer* t, Config config, const char* path) {
     if (t->V != config.V)
         die("%s has a vocabulary of %zu, but %s has %zu tokens: prepare the data with the model's tokenizer "
@@ -2878,12 +2938,34 @@ static void check_tokenizer(const Tokenizer* t, Config config, const char* path)
             path, config.V, t->file.path, t->V);
 }
 
-// A model from --init may be used with a shorter context than it was trained with.
-static void choose_context(Config* config, const char* path) {
-    if (!opt.init || !given("--context")) return;
-    if ((size_t)opt.context > config->T)
-        die("--context %ld is longer than the %zu positions of %s", opt.context, config->T, path);
-    config->T = (size_t)opt.context;
+// The model's shape: the options', or that of the file from which it comes, which the options then may not contradict;
+// but a model from --init may be used with a shorter context than it was trained with.
+static Config choose_config(const Tokenizer* t, const Checkpoint* from) {
+    Config config = opt.model;
+    if (from) {
+        const char* path = from->file.path;
+        for (const Pair* p = from->pairs; p < from->pairs + from->pair_count; p++)
+            if (!strncmp(p->key, "--", 2) && !find_option(p->key))
+                die("%s was made with %s %s, which this program does not know", path, p->key, p->value);
+        config = read_config(from);
+        if (opt.init && given("--context")) {
+            if (opt.model.T > config.T)
+                die("--context %zu is longer than the %zu positions of %s", opt.model.T, config.T, path);
+            config.T = opt.model.T;
+        }
+#define FITS(field, option, initial, least, most, help)                                                           \
+    if (given(option) && opt.model.field != config.field)                                                         \
+        die("%s %zu does not fit %s, which was trained with %zu: leave the option out, or start anew without it", \
+            option, opt.model.field, path, config.field);
+        CONFIG(FITS)
+        if (t) check_tokenizer(t, config, path);
+    }
+    if (t) config.V = t->V;
+    opt.model = config; // for the next checkpoint
+    if (config.C % config.H) fail(2, "--channels %zu is not divisible by --heads %zu", config.C, config.H);
+    const char* refused = device->refuses(config);
+    if (refused) die("this device does not compute a model with %s: --device cpu does", refused);
+    return config;
 }
 
 // The model of a checkpoint, or of --init, ready to be used; with room for gradients if it is `training`.
@@ -2891,9 +2973,7 @@ static void load_for_use(Model* model, const Tokenizer* t, bool training) {
     Checkpoint c = open_checkpoint(opt.init ? weights_path() : opt.checkpoint,
                                    "; `./train_gpt` trains a model, --init takes one from elsewhere");
     memset(model, 0, sizeof *model);
-    model->config = read_config(&c);
-    choose_context(&model->config, c.file.path);
-    if (t) check_tokenizer(t, model->config, c.file.path);
+    model->config = choose_config(t, &c);
     device->start();
     check_memory(model->config, 1, false);
     device->create_model(model, training);
@@ -2993,17 +3073,16 @@ static void save_run(Run* run) {
            (unsigned long long)fingerprint(run->tokenizer.file.data, run->tokenizer.file.size), run->train.token_count);
     for (int i = 0; i < OPTIONS; i++) {
         const Option* o = &options[i];
-        if (!(o->flags & SAVED) || (!o->initial && !o->given)) continue;
-        if (o->kind == WHOLE)
-            append(&text, &length, ",\"%s\":\"%ld\"", o->name, *(long*)o->value);
-        else
-            append(&text, &length, ",\"%s\":\"%.17g\"", o->name, *(double*)o->value);
+        if (!(o->use & SAVED) || (!o->initial && !o->given)) continue;
+        if (o->use & SHAPE && !*o->whole) continue; // as in GPT-2
+        append(&text, &length, ",\"%s\":\"%.17g\"", o->name, o->whole ? (double)*o->whole : *o->real);
     }
     save_checkpoint(opt.checkpoint, &run->model, true, text);
     free(text);
 }
 
-// Takes over the options of the run that wrote the checkpoint; those given now replace them, shapes excepted.
+// Takes over the options of the run that wrote the checkpoint; those given now replace them. What that run did not know
+// keeps its first value, and the model's shape is for choose_config.
 static void resume_options(Run* run, const Checkpoint* c) {
     const char* tokenizer = metadata(c, "tokenizer");
     char now[32];
@@ -3012,21 +3091,15 @@ static void resume_options(Run* run, const Checkpoint* c) {
     for (int i = 0; i < OPTIONS; i++) {
         Option* o = &options[i];
         const char* value = metadata(c, o->name);
-        if (!(o->flags & SAVED)) continue;
-        if (!value && !o->initial) continue;
-        if (!value) die("%s is damaged: it does not say %s", c->file.path, o->name);
-        if (o->given && (o->flags & SHAPE) && *(long*)o->value != atol(value))
-            die("%s %ld does not fit %s, which was trained with %s: leave the option out, or start anew without "
-                "--resume",
-                o->name, *(long*)o->value, c->file.path, value);
-        if (!o->given) set_option(o, value, 1, "the checkpoint is damaged: ");
+        if (!(o->use & SAVED) || o->use & SHAPE || !value || o->given) continue;
+        set_option(o, value, 1, "the checkpoint is damaged: ");
         o->given = true;
     }
     derive_options();
     run->step = metadata_number(c, "step");
     run->taken = metadata_number(c, "windows");
     if (run->step >= (size_t)opt.steps)
-        die("%s has done all of its %ld steps; --steps with a larger number goes on", c->file.path, opt.steps);
+        die("%s has done all of its %zu steps; --steps with a larger number goes on", c->file.path, opt.steps);
     snprintf(now, sizeof now, "%016llx",
              (unsigned long long)fingerprint(run->tokenizer.file.data, run->tokenizer.file.size));
     if (strcmp(now, tokenizer)) die("%s was trained with another %s", c->file.path, run->tokenizer.file.path);
@@ -3064,21 +3137,6 @@ static void try_checkpoint(Run* run) {
     Checkpoint there = open_checkpoint(opt.checkpoint, "");
     close_checkpoint(&there);
     run->keep_old = true;
-}
-
-// The model's sizes: from the file that the run starts from, or from the options.
-static Config choose_config(const Run* run, const Checkpoint* from) {
-    Config config = {run->tokenizer.V, (size_t)opt.context, (size_t)opt.channels, (size_t)opt.heads,
-                     (size_t)opt.layers};
-    if (from) {
-        config = read_config(from);
-        choose_context(&config, from->file.path);
-        check_tokenizer(&run->tokenizer, config, from->file.path);
-        opt.context = (long)config.T, opt.channels = (long)config.C; // for the next checkpoint
-        opt.heads = (long)config.H, opt.layers = (long)config.L;
-    }
-    if (config.C % config.H) fail(2, "--channels %zu is not divisible by --heads %zu", config.C, config.H);
-    return config;
 }
 
 // The i-th of the windows that are validated on, spread evenly over the text, into row b of the batch.
@@ -3129,8 +3187,8 @@ static void start_run(Run* run) {
     run->tokenizer = load_tokenizer(data_path("tokenizer.bin"));
     Checkpoint file, *from = opt.init || opt.resume ? &file : NULL;
     if (from) file = open_checkpoint(opt.init ? weights_path() : opt.checkpoint, "");
+    Config config = run->model.config = choose_config(&run->tokenizer, from);
     if (opt.resume) resume_options(run, from);
-    Config config = run->model.config = choose_config(run, from);
     run->B = (size_t)opt.batch;
     run->T = config.T;
     run->first = run->step;
@@ -3144,10 +3202,10 @@ static void start_run(Run* run) {
     run->peak = device->peak();
     create_model(run, from);
     if (from) close_checkpoint(from);
-    printf("model      %zu layers, %zu heads, %zu channels, context %zu: %zu parameters\n", config.L, config.H,
-           config.C, config.T, run->model.parameter_count);
+    print_config(config);
+    printf(": %zu parameters\n", run->model.parameter_count);
     printf("machine    %s, %.0f GFLOP/s at most\n", machine, run->peak / 1e9);
-    printf("training   steps %zu to %ld of %ld x %zu x %zu tokens, checkpoint in %s", run->step + 1, opt.steps,
+    printf("training   steps %zu to %zu of %zu x %zu x %zu tokens, checkpoint in %s", run->step + 1, opt.steps,
            opt.accumulate, run->B, run->T, opt.checkpoint);
     if (run->keep_old) printf("; the one there is kept as %s.old", opt.checkpoint);
     puts("\n");
@@ -3161,7 +3219,7 @@ static void validate(Run* run) {
     for (size_t i = 0, n; i < run->val_count; i += n) {
         n = min_size(run->B, run->val_count - i);
         for (size_t b = 0; b < n; b++) load_val_window(run, i + b, b);
-        device->forward(&run->model, &run->a, run->inputs, run->targets, n, run->T, 0);
+        device->forward(&run->model, &run->a, run->inputs, run->targets, n, run->T, 0, false);
         loss += take_loss(&run->model) * (double)n;
     }
     run->val_loss = loss / (double)run->val_count;
@@ -3216,11 +3274,11 @@ static void load_next_batch(Run* run) {
 // before this step's result is waited for: a GPU computes meanwhile.
 static double train_step(Run* run) {
     Model* model = &run->model;
-    for (long i = 0; i < opt.accumulate; i++) {
+    for (size_t i = 0; i < opt.accumulate; i++) {
         load_next_batch(run);
         run->taken += run->B;
         run->batch_loaded = false;
-        device->forward(model, &run->a, run->inputs, run->targets, run->B, run->T, 0);
+        device->forward(model, &run->a, run->inputs, run->targets, run->B, run->T, 0, true);
         device->backward(model, &run->a, run->inputs, run->targets, run->B, run->T, 1 / (float)opt.accumulate);
     }
     AdamW o = {rate_at(run->step + 1), opt.beta1, opt.beta2, opt.weight_decay, opt.clip, run->step + 1};
@@ -3254,7 +3312,7 @@ static void report(const Run* run, double loss, double step_seconds, bool valida
     if (!live && !validated && run->step % every && run->step != run->first + 1) return;
     double operations = (double)opt.accumulate * step_operations(run->model.config, run->B, run->T);
     clear_live_line();
-    printf("step %5zu/%ld  loss %.4f", run->step, opt.steps, loss);
+    printf("step %5zu/%zu  loss %.4f", run->step, opt.steps, loss);
     if (validated) printf("  val %.4f  %.3f bits/byte", run->val_loss, run->bits_per_byte);
     printf("  lr %.2e  norm %.2f  %.1f ms  %.0f tok/s  %.0f%% of peak", rate_at(run->step), run->model.gradient_norm,
            step_seconds * 1e3, tokens_per_step(run) / step_seconds, 100 * operations / step_seconds / run->peak);
@@ -3269,15 +3327,15 @@ static size_t curve_column(const Run* run) {
     return (run->step - 1 - run->first) * CURVE / ((size_t)opt.steps - run->first);
 }
 
-static bool due(size_t step, long every) { return step == (size_t)opt.steps || (every && step % (size_t)every == 0); }
+static bool due(size_t step, size_t every) { return step == opt.steps || (every && step % every == 0); }
 
 // The options that a command about this run's model needs too, ready for a shell: what is not plain stands in '...'.
 static void print_options_again(void) {
     const char* plain = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_./,:+=@%";
     for (int i = 0; i < OPTIONS; i++) {
         const Option* o = &options[i];
-        if (!(o->flags & AGAIN) || !o->given) continue;
-        const char* value = *(const char**)o->value;
+        if (!(o->use & AGAIN) || !o->given) continue;
+        const char* value = *o->text;
         printf(" %s ", o->name);
         if (*value && !value[strspn(value, plain)]) {
             fputs(value, stdout);
@@ -3348,7 +3406,7 @@ static void attention_weights(float* p, const float* qkv, const float* lse, Atte
     size_t C = a.H * a.D;
     memset(p, 0, a.T * a.T * sizeof(float));
     for (size_t i = 0; i < a.T; i++) {
-        Range seen = visible_keys(i);
+        Range seen = visible_keys(a, i);
         const float* q = qkv + i * 3 * C + h * a.D;
         for (size_t j = seen.first; j < seen.end; j++) {
             const float* k = qkv + j * 3 * C + C + h * a.D;
@@ -3424,13 +3482,13 @@ static float* view_weights(const View* v, size_t l, size_t h) { return v->weight
 
 // Mean loss of the tokens after the first.
 static double text_loss(View* v) {
-    device->forward(&v->model, &v->a, v->tokens, v->targets, 1, v->n - 1, 0);
+    device->forward(&v->model, &v->a, v->tokens, v->targets, 1, v->n - 1, 0, true);
     return take_loss(&v->model);
 }
 
 static void read_model_outputs(View* v) {
     Config c = v->model.config;
-    device->forward(&v->model, &v->a, v->tokens, v->targets, 1, v->n, 0);
+    device->forward(&v->model, &v->a, v->tokens, v->targets, 1, v->n, 0, true);
     take_loss(&v->model);
     for (size_t l = 0; l < v->L; l++) {
         float *qkv = v->qkv + l * v->n * 3 * c.C, *lse = v->lse + l * v->n * v->H;
@@ -3787,14 +3845,14 @@ static void write_page(const View* v, const char* path) {
 
 // The head whose map is shown: the one asked for, or that of least entropy which does not look at the first token.
 static void choose_head(View* v) {
-    v->layer = (size_t)opt.layer, v->head = (size_t)opt.head;
+    v->layer = opt.layer, v->head = opt.head;
     if (given("--layer") && v->layer >= v->L) fail(2, "--layer %zu: the model has layers 0 to %zu", v->layer, v->L - 1);
     if (given("--head") && v->head >= v->H) fail(2, "--head %zu: the model has heads 0 to %zu", v->head, v->H - 1);
     double least = INFINITY;
     for (size_t l = 0; l < v->L; l++)
         for (size_t h = 0; h < v->H; h++) {
             const HeadView* head = &v->heads[l * v->H + h];
-            if ((given("--layer") && l != (size_t)opt.layer) || (given("--head") && h != (size_t)opt.head)) continue;
+            if ((given("--layer") && l != opt.layer) || (given("--head") && h != opt.head)) continue;
             double entropy = head->is[ENTROPY] + (strcmp(head->pattern, "first") ? 0 : 1e3);
             if (entropy < least) least = entropy, v->layer = l, v->head = h;
         }
@@ -3806,7 +3864,7 @@ static int run_attention(void) {
     v.tokenizer = load_tokenizer(data_path("tokenizer.bin"));
     load_for_use(&v.model, &v.tokenizer, opt.ablate);
     Config c = v.model.config;
-    size_t bytes = strlen(opt.attention), most = min_size(given("--tokens") ? (size_t)opt.tokens : 128, c.T);
+    size_t bytes = strlen(opt.attention), most = min_size(given("--tokens") ? opt.tokens : 128, c.T);
     int* tokens = (int*)allocate(bytes + 1, sizeof(int), "the text");
     size_t count = encode(&v.tokenizer, (const uint8_t*)opt.attention, bytes, tokens);
     v.n = min_size(count, most), v.L = c.L, v.H = c.H;
@@ -3819,7 +3877,7 @@ static int run_attention(void) {
     if (opt.live && weights > 20000000)
         die("--live puts the weights into the page, which %.0f MB are too many for: at most 20 MB",
             (double)weights / 1e6);
-    v.shape.B = 1, v.shape.T = v.n, v.shape.start = 0, v.shape.H = c.H, v.shape.D = c.C / c.H;
+    v.shape = attention_of(c, 1, v.n, 0);
     v.tokens = tokens;
     v.targets = (int*)allocate(v.n, sizeof(int), "the text");
     for (size_t i = 0; i < v.n; i++) v.targets[i] = tokens[min_size(i + 1, v.n - 1)];

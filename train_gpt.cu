@@ -1527,9 +1527,8 @@ static void run_forward(Model* model, Activations* activations, bool with_target
     const Rounded* w = &extra_of(model)->w;
     const ActivationsExtra* e = extra_of(activations);
     Tensors a = tensors_of(activations);
-    size_t V = model->config.V, C = model->config.C, H = model->config.H, L = model->config.L;
-    size_t N = T - start, rows = B * N;
-    Attention shape = {B, T, start, H, C / H};
+    size_t V = model->config.V, C = model->config.C, L = model->config.L, N = T - start, rows = B * N;
+    Attention shape = attention_of(model->config, B, T, start);
     embedding_forward(a.embedded, e->tokens, p->wte, p->wpe, B, N, start, C);
     done("embedding");
     const real *x = a.embedded, *none = NULL;
@@ -1571,7 +1570,7 @@ static void run_forward(Model* model, Activations* activations, bool with_target
 }
 
 static void forward(Model* model, Activations* a, const int* tokens, const int* targets, size_t B, size_t T,
-                    size_t start) {
+                    size_t start, bool) {
     ModelExtra* m = extra_of(model);
     size_t rows = B * (T - start);
     if (m->seen_uploads != uploads) // the host may have written weights
@@ -1590,8 +1589,8 @@ static void run_backward(Model* model, Activations* activations, size_t B, size_
     const Rounded* w = &extra_of(model)->w;
     const ActivationsExtra* e = extra_of(activations);
     Tensors a = tensors_of(activations);
-    size_t V = model->config.V, C = model->config.C, H = model->config.H, L = model->config.L, rows = B * T;
-    Attention shape = {B, T, 0, H, C / H};
+    size_t V = model->config.V, C = model->config.C, L = model->config.L, rows = B * T;
+    Attention shape = attention_of(model->config, B, T, 0);
     const real* none = NULL;
     cross_entropy_backward(a.logits, a.logits_lse, e->targets, &extra_of(model)->numbers->share, rows, V);
     done("loss");
@@ -1754,11 +1753,10 @@ template <typename S> static void read_rows(float* to, const S* from, size_t n, 
 
 // `tensor`, as the host knows it, tells which one is meant, and the table of what type it is.
 static void read_activation(float* to, const Activations* a, const float* tensor, size_t n) {
-    size_t V = extra_of(a)->config.V, C = extra_of(a)->config.C, H = extra_of(a)->config.H, L = extra_of(a)->config.L;
+    const Config c = extra_of(a)->config;
     const Tensors t = tensors_of(a);
-    (void)V, (void)C, (void)H;
 #define READ(kind, type, field, width)                                                               \
-    for (size_t l = 0; l < (kind == EACH || kind == CACHE ? L : 1); l++) {                           \
+    for (size_t l = 0; l < (kind == EACH || kind == CACHE ? c.L : 1); l++) {                         \
         type* p = ((type* const*)((const char*)&t + offsetof(Tensors, field)))[l];                   \
         if ((const void*)p == tensor)                                                                \
             return read_rows(to, p, n, width, (const void*)p == t.logits ? padded(width) : (width)); \
@@ -1804,9 +1802,9 @@ static double peak(void) {
     return best;
 }
 
-static const Device cuda = {start,      available,        memory,         peak,     create_model, create_activations,
-                            free_model, free_activations, forward,        backward, update,       wait,
-                            to_host,    to_device,        read_activation};
+static const Device cuda = {start,      beyond_gpt2,      available, memory,   peak,   create_model, create_activations,
+                            free_model, free_activations, forward,   backward, update, wait,         to_host,
+                            to_device,  read_activation};
 
 // ====================================================================================================================
 // Comparison
@@ -1909,7 +1907,7 @@ static int compare(void) {
         run->tokenizer = load_tokenizer(data_path("tokenizer.bin"));
         Checkpoint file, *from = opt.init ? &file : NULL;
         if (from) file = open_checkpoint(weights_path(), "");
-        Config config = run->model.config = choose_config(run, from);
+        Config config = run->model.config = choose_config(&run->tokenizer, from);
         run->B = (size_t)opt.batch;
         run->T = config.T;
         open_texts(run, config.V, NULL);
@@ -1925,8 +1923,8 @@ static int compare(void) {
     double n = (double)opt.accumulate * (double)runs[0].B * (double)c.T, V = (double)c.V, C = (double)c.C,
            L = (double)c.L;
     double P = (double)runs[0].model.parameter_count, CCL = 2 * n * C * C * L, CL = n * C * L;
-    printf("model      %zu layers, %zu heads, %zu channels, context %zu: %.0f parameters; %.0f tokens a step\n\n", c.L,
-           c.H, c.C, c.T, P, n);
+    print_config(c);
+    printf(": %.0f parameters; %.0f tokens a step\n\n", P, n);
     const Work works[] = {{"embedding", 0, {3 * n * C, 3 * n * C}},
                           {"ln1", 0, {2 * CL, 4 * CL}},
                           {"qkv_w", 3 * CCL, {}},

@@ -7,6 +7,7 @@
 // reads the clock after each, so the rows of the table add up to the step. Everything is measured in rounds, each of
 // which measures the machine as well, and reported as medians: other programs disturb some rounds, rarely most.
 
+#pragma GCC diagnostic ignored "-Wmissing-field-initializers" // what a Config's does not give is 0, as in GPT-2
 #define NO_MAIN
 #include "../../train_gpt.c"
 #include <sys/resource.h>
@@ -18,28 +19,28 @@
 
 static struct {
     const char *preset, *json;
-    long layers, heads, channels, vocab, context, batch, repeats;
+    size_t layers, heads, channels, vocab, context, batch, repeats;
     double seconds;
     bool step, scaling, matmul, generate, help;
 } want;
 
 // clang-format off
 static Option choices[] = {
-    {"model", "--preset", "NAME", "gpt2", "gpt2, gpt2-medium, gpt2-large, gpt2-xl, small, nanogpt or tiny", TEXT, &want.preset, 0, 0, 0, false},
-    {"", "--layers", "N", NULL, "this and the next five: instead of the preset's", WHOLE, &want.layers, 1, MAX_LAYERS, 0, false},
-    {"", "--heads", "N", NULL, "", WHOLE, &want.heads, 1, MAX_SIZE, 0, false},
-    {"", "--channels", "N", NULL, "", WHOLE, &want.channels, 1, MAX_SIZE, 0, false},
-    {"", "--vocab", "N", NULL, "", WHOLE, &want.vocab, 1, MAX_SIZE, 0, false},
-    {"", "--context", "N", NULL, "", WHOLE, &want.context, 2, MAX_SIZE, 0, false},
-    {"", "--batch", "N", NULL, "", WHOLE, &want.batch, 1, MAX_SIZE, 0, false},
-    {"what", "--step", NULL, NULL, "a training step, layer by layer: done if nothing else is asked for", FLAG, &want.step, 0, 0, 0, false},
-    {"", "--scaling", NULL, NULL, "the step with 1, 2, 4, ... threads", FLAG, &want.scaling, 0, 0, 0, false},
-    {"", "--matmul", NULL, NULL, "the multiply alone: a chosen model's shapes, or many if none is chosen", FLAG, &want.matmul, 0, 0, 0, false},
-    {"", "--generate", NULL, NULL, "a token, and a prompt; with context 1024 if none is given", FLAG, &want.generate, 0, 0, 0, false},
-    {"how", "--seconds", "X", "5", "for each of these, but three rounds at least", REAL, &want.seconds, 0, 1e6, 0, false},
-    {"", "--repeats", "N", NULL, "rounds, instead", WHOLE, &want.repeats, 1, 1e6, 0, false},
-    {"", "--json", "FILE", NULL, "write all figures there too", TEXT, &want.json, 0, 0, 0, false},
-    {"", "--help", NULL, NULL, "this text", FLAG, &want.help, 0, 0, 0, false},
+    {"model", "--preset", "NAME", "gpt2", "gpt2, gpt2-medium, gpt2-large, gpt2-xl, small, nanogpt or tiny", TEXT(&want.preset)},
+    {"", "--layers", "N", NULL, "this and the next five: instead of the preset's", WHOLE(&want.layers, 1, MAX_LAYERS, 0)},
+    {"", "--heads", "N", NULL, "", WHOLE(&want.heads, 1, MAX_SIZE, 0)},
+    {"", "--channels", "N", NULL, "", WHOLE(&want.channels, 1, MAX_SIZE, 0)},
+    {"", "--vocab", "N", NULL, "", WHOLE(&want.vocab, 1, MAX_SIZE, 0)},
+    {"", "--context", "N", NULL, "", WHOLE(&want.context, 2, MAX_SIZE, 0)},
+    {"", "--batch", "N", NULL, "", WHOLE(&want.batch, 1, MAX_SIZE, 0)},
+    {"what", "--step", NULL, NULL, "a training step, layer by layer: done if nothing else is asked for", FLAG(&want.step)},
+    {"", "--scaling", NULL, NULL, "the step with 1, 2, 4, ... threads", FLAG(&want.scaling)},
+    {"", "--matmul", NULL, NULL, "the multiply alone: a chosen model's shapes, or many if none is chosen", FLAG(&want.matmul)},
+    {"", "--generate", NULL, NULL, "a token, and a prompt; with context 1024 if none is given", FLAG(&want.generate)},
+    {"how", "--seconds", "X", "5", "for each of these, but three rounds at least", REAL(&want.seconds, 0, 1e6, 0)},
+    {"", "--repeats", "N", NULL, "rounds, instead", WHOLE(&want.repeats, 1, 1e6, 0)},
+    {"", "--json", "FILE", NULL, "write all figures there too", TEXT(&want.json)},
+    {"", "--help", NULL, NULL, "this text", FLAG(&want.help)},
 };
 enum { CHOICES = sizeof choices / sizeof *choices, MODEL_CHOICES = 7 };
 
@@ -71,7 +72,7 @@ static void help(void) {
     puts("\nOMP_NUM_THREADS sets the number of threads.");
 }
 
-static size_t or_else(long given_size, size_t preset) { return given_size ? (size_t)given_size : preset; }
+static size_t or_else(size_t given_size, size_t preset) { return given_size ? given_size : preset; }
 
 // Returns the model's sizes; the batch is left in want.batch.
 static Config read_options(int argc, char** argv) {
@@ -81,7 +82,7 @@ static Config read_options(int argc, char** argv) {
         Option* o = choices;
         while (o < choices + CHOICES && strcmp(o->name, argv[i])) o++;
         if (o == choices + CHOICES) fail(2, "unknown option %s (--help lists all)", argv[i]);
-        if (o->kind != FLAG && ++i == argc) fail(2, "%s needs a value", o->name);
+        if (!o->flag && ++i == argc) fail(2, "%s needs a value", o->name);
         set_option(o, argv[i], 2, "");
         o->given = true;
     }
@@ -92,7 +93,7 @@ static Config read_options(int argc, char** argv) {
                 or_else(want.channels, models[i].C), or_else(want.heads, models[i].H),
                 or_else(want.layers, models[i].L)};
     if (c.C % c.H) fail(2, "--channels %zu is not divisible by --heads %zu", c.C, c.H);
-    if (!want.batch) want.batch = (long)models[i].B;
+    if (!want.batch) want.batch = models[i].B;
     want.step = want.step || !(want.matmul || want.generate || want.scaling);
     return c;
 }
@@ -144,7 +145,7 @@ __attribute__((format(printf, 1, 2))) static void json(const char* format, ...) 
 // The machine
 
 static bool another_round(size_t done, double begin) {
-    return want.repeats ? done < (size_t)want.repeats : done < 3 || seconds() - begin < want.seconds;
+    return want.repeats ? done < want.repeats : done < 3 || seconds() - begin < want.seconds;
 }
 
 // n floats, each first touched by the thread that will use it, so that it lies in the memory nearest to that.
@@ -264,7 +265,7 @@ static double timed_step(Timing* t) {
     memset(spent, 0, sizeof spent);
     double start = clock_read = seconds();
     current_pass = FORWARD;
-    device->forward(&model, &activations, inputs, targets, B, T, 0);
+    device->forward(&model, &activations, inputs, targets, B, T, 0, true);
     current_pass = BACKWARD;
     device->backward(&model, &activations, inputs, targets, B, T, 1);
     current_pass = UPDATE;
@@ -503,7 +504,7 @@ static void bench_matmul(Config config, size_t B) {
 // Positions from..to-1, given the cache of those before, and the logits of the last. Returns the seconds.
 static double advance(size_t from, size_t to) {
     double start = seconds();
-    device->forward(&model, &activations, inputs + from, NULL, 1, to, from);
+    device->forward(&model, &activations, inputs + from, NULL, 1, to, from, false);
     device->wait(&model);
     return seconds() - start;
 }
@@ -554,7 +555,7 @@ int main(int argc, char** argv) {
     json_file = want.json ? out.stream : fopen("/dev/null", "w");
     if (!json_file) die("cannot open /dev/null: %s", strerror(errno));
     threads = omp_get_max_threads();
-    size_t B = (size_t)want.batch;
+    size_t B = want.batch;
     printf("model      %zu layers, %zu heads, %zu channels, vocabulary %zu, context %zu, batch %zu\n", config.L,
            config.H, config.C, config.V, config.T, B);
     json("{");

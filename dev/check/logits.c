@@ -25,7 +25,7 @@ int main(int argc, char** argv) {
     Activations a;
     memset(&a, 0, sizeof a);
     device->create_activations(&a, &model, 1, n, true);
-    device->forward(&model, &a, tokens, tokens, 1, n, 0);
+    device->forward(&model, &a, tokens, tokens, 1, n, 0, false);
     device->wait(&model);
     float* logits = (float*)allocate(n * V, sizeof(float), "logits");
     device->read_activation(logits, &a, a.logits, n * V);

@@ -155,8 +155,8 @@ static void fuzz_options(const uint8_t* data, size_t size) {
     parse_command_line(count, arguments);
     for (int i = 0; i < OPTIONS; i++) {
         const Option* o = &options[i];
-        if (o->kind == WHOLE) require(*(long*)o->value >= o->least && *(long*)o->value <= o->most);
-        if (o->kind == REAL) require(*(double*)o->value >= o->least && *(double*)o->value <= o->most);
+        if (o->whole) require((double)*o->whole >= o->least && (double)*o->whole <= o->most);
+        if (o->real) require(*o->real >= o->least && *o->real <= o->most);
     }
     free(text);
 }

@@ -315,9 +315,9 @@ static bool check(void) {
 enum { MAX_ROUNDS = 100 };
 #define LEAST 0.02 // seconds, of one step in one round
 
-static double median(double* x, long n) {
-    for (long i = 1; i < n; i++)
-        for (long j = i; j > 0 && x[j] < x[j - 1]; j--) {
+static double median(double* x, size_t n) {
+    for (size_t i = 1; i < n; i++)
+        for (size_t j = i; j > 0 && x[j] < x[j - 1]; j--) {
             double larger = x[j - 1];
             x[j - 1] = x[j];
             x[j] = larger;
@@ -341,14 +341,14 @@ static double peak_of(int count) {
     return cpu_peak();
 }
 
-static bool measure(size_t M, size_t N, size_t K, long rounds) {
+static bool measure(size_t M, size_t N, size_t K, size_t rounds) {
     static double times[STEPS][MAX_ROUNDS], errors[STEPS], peak[2]; // of one thread, of all
     Problem p = create_problem(M, N, K);
     for (int s = 0; s < STEPS; s++) {
         use_threads(s);
         errors[s] = largest_error(s, &p);
     }
-    for (long round = 0; round < rounds; round++) {
+    for (size_t round = 0; round < rounds; round++) {
         peak[false] = fmax(peak[false], peak_of(1));
         peak[true] = fmax(peak[true], peak_of(threads));
         for (int s = 0; s < STEPS; s++) {
@@ -377,18 +377,18 @@ static bool measure(size_t M, size_t N, size_t K, long rounds) {
 }
 
 static struct {
-    long rows, in, out, rounds;
+    size_t rows, in, out, rounds;
     bool check, help;
 } want;
 
 // clang-format off
 static Option choices[] = {
-    {"", "--rows", "N", "256", "rows of A and C (M)", WHOLE, &want.rows, 1, 1e5, 0, false},
-    {"", "--in", "N", "768", "columns of A, rows of B (K)", WHOLE, &want.in, 1, 1e5, 0, false},
-    {"", "--out", "N", "3072", "columns of B and C (N)", WHOLE, &want.out, 1, 1e5, 0, false},
-    {"", "--rounds", "N", "5", "in which all steps take turns", WHOLE, &want.rounds, 1, MAX_ROUNDS, 0, false},
-    {"", "--check", NULL, NULL, "check the steps at many odd shapes, and time nothing", FLAG, &want.check, 0, 0, 0, false},
-    {"", "--help", NULL, NULL, "this text", FLAG, &want.help, 0, 0, 0, false},
+    {"", "--rows", "N", "256", "rows of A and C (M)", WHOLE(&want.rows, 1, 1e5, 0)},
+    {"", "--in", "N", "768", "columns of A, rows of B (K)", WHOLE(&want.in, 1, 1e5, 0)},
+    {"", "--out", "N", "3072", "columns of B and C (N)", WHOLE(&want.out, 1, 1e5, 0)},
+    {"", "--rounds", "N", "5", "in which all steps take turns", WHOLE(&want.rounds, 1, MAX_ROUNDS, 0)},
+    {"", "--check", NULL, NULL, "check the steps at many odd shapes, and time nothing", FLAG(&want.check)},
+    {"", "--help", NULL, NULL, "this text", FLAG(&want.help)},
 };
 // clang-format on
 enum { CHOICES = sizeof choices / sizeof *choices };
@@ -413,7 +413,7 @@ int main(int argc, char** argv) {
         Option* o = choices;
         while (o < choices + CHOICES && strcmp(o->name, argv[i])) o++;
         if (o == choices + CHOICES) fail(2, "unknown option %s (--help lists all)", argv[i]);
-        if (o->kind != FLAG && ++i == argc) fail(2, "%s needs a value", o->name);
+        if (!o->flag && ++i == argc) fail(2, "%s needs a value", o->name);
         set_option(o, argv[i], 2, "");
     }
     bool right = true;
@@ -422,7 +422,7 @@ int main(int argc, char** argv) {
     else if (want.check)
         right = check();
     else
-        right = measure((size_t)want.rows, (size_t)want.out, (size_t)want.in, want.rounds);
+        right = measure(want.rows, want.out, want.in, want.rounds);
     check_output();
     return right ? 0 : 1;
 }
