@@ -2656,8 +2656,8 @@ static struct {
     const char *data, *train, *val, *preset, *init, *log, *checkpoint, *export_to, *prompt, *tokenize, *device,
         *attention, *html;
     Config model;
-    size_t steps, batch, accumulate, warmup, seed, val_every, val_batches, sample_every, save_every, tokens, top_k, layer,
-        head;
+    size_t steps, batch, accumulate, warmup, seed, val_every, val_batches, sample_every, save_every, tokens, top_k,
+        layer, head;
     double lr, min_lr, weight_decay, beta1, beta2, clip, temperature, top_p;
     bool resume, compare, ablate, live, help, version;
 } opt;
@@ -3478,6 +3478,26 @@ typedef struct {
     double loss, correlation;   // of the text; of the measured and the predicted rise of the loss
 } View;
 
+// Room for what is shown of n > 1 tokens, which become the view's, under the view's model.
+static void create_view(View* v, int* tokens, size_t n) {
+    Config c = v->model.config;
+    v->n = n, v->L = c.L, v->H = c.H, v->shape = attention_of(c, 1, n, 0);
+    v->tokens = tokens;
+    v->targets = (int*)allocate(n, sizeof(int), "the text");
+    for (size_t i = 0; i < n; i++) v->targets[i] = tokens[min_size(i + 1, n - 1)];
+    device->create_activations(&v->a, &v->model, 1, n, true);
+    v->qkv = (float*)allocate(c.L * n * 3 * c.C, sizeof(float), "queries and keys");
+    v->lse = (float*)allocate(c.L * n * c.H, sizeof(float), "log-sum-exps");
+    v->weights = (float*)allocate(c.L * c.H * n * n, sizeof(float), "attention's weights");
+    v->logits = (float*)allocate(n * c.V, sizeof(float), "logits");
+    v->heads = (HeadView*)allocate(c.L * c.H, sizeof(HeadView), "the table of heads");
+}
+
+static void free_view(View* v) {
+    device->free_activations(&v->a);
+    free(v->tokens), free(v->targets), free(v->qkv), free(v->lse), free(v->weights), free(v->logits), free(v->heads);
+}
+
 static float* view_weights(const View* v, size_t l, size_t h) { return v->weights + (l * v->H + h) * v->n * v->n; }
 
 // Mean loss of the tokens after the first.
@@ -3585,6 +3605,17 @@ static size_t label(const View* v, size_t i, char shown[LABEL][5]) {
     return count;
 }
 
+// Breaks lines at spaces.
+static void print_wrapped(const char* text, size_t columns) {
+    for (size_t at = 0, length; *text; text += length) {
+        length = strcspn(text + 1, " ") + 1;
+        bool fits = at + length <= columns;
+        printf("%s%.*s", fits ? "" : "\n", (int)(length - !fits), text + !fits);
+        at = fits ? at + length : length - 1;
+    }
+    putchar('\n');
+}
+
 // The map of the chosen head: a row a query, a column a key, darker for more. As many keys as fit.
 static void print_map(const View* v, size_t columns) {
     const char* const shades[] = {" ", "\xE2\x96\x91", "\xE2\x96\x92", "\xE2\x96\x93", "\xE2\x96\x88"};
@@ -3592,9 +3623,16 @@ static void print_map(const View* v, size_t columns) {
     char shown[LABEL][5];
     size_t fit = columns > LABEL + 4 ? columns - LABEL - 4 : 1, wide = 2 * v->n <= fit ? 2 : 1;
     size_t keys = min_size(v->n, fit / wide), height = 0;
-    printf("\nlayer %zu, head %zu: each row a token that asks, each column one that is looked at", v->layer, v->head);
-    if (keys < v->n) printf(";\nthe first %zu of %zu tokens, as many as fit", keys, v->n);
-    puts("\n");
+    char text[200];
+    int length = snprintf(text, sizeof text,
+                          "layer %zu, head %zu: each row a token that asks, each column one that is looked at",
+                          v->layer, v->head);
+    if (keys < v->n)
+        snprintf(text + length, sizeof text - (size_t)length, "; the first %zu of %zu tokens, as many as fit", keys,
+                 v->n);
+    putchar('\n');
+    print_wrapped(text, columns);
+    putchar('\n');
     for (size_t j = 0; j < keys; j++) height = label(v, j, shown) > height ? label(v, j, shown) : height;
     for (size_t row = 0; row < height; row++) { // the keys, read downwards
         printf("%*s", LABEL + 2, "");
@@ -3616,33 +3654,46 @@ static void print_map(const View* v, size_t columns) {
         }
         putchar('\n');
     }
-    puts("\n            weight below 5 %, to 20, 40, 70, 100 %: ' ' \xE2\x96\x91 \xE2\x96\x92 \xE2\x96\x93 "
-         "\xE2\x96\x88");
+    puts("\nbelow 5 %, 20, 40, 70, 100 %: ' ' \xE2\x96\x91 \xE2\x96\x92 \xE2\x96\x93 \xE2\x96\x88");
 }
 
-static void print_share(double x) {
-    if (isnan(x))
-        printf("%6s", "-");
-    else
-        printf("%5.0f%%", 100 * x);
-}
-
-static void print_heads(const View* v) {
-    printf("layer head  bits  back  self  prev first  same induc%s\n", opt.ablate ? "  loss+  gate+" : "");
+// As many columns as fit, the pattern last.
+static void print_heads(const View* v, size_t columns) {
+    static const char* const titles[] = {"bits", "back", "self", "prev", "first", "same", "induc", "loss+", "gate+"};
+    enum { NAMES = 10, PATTERN = 12, WIDTH = 6, ALL = NUMBERS + 2 };
+    size_t fit = columns > NAMES + PATTERN ? (columns - NAMES - PATTERN) / WIDTH : 0;
+    size_t cells = min_size(opt.ablate ? ALL : NUMBERS, fit);
+    char text[600];
+    printf("layer head");
+    for (size_t k = 0; k < cells; k++) printf("%*s", k < NUMBERS ? 6 : 7, titles[k]);
+    putchar('\n');
     for (size_t i = 0; i < v->L * v->H; i++) {
         const HeadView* head = &v->heads[i];
-        printf("%5zu %4zu %5.2f %5.1f", i / v->H, i % v->H, head->is[ENTROPY], head->is[DISTANCE]);
-        for (int k = ITSELF; k < NUMBERS; k++) print_share(head->is[k]);
-        if (opt.ablate) printf(" %6.3f %6.3f", head->loss, head->gate);
-        printf(" %s\n", head->pattern);
+        printf("%5zu %4zu", i / v->H, i % v->H);
+        for (size_t k = 0; k < cells; k++)
+            if (k < ITSELF || k >= NUMBERS)
+                printf(k == DISTANCE  ? "%6.1f"
+                       : k == ENTROPY ? "%6.2f"
+                                      : "%7.3f",
+                       k < ITSELF     ? head->is[k]
+                       : k == NUMBERS ? head->loss
+                                      : head->gate);
+            else if (isnan(head->is[k]))
+                printf("%6s", "-");
+            else
+                printf("%5.0f%%", 100 * head->is[k]);
+        printf(*head->pattern ? " %s\n" : "\n", head->pattern);
     }
-    puts("\nbits: entropy of a query's weights; back: mean distance looked back; then the share\n"
-         "of weight on the token itself, the one before, the first one, an earlier copy of\n"
-         "itself, and what followed that copy");
-    if (opt.ablate)
-        printf("loss+: rise of the text's loss (%.4f) with the head's output set to its mean;\n"
-               "gate+: what its gradient predicts of that; rank correlation of the two: %.2f\n",
-               v->loss, v->correlation);
+    putchar('\n');
+    print_wrapped(
+        "bits: entropy of a query's weights; back: mean distance looked back; then the share of weight on the "
+        "token itself, the one before, the first one, an earlier copy of itself, and what followed that copy",
+        columns);
+    snprintf(text, sizeof text,
+             "loss+: rise of the text's loss (%.4f) with the head's output set to its mean; gate+: what its gradient "
+             "predicts of that; rank correlation of the two: %.2f",
+             v->loss, v->correlation);
+    if (opt.ablate) print_wrapped(text, columns);
 }
 
 // The page: dev/view/attention.html, with the numbers as JSON in place of one word of it.
@@ -3748,8 +3799,9 @@ static void write_data(FILE* f, const View* v) {
     uint8_t* bytes = (uint8_t*)allocate(v->L * v->H * n * n, 1, "weights in 8 bits");
     float* chosen = (float*)allocate(n * n + n, sizeof(float), "scores");
     fputs("{\"model\":", f);
-    s = (const uint8_t*)(opt.init ? opt.init : opt.checkpoint);
-    write_text(f, s, strlen((const char*)s));
+    const char *path = opt.init ? opt.init : opt.checkpoint, *slash = strrchr(path, '/');
+    const char* name = slash && slash[1] ? slash + 1 : path; // not the folders: pages are given away
+    write_text(f, (const uint8_t*)name, strlen(name));
     fprintf(f, ",\"V\":%zu,\"T\":%zu,\"C\":%zu,\"H\":%zu,\"L\":%zu,\"n\":%zu,\"loss\":%.9g,\n\"tokens\":[", c.V, c.T,
             c.C, c.H, c.L, n, v->loss);
     for (size_t i = 0; i < n; i++) {
@@ -3866,38 +3918,29 @@ static int run_attention(void) {
     Config c = v.model.config;
     size_t bytes = strlen(opt.attention), most = min_size(given("--tokens") ? opt.tokens : 128, c.T);
     int* tokens = (int*)allocate(bytes + 1, sizeof(int), "the text");
-    size_t count = encode(&v.tokenizer, (const uint8_t*)opt.attention, bytes, tokens);
-    v.n = min_size(count, most), v.L = c.L, v.H = c.H;
-    if (v.n < 2) die("--attention takes a text of at least two tokens");
-    if (v.n < count)
-        printf("the first %zu of the text's %zu tokens (%s)\n\n", v.n, count,
-               v.n == c.T ? "the model's context" : "--tokens allows for more");
-    size_t page = v.L * v.H * v.n * v.n * 2 / 3, weights = 2 * v.model.parameter_count; // bytes
+    size_t count = encode(&v.tokenizer, (const uint8_t*)opt.attention, bytes, tokens), n = min_size(count, most);
+    if (n < 2) die("--attention takes a text of at least two tokens");
+    if (n < count)
+        printf("the first %zu of the text's %zu tokens (%s)\n\n", n, count,
+               n == c.T ? "the model's context" : "--tokens allows for more");
+    size_t page = c.L * c.H * n * n * 2 / 3, weights = 2 * v.model.parameter_count; // bytes
     if (page > 20000000) printf("a page of all heads will have some %.0f MB\n\n", (double)page / 1e6);
     if (opt.live && weights > 20000000)
         die("--live puts the weights into the page, which %.0f MB are too many for: at most 20 MB",
             (double)weights / 1e6);
-    v.shape = attention_of(c, 1, v.n, 0);
-    v.tokens = tokens;
-    v.targets = (int*)allocate(v.n, sizeof(int), "the text");
-    for (size_t i = 0; i < v.n; i++) v.targets[i] = tokens[min_size(i + 1, v.n - 1)];
-    device->create_activations(&v.a, &v.model, 1, v.n, true);
-    v.qkv = (float*)allocate(v.L * v.n * 3 * c.C, sizeof(float), "queries and keys");
-    v.lse = (float*)allocate(v.L * v.n * v.H, sizeof(float), "log-sum-exps");
-    v.weights = (float*)allocate(v.L * v.H * v.n * v.n, sizeof(float), "attention's weights");
-    v.logits = (float*)allocate(v.n * c.V, sizeof(float), "logits");
-    v.heads = (HeadView*)allocate(v.L * v.H, sizeof(HeadView), "the table of heads");
+    create_view(&v, tokens, n);
     read_model_outputs(&v);
     if (opt.ablate) ablate(&v);
     choose_head(&v);
     struct winsize window;
     bool known = !ioctl(STDOUT_FILENO, TIOCGWINSZ, &window) && window.ws_col;
-    print_heads(&v);
-    print_map(&v, known ? window.ws_col : 80);
+    size_t columns = known ? window.ws_col : 80;
+    print_heads(&v, columns);
+    print_map(&v, columns);
     write_page(&v, opt.html);
     check_output();
-    device->free_activations(&v.a), device->free_model(&v.model), free_tokenizer(&v.tokenizer);
-    free(v.tokens), free(v.targets), free(v.qkv), free(v.lse), free(v.weights), free(v.logits), free(v.heads);
+    free_view(&v);
+    device->free_model(&v.model), free_tokenizer(&v.tokenizer);
     return 0;
 }
 
