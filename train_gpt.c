@@ -2817,6 +2817,33 @@ static void derive_options(void) {
     if (opt.min_lr > opt.lr) fail(2, "--min-lr %g is above --lr %g", opt.min_lr, opt.lr);
 }
 
+// Each way to use the program, and which options mean something there. Training takes what is not listed under USES.
+#define USES " --layer --head --html --ablate --live "
+static const struct {
+    const char *way, *takes;
+} ways[] = {
+    {"--tokenize", " --data --checkpoint "},
+    {"--export", " --data --init --checkpoint --context --device "},
+    {"--generate", " --data --init --checkpoint --context --device --seed --tokens --temperature --top-k --top-p "},
+    {"--attention", " --data --init --checkpoint --context --device --tokens" USES}};
+
+// An option that changes nothing is a misunderstanding, and said.
+static void check_effects(void) {
+    const char *way = NULL, *takes = USES;
+    for (size_t i = 0; i < sizeof ways / sizeof *ways; i++)
+        if (given(ways[i].way)) {
+            if (way) fail(2, "%s or %s: give one of them", way, ways[i].way);
+            way = ways[i].way, takes = ways[i].takes;
+        }
+    for (const Option* o = options; o < options + OPTIONS; o++) {
+        char name[64];
+        snprintf(name, sizeof name, " %s ", o->name);
+        if (!o->given || (way && !strcmp(o->name, way))) continue;
+        if (way && !strstr(takes, name) && !(o->use & SHAPE)) fail(2, "%s has no effect with %s", o->name, way);
+        if (!way && strstr(takes, name)) fail(2, "%s has no effect without --attention", o->name);
+    }
+}
+
 static void parse_command_line(int argc, char** argv) {
     for (int i = 0; i < OPTIONS; i++)
         if (options[i].initial) set_option(&options[i], options[i].initial, 2, "");
@@ -3849,15 +3876,16 @@ static void write_data(FILE* f, const View* v) {
     free(bytes), free(chosen);
 }
 
-// The template, beside the program; NULL, and *path where it was looked for, if it is not there.
+// The template: beside the program, or else in the current folder. Returns where it is, or should be.
 static const char* page_template(File* file) {
     static char path[MAX_PATH];
     ssize_t n = readlink("/proc/self/exe", path, sizeof path - 1);
     path[n > 0 ? n : 0] = 0;
     char* slash = strrchr(path, '/');
     snprintf(slash ? slash + 1 : path, sizeof path - (size_t)(slash ? slash + 1 - path : 0), "dev/view/attention.html");
-    if (!access(path, R_OK)) *file = map_file(path, "");
-    return path;
+    const char* found = access(path, R_OK) ? "dev/view/attention.html" : path;
+    if (!access(found, R_OK)) *file = map_file(found, "");
+    return file->size ? found : path;
 }
 
 static void write_page(const View* v, const char* path) {
@@ -3891,7 +3919,7 @@ static void write_page(const View* v, const char* path) {
     output_write(&out, text, length);
     output_write(&out, at + strlen(word), (size_t)(end - at) - strlen(word));
     output_replace(&out);
-    printf("\nAll heads: open %s in a browser (%.1f MB).\n", path, (double)(file.size + length - strlen(word)) / 1e6);
+    printf("\nAll heads, for a browser (%.1f MB):\n%s\n", (double)(file.size + length - strlen(word)) / 1e6, path);
     free(text), unmap_file(&file);
 }
 
@@ -3964,6 +3992,7 @@ static int train_gpt(int argc, char** argv) {
     live = isatty(STDOUT_FILENO);
     parse_command_line(argc, argv);
     if (!opt.help && !opt.version) {
+        check_effects();
         if (opt.tokenize) return run_tokenize();
         if (opt.export_to) return run_export();
         if (opt.prompt) return run_generate();
