@@ -3681,7 +3681,7 @@ static void print_map(const View* v, size_t columns) {
         }
         putchar('\n');
     }
-    puts("\nbelow 5 %, 20, 40, 70, 100 %: ' ' \xE2\x96\x91 \xE2\x96\x92 \xE2\x96\x93 \xE2\x96\x88");
+    puts("\nup to 5, 20, 40, 70, 100 %: ' ' \xE2\x96\x91 \xE2\x96\x92 \xE2\x96\x93 \xE2\x96\x88");
 }
 
 // As many columns as fit, the pattern last.
@@ -3948,9 +3948,13 @@ static int run_attention(void) {
     int* tokens = (int*)allocate(bytes + 1, sizeof(int), "the text");
     size_t count = encode(&v.tokenizer, (const uint8_t*)opt.attention, bytes, tokens), n = min_size(count, most);
     if (n < 2) die("--attention takes a text of at least two tokens");
-    if (n < count)
-        printf("the first %zu of the text's %zu tokens (%s)\n\n", n, count,
-               n == c.T ? "the model's context" : "--tokens allows for more");
+    struct winsize window;
+    bool known = !ioctl(STDOUT_FILENO, TIOCGWINSZ, &window) && window.ws_col;
+    size_t columns = known ? window.ws_col : 80;
+    char text[100];
+    snprintf(text, sizeof text, "the first %zu of the text's %zu tokens (%s)", n, count,
+             n == c.T ? "the model's context" : "--tokens allows for more");
+    if (n < count) print_wrapped(text, columns), putchar('\n');
     size_t page = c.L * c.H * n * n * 2 / 3, weights = 2 * v.model.parameter_count; // bytes
     if (page > 20000000) printf("a page of all heads will have some %.0f MB\n\n", (double)page / 1e6);
     if (opt.live && weights > 20000000)
@@ -3960,9 +3964,6 @@ static int run_attention(void) {
     read_model_outputs(&v);
     if (opt.ablate) ablate(&v);
     choose_head(&v);
-    struct winsize window;
-    bool known = !ioctl(STDOUT_FILENO, TIOCGWINSZ, &window) && window.ws_col;
-    size_t columns = known ? window.ws_col : 80;
     print_heads(&v, columns);
     print_map(&v, columns);
     write_page(&v, opt.html);
