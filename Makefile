@@ -33,7 +33,8 @@ ifeq ($(filter $(PRECISION),bf16 fp32),)
 $(error PRECISION is bf16 or fp32, not '$(PRECISION)')
 endif
 
-.PHONY: all help test test_twin test_gpt_cu bench by_hand cpu_path mutate fuzz faults coverage clean data tools nvcc FORCE
+.PHONY: all help test test_twin test_gpt_cu bench by_hand attention attention_lib cpu_path mutate fuzz faults coverage \
+    clean data tools nvcc FORCE
 
 all: train_gpt
 
@@ -47,6 +48,9 @@ help:
 	@echo "learn, more in dev/learn/README.md"
 	@echo "  make by_hand       the figures of dev/learn/by_hand.md: every layer, forward and"
 	@echo "                     backward, with numbers that fit on paper"
+	@echo "  make attention     the course on attention, from lookup to translation: each"
+	@echo "                     lesson in turn, a few minutes, pictures in build/attention"
+	@echo "  make attention_lib its functions for Python: dev/learn/attention/attention.py"
 	@echo "  make cpu_path      the multiply in steps, from three loops to train_gpt.c's,"
 	@echo "                     each timed; ten seconds"
 	@echo "  make -C dev/learn/cuda check"
@@ -115,6 +119,7 @@ test: build/test_gpt build/test_plain build/by_hand
 	elif ! command -v $(CXX) >/dev/null; then echo "skipped: train_gpt.cu's tests; $(CXX) is not installed"; \
 	else $(MAKE) --no-print-directory test_twin; fi
 	$(PYTHON) dev/check/test_prepare_data.py
+	$(MAKE) --no-print-directory -C dev/learn/attention test
 
 # The twin's checks, with its kernels on the CPU.
 TWIN = train_gpt.cu train_gpt.c dev/check/cuda_on_cpu.h Makefile build/compile_cu
@@ -159,6 +164,12 @@ build/by_hand: dev/learn/by_hand.c train_gpt.c Makefile build/compile | tools
 
 by_hand: build/by_hand
 	./build/by_hand
+
+attention: | tools
+	$(MAKE) --no-print-directory -C dev/learn/attention lessons
+
+attention_lib: | tools
+	$(MAKE) --no-print-directory -C dev/learn/attention lib
 
 build/cpu_path: dev/learn/cpu/matmul.c train_gpt.c Makefile build/compile | tools
 	$(COMPILE) -Wno-unused-function $< -o $@ $(LDLIBS)

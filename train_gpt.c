@@ -5,12 +5,12 @@
 //     ./train_gpt --help                        all options
 //
 // The file is meant to be read from top to bottom by somebody who knows C and has read one article on attention. The
-// idea comes first, then what makes it fast, then what reads files and options. The first five rooms are a whole GPT:
+// idea comes first, then what makes it fast, then what reads files and options. The first four rooms are a whole GPT:
 // what it computes, why each gradient is what it is, how it learns and how it writes.
 //
 //     layers                   embedding, layernorm, linear, attention, gelu, cross-entropy: each forward is directly
 //                              followed by its backward
-//     model                    the table of parameters, the table of activations, forward, backward
+//     model                    the tables of its shape, its parameters and its activations; forward, backward
 //     learning                 first values, AdamW, the learning rate
 //     generation               drawing the next token, again and again
 //     ---                      an hour's reading ends here
@@ -26,12 +26,13 @@
 // Letters used throughout: B sequences in a batch, T tokens in a sequence, C channels, H heads, D = C/H channels
 // of a head, V tokens in the vocabulary, L layers. A comment such as "x (B,T,C)" gives a tensor's shape, the last
 // index running fastest. A gradient of the loss is called d + the name of what it is the gradient of: dx is the
-// derivative of the loss with respect to x, and has x's shape.
+// derivative of the loss with respect to x, and has x's shape. A derivative of one number by another is written
+// ∂y/∂x, and [i = j] is 1 where i = j and else 0.
 //
 // The same build, seed, data and options give the same bits for any number of threads: work is cut into pieces by
 // the problem's sizes, each piece is computed by one thread, and every sum is taken in a fixed order.
 
-#define _GNU_SOURCE 1 // as C++ compilers predefine it
+#define _GNU_SOURCE 1 // Linux has more calls than C and POSIX ask for
 #include <errno.h>
 #include <fcntl.h>
 #include <float.h>
@@ -48,7 +49,10 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/un.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -81,20 +85,20 @@ static volatile sig_atomic_t signalled;                    // by Ctrl-C, say: wh
 //
 // A GPT is a few kinds of layer, stacked. Each kind is two functions here. X_forward computes the layer's output y from
 // its input x and its parameters. X_backward is given dy, how the loss would change with each number of y, and works
-// out by the chain rule how it would change with each number of x (dx) and of the parameters (dw, db): that is what the
-// parameters are then moved along, and all that "deep learning" means in this file.
+// out by the chain rule how it would change with each number of x (dx), which the layer below then gets for its dy, and
+// of the parameters (dw, db), which are moved against it when the whole network has been gone through.
 //
-// Rows are positions: (rows,C) stands for (B,T,C) wherever a layer treats every position alike. All do but attention,
-// the only place where one position sees another. Gradients of parameters are added to what is there, so that several
-// batches may be summed; gradients of inputs are too where the comment says so.
+// Rows are positions: (rows,C) stands for (B,T,C) in every layer but attention, the only one in which a position sees
+// others. Gradients of parameters are added to what is there, so that several batches may be summed; gradients of
+// inputs are too where the comment says so.
 //
 // `#pragma omp parallel for` shares a loop whose turns are independent among threads, `omp simd` lets a sum be taken in
-// several lanes at once; without them the code means the same. The multiply and attention, where nearly all time goes,
-// are defined here in their plain form. `make PLAIN=1` builds with these; otherwise the room "made fast" has versions
-// of them that give the same results, but for rounding, many times as fast.
+// several lanes at once; without them the code means the same, but for rounding. The multiply and attention, where
+// nearly all time goes, are defined here in their plain form. `make PLAIN=1` builds with these; otherwise the room
+// "made fast" has versions of them that give the same results, but for rounding, many times as fast.
 
-// A matrix in memory: element (i,j) is p[i * row + j * column]. So the transpose is the same numbers with the two
-// strides exchanged.
+// A matrix in memory: element (i,j) is p[i * row + j * column]; `row` and `column` are the distances from one to the
+// next. So the transpose is the same numbers with the two exchanged. width: of a row as it is stored.
 typedef struct {
     const float* p;
     size_t row, column;
@@ -167,10 +171,10 @@ static void embedding_backward(float* dwte, float* dwpe, const float* dx, const 
         }
 }
 
-// Layer normalisation (Ba, Kiros and Hinton 2016, equation 3 for a row): y = n w + b with n = (x - mean) rstd,
-// rstd = 1/sqrt(var + eps), mean and (biased) variance over a row's channels. Whatever the size of x, n has mean 0 and
-// variance 1, and w and b then give each channel the scale and the zero that suit the layer which follows.
-// y, x (rows,C); mean, rstd (rows) are kept for the backward pass; w, b (C).
+// Layer normalisation (Ba, Kiros and Hinton 2016, equation 3 for a row): y = n w + b with n = (x - mean) rstd, rstd =
+// 1/sqrt(var + eps), eps = 1e-5, mean and (biased) variance over a row's channels. Whatever the size of x, unless it is
+// tiny, n has mean 0 and variance 1, and w and b then give each channel the scale and the zero that suit the layer
+// which follows. y, x (rows,C); mean, rstd (rows) are kept for the backward pass; w, b (C).
 static void layernorm_forward(float* y, float* mean, float* rstd, const float* x, const float* w, const float* b,
                               size_t rows, size_t C) {
 #pragma omp parallel for schedule(static)
@@ -191,10 +195,10 @@ static void layernorm_forward(float* y, float* mean, float* rstd, const float* x
 
 // With g = dy w, the gradient with respect to n, and avg(.) the mean over the row's channels:
 //     dx += rstd (g - avg(g) - n avg(g n)),    dw += sum over rows of dy n,    db += sum over rows of dy.
-// For x_i moves n_j in three ways. Directly, if i = j, by rstd. Through the mean, which moves by 1/C, by -rstd/C. And
-// through the variance: dvar/dx_i = 2 (x_i - mean)/C, drstd/dvar = -rstd^3/2, so drstd/dx_i = -rstd^2 n_i/C, which
-// moves n_j = (x_j - mean) rstd by -rstd n_i n_j/C. Together dn_j/dx_i = rstd ([i = j] - 1/C - n_i n_j/C), and dx_i is
-// the sum over j of g_j dn_j/dx_i.
+// For channel i of x moves channel j of n in three ways. Directly, if i = j, by rstd. Through the mean, which moves by
+// 1/C, by -rstd/C. And through the variance: ∂var/∂x_i = 2 (x_i - mean)/C, ∂rstd/∂var = -rstd^3/2, so ∂rstd/∂x_i =
+// -rstd^2 n_i/C, which moves n_j = (x_j - mean) rstd by -rstd n_i n_j/C. Together ∂n_j/∂x_i = rstd ([i = j] - 1/C -
+// n_i n_j/C), and dx_i is the sum over j of g_j ∂n_j/∂x_i.
 static void layernorm_backward(float* dx, float* dw, float* db, const float* dy, const float* x, const float* mean,
                                const float* rstd, const float* w, size_t rows, size_t C) {
 #pragma omp parallel
@@ -254,41 +258,45 @@ static void linear_backward(float* dx, float* dw, float* db, const float* dy, co
 // Attention (Vaswani et al. 2017, section 3.2): every position looks at the positions before it and at itself, and
 // takes from each as much as it finds fitting.
 //
-// A position has three vectors, all made from its x by the linear layer before. Its query says what it is looking for,
-// its key what it has to offer, its value what it hands over to those who look: q asks, k answers, v is handed over.
-// How well key j answers query i is a number, their dot product, which softmax turns into a share of 1:
+// A position has three vectors, all made from its row by the linear layer before: a query, a key and a value. q asks, k
+// answers, v is handed over. How well key j answers query i is a number, their dot product, which softmax turns into a
+// share of 1:
 //     score_j = q_i . k_j / sqrt(D),    p_j = e^score_j / sum over j' of e^score_j',    out_i = sum over j of p_j v_j,
 // j running over the keys that query i may see. In a GPT they are 0 to i (causal attention): row i of the output
 // depends on rows 0 to i of the input and on no later one, so that all positions of a text can be trained on at once,
-// each to predict its next token. Everything else in the network treats each position by itself.
+// each to predict its next token.
 //
 // Several heads do this side by side, each with D = C/H channels of its own, to look for several things at once. The
-// paper's matrices W^Q, W^K and W^V stand side by side in `qkv_w` (C,3C), head h owning columns hD to hD + D-1 of each
-// third; so a row of qkv is q, k, v, each with its heads next to one another. The heads' outputs fill a row of out in
-// the same way, and that is the paper's Concat: nothing is moved. `att_w`, the linear layer after, is W^O.
+// paper's matrices W^Q, W^K and W^V stand side by side in `qkv_w` (C,3C), C columns each, of which head h owns those
+// from hD to hD + D-1; so a row of qkv is q, k, v, each with its heads next to one another. The heads' outputs fill a
+// row of out in the same way, and that is the paper's Concat: nothing is moved. `att_w`, the linear layer after, is
+// W^O.
 //
-// Why sqrt(D)? If the numbers of q and k have variance 1, their dot product, a sum of D products, has variance D.
-// Scores of such a size make p nearly one-hot, and then the softmax's derivative p_i ([i = j] - p_j) is nearly 0: the
-// gradient at the scores vanishes, for all queries but the few that stand between two keys. (Some texts say that it
-// becomes extremely large. At the scores it becomes small; dev/learn/attention/02_scale.c measures it there and at q.)
+// Why sqrt(D)? If the numbers of q and k are independent, with mean 0 and variance 1, their dot product, a sum of D
+// products, has variance D. Scores of such a size make p nearly one-hot, and then the softmax's derivative, which is
+// p_j ([j = j'] - p_j') (below), is nearly 0: the gradient at the scores vanishes, but for the few queries whose two
+// best scores are nearly equal. At q, where what is left meets keys that are sqrt(D) long, it is small as a rule and
+// now and then very large (measured in dev/learn/attention/02_scale.c). Neither is good to learn from.
 //
-// The weights p form a (T,T) matrix a head, of which only a row exists at a time. What the forward pass keeps for the
-// backward pass is one number a query, lse = log of the sum over j of e^score_j: with it p_j = e^(score_j - lse) is had
-// again, without sum or maximum. Memory so grows with T, while the time still grows with T^2 (Dao et al. 2022).
+// The weights p form a (T,T) matrix a head, of which a thread holds one row at a time. What the forward pass keeps for
+// the backward pass is one number a query and head, lse = log of the sum over j of e^score_j: scores are had again from
+// q and k, which are kept anyway, and then p_j = e^(score_j - lse), without sum or maximum. Memory so grows with T,
+// while the time still grows with T^2 (Dao et al. 2022).
 typedef struct {
     size_t B, T, start; // sequences; positions in each; the first of them that asks
     size_t H, D;        // heads; channels of a head
 } Attention;
 
-// The keys that query i may see: first to end - 1. Everything that computes attention asks here. Neither may fall
-// when i grows.
+// The keys that query i may see: first to end - 1, of which neither falls when i grows (tiles rely on it). Everything
+// that computes attention asks here: for a sliding window, say, its width becomes a field of Attention and is used
+// here.
 typedef struct {
     size_t first, end;
 } Range;
 
 static inline Range visible_keys(Attention a, size_t i) {
     Range keys = {0, i + 1};
-    (void)a; // where it depends on more than i, say on a window's width, that goes into a
+    (void)a;
     return keys;
 }
 
@@ -333,19 +341,20 @@ static void attention_forward_plain(float* out, float* lse, const float* qkv, At
         }
 }
 
-// The three steps, differentiated from the last to the first, for the output o of one query and with do for do_i:
+// The three steps, differentiated from the last to the first, for one query; o is its out_i, do the gradient of that:
 //     o = sum over j of p_j v_j:     dv_j += p_j do,    dp_j = do . v_j
-//     p = softmax(score):            dscore_j = sum over j' of dp_j' p_j' ([j = j'] - p_j)
+//     p = softmax(score):            dscore_j = sum over j' of dp_j' ∂p_j'/∂score_j
+//                                             = sum over j' of dp_j' p_j' ([j = j'] - p_j)
 //                                             = p_j (dp_j - sum over j' of p_j' dp_j')
 //     score_j = q . k_j scale:       dq += dscore_j scale k_j,    dk_j += dscore_j scale q
-// where dp_j'/dscore_j = p_j' ([j = j'] - p_j), since p_j' = e^score_j' / sum: the numerator moves with its own score
-// only, the sum with every one.
-// dqkv (B,T,3C) is overwritten; dout, out (B,T,C), lse (B,T,H). All positions ask: start is 0.
+// With Z = sum of e^score, p_j' = e^score_j' / Z: the numerator moves with its own score only, Z with every one, so by
+// the quotient rule ∂p_j'/∂score_j = [j = j'] e^score_j / Z - e^score_j' e^score_j / Z^2 = p_j' ([j = j'] - p_j). dqkv
+// (B,T,3C) is overwritten; dout, out (B,T,C), lse (B,T,H). All positions ask: start is 0.
 static void attention_backward_plain(float* dqkv, const float* dout, const float* qkv, const float* out,
                                      const float* lse, Attention a) {
     size_t D = a.D, C = a.H * D;
     float scale = 1 / sqrtf((float)D);
-    (void)out; // the fast one's
+    (void)out; // needed by the fast version only, which has the sum from it
     memset(dqkv, 0, a.B * a.T * 3 * C * sizeof(float));
 #pragma omp parallel for collapse(2) schedule(static)
     for (size_t b = 0; b < a.B; b++)
@@ -414,7 +423,7 @@ static void gelu_forward(float* y, const float* x, size_t n) {
     }
 }
 
-// With s = gelu_gate(x), the logistic function of 2u, whose derivative is s (1-s): dy/dx = s + x s (1-s) 2u', and
+// With s = gelu_gate(x), the logistic function of 2u, whose derivative is s (1-s): ∂y/∂x = s + x s (1-s) 2u', where
 // 2u' = 2 sqrt(2/pi) (1 + 3 * 0.044715 x^2).
 // dx may be dy itself.
 static void gelu_backward(float* dx, const float* dy, const float* x, size_t n) {
@@ -430,9 +439,9 @@ static void gelu_backward(float* dx, const float* dy, const float* x, size_t n) 
 }
 
 // Cross-entropy: the loss of a row is -log p[target] with p = softmax(logits). Divided by log 2 these are the bits that
-// it takes to write down the true next token in a code made for p (Shannon 1948, section 9). It is
-// lse - logits[target] with lse = log of the sum of e^logit, the largest logit taken out so that nothing overflows.
-// losses, lse (rows); logits (rows,V).
+// it takes to write down the true next token in a code made for p (Shannon 1948, section 9). The loss is lse -
+// logits[target] with lse = log of the sum of e^logit, the largest logit taken out so that nothing overflows. losses,
+// lse (rows); logits (rows,V).
 static void cross_entropy_forward(float* losses, float* lse, const float* logits, const int* targets, size_t rows,
                                   size_t V) {
 #pragma omp parallel for schedule(static)
@@ -448,7 +457,7 @@ static void cross_entropy_forward(float* losses, float* lse, const float* logits
     }
 }
 
-// dlogits = scale (p - [v = target]), since dlse/dlogit_v = e^logit_v / sum = p_v: what the model said, less what it
+// dlogits = scale (p - [v = target]), since ∂lse/∂logit_v = e^logit_v / sum = p_v: what the model said, less what it
 // should have said. It is written over the logits, which nobody reads again: there is no second (rows,V) tensor.
 // `scale` is the weight of a row in the loss that is minimised, one over the number of all rows.
 static void cross_entropy_backward(float* logits, const float* lse, const int* targets, float scale, size_t rows,
@@ -465,9 +474,9 @@ static void cross_entropy_backward(float* logits, const float* lse, const int* t
 // Model
 //
 // GPT-2 (Radford et al. 2019) is the decoder of the 2017 Transformer with four differences: there is no encoder, and so
-// no second attention that looks at one; layernorm stands before each branch instead of after it; positions are learned
-// vectors instead of sines; and the activation is GELU instead of ReLU. Its heart is the residual stream, a row of C
-// numbers for each position, to which every branch adds something:
+// no second attention that looks at one; layernorm stands before each branch instead of after it, and once more at the
+// end; positions are learned vectors instead of sines; and the activation is GELU instead of ReLU. Its heart is the
+// residual stream, a row of C numbers for each position, to which every branch adds something:
 //
 //     x = wte[token] + wpe[position]
 //     L times:  mid = x   + att_w(attention(qkv_w(ln1(x))))    positions look at one another
@@ -475,11 +484,17 @@ static void cross_entropy_backward(float* logits, const float* lse, const int* t
 //               x = out
 //     logits = lnf(x) wte^T                                    how well would each token fit as the next?
 //
-// where qkv_w(.) and the like are linear layers. There is no dropout: transformers' GPT-2 has it in training, but a run
-// that sees its text a few times needs little, and its weights compute the same without.
+// where qkv_w(.) and the like are linear layers. There is no dropout: GPT-2 may have been trained with it, but a run
+// that sees its text a few times needs little, and what a trained model computes is the same without.
 //
 // The model's shape, its parameters and its activations are three tables, in which each thing is named once. All the
 // rest walks them: options, sizes, pointers, initialisation, the optimiser, checkpoints and tests.
+//
+// X stands for what each row is to become: a macro that is given to the table. For one it makes a row a field of a
+// struct, so that X(ONE, wte, ...) and X(EACH, ln1_w, ...) turn into
+//     float* wte;    and    float* ln1_w[MAX_LAYERS];
+// and in the room "the model in memory" the same rows become initialisers that tell name, shape and first values.
+// On the CPU a `real` is a float; on a GPU it may be a number of fewer bits.
 //
 // The shape: whole numbers that a file must say for its weights to mean anything. A row is an option, a field of Config
 // and a line in checkpoints. GPT-2 has the four below, and its weights tell all but the heads. A row that is added for
@@ -503,7 +518,7 @@ typedef struct {
 // How many of a tensor there are, and when.
 typedef enum {
     ONE,      // one for the model
-    EACH,     // one for each layer; in generation, which never looks back, the layers share one
+    EACH,     // one for each layer; where no backward pass follows, the layers share one
     CACHE,    // one for each layer always: generation's keys and values
     LOGITS,   // one, but for a single position in generation
     GRADIENT, // one, shared by all layers, and only in training
@@ -522,25 +537,25 @@ static float residual_std(size_t L) { return 0.02f / sqrtf(2 * (float)L); }
 // with GPT-2 draws wpe with a std of 0.01. Here it is 0.02 like the rest, as in GPT-1's paper and in transformers.)
 // clang-format off
 // kind, field, name, rows, columns, mean, std; c is the Config
-#define PARAMETERS(X)                                                                                                     \
-    X(ONE,  wte,   "wte.weight",               c.V,     c.C,     0, 0.02f)              /* token embedding, and logits */ \
-    X(ONE,  wpe,   "wpe.weight",               c.T,     c.C,     0, 0.02f)              /* position embedding */          \
-    X(EACH, ln1_w, "h.%zu.ln_1.weight",        0,       c.C,     1, 0)                                                    \
-    X(EACH, ln1_b, "h.%zu.ln_1.bias",          0,       c.C,     0, 0)                                                    \
-    X(EACH, qkv_w, "h.%zu.attn.c_attn.weight", c.C,     3 * c.C, 0, 0.02f)              /* W^Q, W^K, W^V */               \
-    X(EACH, qkv_b, "h.%zu.attn.c_attn.bias",   0,       3 * c.C, 0, 0)                                                    \
-    X(EACH, att_w, "h.%zu.attn.c_proj.weight", c.C,     c.C,     0, residual_std(c.L))  /* W^O: heads to residual */      \
-    X(EACH, att_b, "h.%zu.attn.c_proj.bias",   0,       c.C,     0, 0)                                                    \
-    X(EACH, ln2_w, "h.%zu.ln_2.weight",        0,       c.C,     1, 0)                                                    \
-    X(EACH, ln2_b, "h.%zu.ln_2.bias",          0,       c.C,     0, 0)                                                    \
-    X(EACH, fc_w,  "h.%zu.mlp.c_fc.weight",    c.C,     4 * c.C, 0, 0.02f)              /* the MLP's first matrix */      \
-    X(EACH, fc_b,  "h.%zu.mlp.c_fc.bias",      0,       4 * c.C, 0, 0)                                                    \
-    X(EACH, mlp_w, "h.%zu.mlp.c_proj.weight",  4 * c.C, c.C,     0, residual_std(c.L))  /* its second, to residual */     \
-    X(EACH, mlp_b, "h.%zu.mlp.c_proj.bias",    0,       c.C,     0, 0)                                                    \
-    X(ONE,  lnf_w, "ln_f.weight",              0,       c.C,     1, 0)                                                    \
+#define PARAMETERS(X)                                                                                                \
+    X(ONE,  wte,   "wte.weight",               c.V,     c.C,     0, 0.02f)             /* tokens; and logits */      \
+    X(ONE,  wpe,   "wpe.weight",               c.T,     c.C,     0, 0.02f)             /* positions */               \
+    X(EACH, ln1_w, "h.%zu.ln_1.weight",        0,       c.C,     1, 0)                                               \
+    X(EACH, ln1_b, "h.%zu.ln_1.bias",          0,       c.C,     0, 0)                                               \
+    X(EACH, qkv_w, "h.%zu.attn.c_attn.weight", c.C,     3 * c.C, 0, 0.02f)             /* W^Q, W^K, W^V */           \
+    X(EACH, qkv_b, "h.%zu.attn.c_attn.bias",   0,       3 * c.C, 0, 0)                                               \
+    X(EACH, att_w, "h.%zu.attn.c_proj.weight", c.C,     c.C,     0, residual_std(c.L)) /* W^O: heads to residual */  \
+    X(EACH, att_b, "h.%zu.attn.c_proj.bias",   0,       c.C,     0, 0)                                               \
+    X(EACH, ln2_w, "h.%zu.ln_2.weight",        0,       c.C,     1, 0)                                               \
+    X(EACH, ln2_b, "h.%zu.ln_2.bias",          0,       c.C,     0, 0)                                               \
+    X(EACH, fc_w,  "h.%zu.mlp.c_fc.weight",    c.C,     4 * c.C, 0, 0.02f)             /* the MLP's first matrix */  \
+    X(EACH, fc_b,  "h.%zu.mlp.c_fc.bias",      0,       4 * c.C, 0, 0)                                               \
+    X(EACH, mlp_w, "h.%zu.mlp.c_proj.weight",  4 * c.C, c.C,     0, residual_std(c.L)) /* its second, to residual */ \
+    X(EACH, mlp_b, "h.%zu.mlp.c_proj.bias",    0,       c.C,     0, 0)                                               \
+    X(ONE,  lnf_w, "ln_f.weight",              0,       c.C,     1, 0)                                               \
     X(ONE,  lnf_b, "ln_f.bias",                0,       c.C,     0, 0)
 
-// What a forward pass computes, one row a position, and what the backward pass reads again.
+// What a forward pass computes, one row a position, and what the backward pass reads again; and its own gradients.
 // kind, type, field, width; c is the Config
 #define ACTIVATIONS(X)                                                                               \
     X(ONE,      real,  embedded,   c.C)      /* token + position */                                  \
@@ -570,12 +585,6 @@ static float residual_std(size_t L) { return 0.02f / sqrtf(2 * (float)L); }
     X(GRADIENT, real,  dfc,        4 * c.C)  /* gelu's output's, then its input's */
 // clang-format on
 
-// X stands for what each row is to become: a macro that is given to the table. Below, a row becomes a field of a
-// struct, so that X(ONE, wte, ...) and X(EACH, ln1_w, ...) turn into
-//     float* wte;    and    float* ln1_w[MAX_LAYERS];
-// and in the room "the model in memory" the same rows become initialisers that tell name, shape and first values.
-// On the CPU a `real` is a float; on a GPU it may be a number of fewer bits. That, and the two pointers called `extra`,
-// is all that is here for the GPU's sake.
 #define PARAMETER_FIELD(kind, field, name, rows, columns, mean, std) FIELD_##kind(float, field)
 #define ACTIVATION_FIELD(kind, type, field, width)                   FIELD_##kind(float, field)
 typedef struct {
@@ -620,11 +629,11 @@ static Attention attention_of(Config c, size_t B, size_t T, size_t start) {
     return a;
 }
 
-// The whole network. tokens and targets (B,Q): positions start..T-1 of each sequence, Q = T - start. With targets,
-// the mean loss is added to the model's. Without, only the last position's logits are computed, which is all that
-// generation needs, and B must be 1. Likewise start > 0, where the rows of qkv before start hold what earlier calls
-// computed, so that a new token costs the work of one position. `training` is true where the backward pass follows:
-// GPT-2 computes the same then, but dropout, say, would not.
+// The whole network. tokens and targets (B,Q): positions start..T-1 of each sequence, Q = T - start. A position's
+// target is the token after it. With targets, the mean loss is added to the model's. Without, only the last position's
+// logits are computed, which is all that generation needs, and B must be 1. Likewise start > 0, where the rows of qkv
+// before start hold what earlier calls computed, so that a new token costs the work of one position. `training` is true
+// where the backward pass follows: GPT-2 computes the same then, but dropout, say, would not.
 static void cpu_forward(Model* model, Activations* a, const int* tokens, const int* targets, size_t B, size_t T,
                         size_t start, bool training) {
     const Parameters* w = &model->w;
@@ -662,10 +671,11 @@ static void cpu_forward(Model* model, Activations* a, const int* tokens, const i
     model->loss_count += 1;
 }
 
-// Adds to the gradients those of `share` times the mean loss of the forward pass just made on the same B and T: the
-// same calls from the last to the first. Two gradients have two sources. The residual stream is read by a branch and by
-// the addition after it, which passes the gradient on unchanged; so it keeps one gradient, to which every layernorm on
-// the way down adds its branch's share. And wte is used twice, for the logits and for the embedding.
+// Adds to the gradients those of `share` times the mean loss of the forward pass just made on the same B and T; share
+// is one over the number of batches in a step. These are the same calls from the last to the first. Two gradients have
+// two sources. The residual stream is read by a branch and by the addition after it, which passes the gradient on
+// unchanged; so it keeps one gradient, to which every layernorm on the way down adds its branch's share. And wte is
+// used twice, for the logits and for the embedding.
 static void cpu_backward(Model* model, Activations* a, const int* tokens, const int* targets, size_t B, size_t T,
                          float share) {
     const Parameters *w = &model->w, *d = &model->d;
@@ -703,8 +713,12 @@ static void cpu_backward(Model* model, Activations* a, const int* tokens, const 
 // ====================================================================================================================
 // Learning
 //
-// A step: the mean loss of a batch forward, its gradient backward, and then every weight moves a little against its own
-// gradient. That is all; the rest is about how little.
+// A step, as the training loop makes it:
+//     device->forward(model, &activations, inputs, targets, B, T, 0, true);   the mean loss of a batch
+//     device->backward(model, &activations, inputs, targets, B, T, 1);        its gradient, for each weight
+//     device->update(model, adamw);                                           each weight moves a little against it
+// where a `device` is what computes: cpu_forward, cpu_backward and cpu_update, or the GPU's. That is all of learning;
+// what follows says where the weights begin, which way is "against", and how little is a little.
 
 // The first values. Biases are 0, layernorms change nothing yet, and matrices are small random numbers: equal ones
 // would get equal gradients and stay equal for ever. The two projections into the residual stream in each of L layers
@@ -713,18 +727,6 @@ static void cpu_backward(Model* model, Activations* a, const int* tokens, const 
 static void initial_values(float* w, const Tensor* t, uint64_t key) {
 #pragma omp parallel for schedule(static)
     for (size_t j = 0; j < t->size; j++) w[j] = t->std > 0 ? t->mean + t->std * random_normal(key, j) : t->mean;
-}
-
-// The learning rate rises for `warmup` steps from 0, then falls along half a cosine to `least` (Loshchilov and Hutter
-// 2017, equation 5):
-//     lr_t = peak t / warmup                                       for t <= warmup,
-//     lr_t = least + (peak - least) (1 + cos(pi progress)) / 2     after it, progress going from 0 to 1.
-// It rises because AdamW's averages over past gradients mean little while there are few of those, and it falls because
-// steps that were right far from the goal jump over it when it is near. step counts from 1.
-static double learning_rate(size_t step, size_t warmup, size_t steps, double peak, double least) {
-    if (step <= warmup) return peak * (double)step / (double)warmup;
-    double progress = steps > warmup ? fmin(1, (double)(step - warmup) / (double)(steps - warmup)) : 1;
-    return least + 0.5 * (peak - least) * (1 + cos(3.141592653589793 * progress));
 }
 
 // What an update is asked for.
@@ -752,17 +754,17 @@ static double norm(const float* x, size_t n) {
 // keeps two moving averages, m of its gradient g and v of its gradient's square:
 //     m = b1 m + (1-b1) g,    v = b2 v + (1-b2) g^2,
 //     w = (1 - lr decay) w - lr (m / (1-b1^t)) / (sqrt(v / (1-b2^t)) + 1e-8).
-// sqrt(v) is the gradient's usual size, so m / sqrt(v) is about 1 where gradients agree in sign and small where they do
-// not: a step is about lr, however large the gradients are. m and v begin at 0 and so are too small at first, by 1-b1^t
-// and 1-b2^t, the sum of the weights that t gradients have in the average; hence the division. Decay draws each weight
-// towards 0 by a share of itself, whatever its gradient.
-// g is the clipped gradient: all gradients are scaled so that their common norm is at most `clip`, for one bad batch
-// not to undo the work of many (Pascanu et al. 2013).
+// sqrt(v) is the gradient's usual size, so m / sqrt(v) is about 1 or -1 where gradients agree, and small where they do
+// not: a weight moves by lr at most, roughly, however large its gradients are. m and v begin at 0 and so are too small
+// at first, by the factors 1-b1^t and 1-b2^t, the sum of the weights that t gradients have in the average; hence the
+// divisions. Decay draws the weights of matrices and embeddings towards 0 by a share of themselves. g is the clipped
+// gradient: all gradients are scaled so that their common norm is at most `clip`, for one bad batch not to undo the
+// work of many (Pascanu et al. 2013).
 //
 // The numbers that are the same for all weights: rate = lr / (1-b1^t), root = 1 / sqrt(1-b2^t), keep = 1 - lr decay.
 typedef struct {
     float b1, a1, b2, a2, rate, root, keep; // a = 1 - b
-    double clip;
+    double clip;                            // a GPU's kernels read it here
 } Factors;
 
 static Factors adamw_factors(AdamW o) {
@@ -808,42 +810,17 @@ static void cpu_update(Model* model, AdamW o) {
     done("adamw");
 }
 
-// Floating-point operations of one training step on B sequences of T tokens. A weight of a matrix takes part in one
-// multiplication and one addition for each token forward, and in four operations backward, where dx and dW are two
-// products of the same size: 6 in all. A layer has 12 C^2 such weights: 3 C^2 in qkv_w, C^2 in att_w, 4 C^2 in fc_w and
-// as many in mlp_w; and there is wte (V,C) for the logits. Attention multiplies each query with the T/2 keys that it
-// sees on average, and as many weights with values: 2 * C * T/2 multiply-adds for each token and layer. What the
-// backward pass computes again is not counted.
-static double step_operations(Config c, size_t B, size_t T) {
-    double C = (double)c.C, L = (double)c.L, weights = 12 * C * C * L + (double)c.V * C;
-    return 6 * (weights + C * L * (double)T) * (double)(B * T);
+// The learning rate rises for `warmup` steps from 0, then falls along half a cosine to `least` (Loshchilov and Hutter
+// 2017, equation 5):
+//     lr_t = peak t / warmup                                     for t <= warmup,
+//     lr_t = least + (peak - least) (1 + cos(pi progress)) / 2   after it, progress = (t - warmup) / (steps - warmup).
+// It rises because AdamW's averages over past gradients mean little while there are few of those, and it falls because
+// steps that were right far from the goal jump over it when it is near. step counts from 1.
+static double learning_rate(size_t step, size_t warmup, size_t steps, double peak, double least) {
+    if (step <= warmup) return peak * (double)step / (double)warmup;
+    double progress = steps > warmup ? fmin(1, (double)(step - warmup) / (double)(steps - warmup)) : 1;
+    return least + 0.5 * (peak - least) * (1 + cos(3.141592653589793 * progress));
 }
-
-// A device is what carries these passes out: the functions of this file, or train_gpt.cu's of the same names. The
-// training loop and generation drive either through this struct. `wait` returns when all that was asked for is done;
-// loss and gradient norm may be read from the model only then.
-typedef struct {
-    const char* (*start)(void);            // readies the device and describes it
-    const char* (*refuses)(Config config); // the first option of this shape that it does not compute, or NULL
-    size_t (*memory_available)(void);
-    size_t (*memory)(Config config, size_t B, size_t T, bool training);
-    double (*peak)(void);
-    void (*create_model)(Model* model, bool training);
-    void (*create_activations)(Activations* a, const Model* model, size_t B, size_t T, bool training);
-    void (*free_model)(Model* model);
-    void (*free_activations)(Activations* a);
-    void (*forward)(Model* model, Activations* a, const int* tokens, const int* targets, size_t B, size_t T,
-                    size_t start, bool training);
-    void (*backward)(Model* model, Activations* a, const int* tokens, const int* targets, size_t B, size_t T,
-                     float share);
-    void (*update)(Model* model, AdamW o);
-    void (*wait)(Model* model);
-    void (*to_host)(float* to, const float* from, size_t n); // between the model's blocks and the host
-    void (*to_device)(float* to, const float* from, size_t n);
-    void (*read_activation)(float* to, const Activations* a, const float* tensor, size_t n); // first n of one of a's
-} Device;
-extern const Device cpu; // this file's
-static const Device* device = &cpu;
 
 // ====================================================================================================================
 // Generation
@@ -869,7 +846,7 @@ static int compare_candidates(const void* a, const void* b) {
 }
 
 // Draws a token: softmax(logits / temperature), of that the top_k likeliest, of those the fewest whose probabilities
-// sum to top_p (nucleus sampling, Holtzman et al. 2020). u: uniform in (0,1). c: working memory (V).
+// sum to at least top_p (nucleus sampling, Holtzman et al. 2020). u: uniform in (0,1). c: working memory (V).
 static int sample_token(const float* logits, size_t V, const Sampling* s, double u, Candidate* c) {
     size_t best = 0, n = 0;
     for (size_t v = 0; v < V; v++) {
@@ -907,6 +884,10 @@ static int sample_token(const float* logits, size_t V, const Sampling* s, double
     return c[n - 1].token; // rounding
 }
 
+// logits (V): what the model says of the token after position T - 1. tokens: those from position `start` on, all before
+// them being in the cache. Computed by the device, whose struct stands in the room "the model in memory".
+static void next_logits(float* logits, Model* model, Activations* a, const int* tokens, size_t T, size_t start);
+
 // Continues a prompt of n > 0 tokens on stdout. a: activations for one sequence of the model's context.
 static void generate(Model* model, Activations* a, const Tokenizer* t, const int* prompt, size_t n, const Sampling* s) {
     size_t V = model->config.V, T = model->config.T, used = min_size(n, T), cached = 0;
@@ -915,9 +896,7 @@ static void generate(Model* model, Activations* a, const Tokenizer* t, const int
     Candidate* candidates = (Candidate*)allocate(V, sizeof(Candidate), "candidates");
     memcpy(window, prompt + n - used, used * sizeof(int));
     for (size_t i = 0; i < s->tokens && !signalled; i++) {
-        device->forward(model, a, window + cached, NULL, 1, used, cached, false);
-        device->wait(model);
-        device->read_activation(logits, a, a->logits, V);
+        next_logits(logits, model, a, window + cached, used, cached);
         int token = sample_token(logits, V, s, random_uniform(s->key, i), candidates);
         if (is_end_of_text(t, token)) break;
         print_token(t, token);
@@ -1481,21 +1460,41 @@ static uint64_t shuffled(uint64_t i, uint64_t n, uint64_t key) {
 // Errors and files
 //
 // Whatever goes wrong is said in one line on stderr that names the thing and what to do about it, and the program
-// ends with status 1 (2 for a wrong command line). Files are read through mmap with every size checked before it is
-// used, and written under a temporary name that replaces the old file only when all of it is on the disk.
+// ends with status 1 (2 for a wrong command line); but what would be lost with it is saved first. Files are read
+// through mmap with every size checked before it is used, and written without a name, until all of a file is on the
+// disk and takes the old one's place.
 
-static void clear_live_line(void); // the training loop's progress line, wiped before anything else is printed
+enum { MAX_PATH = 4096 };
+
+static void clear_live_line(void);  // the training loop's progress line, wiped before anything else is printed
+static const char* (*rescue)(void); // saves what the end of the program would lose, and says how that went
 
 static void fail(int status, const char* format, ...) {
-    clear_live_line();
-    fflush(stdout);
+    static char line[4 * MAX_PATH]; // should the rescue fail, too, that is said behind what it was to rescue from
+    size_t n = strlen(line);
     va_list args;
     va_start(args, format);
-    fputs("train_gpt: ", stderr);
-    vfprintf(stderr, format, args);
-    fputc('\n', stderr);
+    vsnprintf(line + n, sizeof line - n, format, args);
     va_end(args);
-    exit(status);
+    if (rescue) {
+        const char* (*save)(void) = rescue;
+        rescue = NULL;
+        n = strlen(line);
+        snprintf(line + n, sizeof line - n, "; ");
+        const char* outcome = save();
+        snprintf(line + n + 2, sizeof line - n - 2, "%s", outcome);
+    }
+    clear_live_line();
+    fflush(stdout);
+    for (char* p = line; *p; p++) // a name may hold anything
+        if ((unsigned char)*p < ' ' || *p == 127) *p = '?';
+    fprintf(stderr, "train_gpt: %s\n", line);
+    exit(signalled && status == 1 ? 128 + signalled : status);
+}
+
+// Whatever is printed is worth a look: a closed pipe or a full disk loses it.
+static void check_output(void) {
+    if (fflush(stdout) || ferror(stdout)) die("cannot write to standard output: %s", strerror(errno));
 }
 
 // count * size bytes of zeroed memory, aligned to cache lines. Large blocks are aligned to huge pages, which Linux
@@ -1516,21 +1515,39 @@ static void* allocate(size_t count, size_t size, const char* what) {
     return p;
 }
 
+// The least memory limit of the control groups, of version 1 or 2, that a process is in. list: /proc/self/cgroup, lines
+// such as "0::/user/shell" or "7:memory:/docker/3f"; root: where their files are. A limit also holds in all groups
+// below, and in a container the path may be that outside of it, so all its prefixes are tried, down to none.
+static size_t cgroup_limit(const char* list, const char* root) {
+    size_t least = SIZE_MAX, limit;
+    char line[MAX_PATH], controller[64], path[MAX_PATH], file[3 * MAX_PATH];
+    FILE* groups = fopen(list, "r");
+    while (groups && fgets(line, sizeof line, groups)) {
+        bool second = sscanf(line, "0::%4095[^\n]", path) == 1;
+        if (!second && (sscanf(line, "%*d:%63[^:]:%4095[^\n]", controller, path) != 2 || !strstr(controller, "memory")))
+            continue;
+        for (char* end = path + strlen(path); end; end = strrchr(path, '/')) {
+            *end = 0;
+            snprintf(file, sizeof file, second ? "%s%s/memory.max" : "%s/memory%s/memory.limit_in_bytes", root, path);
+            FILE* f = fopen(file, "r");
+            if (f && fscanf(f, "%zu", &limit) == 1) least = min_size(least, limit);
+            if (f) fclose(f);
+        }
+    }
+    if (groups) fclose(groups);
+    return least;
+}
+
 // Bytes of memory that a program may take: what the system calls available, or a container's limit.
 static size_t memory_available(void) {
-    size_t available = (size_t)sysconf(_SC_PHYS_PAGES) * (size_t)sysconf(_SC_PAGESIZE), kb, limit;
+    size_t available = (size_t)sysconf(_SC_PHYS_PAGES) * (size_t)sysconf(_SC_PAGESIZE), kb;
     char line[256];
     FILE* f = fopen("/proc/meminfo", "r");
     while (f && fgets(line, sizeof line, f))
         if (sscanf(line, "MemAvailable: %zu", &kb) == 1) available = kb * 1024;
     if (f) fclose(f);
-    f = fopen("/sys/fs/cgroup/memory.max", "r");
-    if (f && fscanf(f, "%zu", &limit) == 1) available = min_size(available, limit);
-    if (f) fclose(f);
-    return available;
+    return min_size(available, cgroup_limit("/proc/self/cgroup", "/sys/fs/cgroup"));
 }
-
-enum { MAX_PATH = 4096 };
 
 // folder/name, until the next call.
 static const char* path_in(const char* folder, const char* name) {
@@ -1569,61 +1586,168 @@ static void unmap_file(File* file) {
     file->size = 0;
 }
 
-// A file being written. Until replace() renames it, whatever stood under its final name stays whole.
-typedef struct {
-    FILE* stream;
-    char path[MAX_PATH], temporary[MAX_PATH + 8];
-} Output;
-
-__attribute__((noreturn)) static void output_failed(Output* out) {
-    int error = errno;
-    if (out->stream) {
-        fclose(out->stream);
-        unlink(out->temporary);
-    }
-    die("cannot write %s: %s; whatever stood there before is untouched", out->path, strerror(error));
-}
-
-static void output_open(Output* out, const char* path) {
-    out->stream = NULL;
-    if (strlen(path) >= sizeof out->path) die("the name %.40s... is too long", path);
-    snprintf(out->path, sizeof out->path, "%s", path);
-    snprintf(out->temporary, sizeof out->temporary, "%s.tmp", path);
-    struct stat info; // a folder cannot be replaced, and a device such as /dev/null must not be
-    if (!stat(path, &info) && !S_ISREG(info.st_mode)) die("cannot write %s: it is not a regular file", path);
-    out->stream = fopen(out->temporary, "wb");
-    if (!out->stream) output_failed(out);
-}
-
-static void output_write(Output* out, const void* data, size_t bytes) {
-    if (fwrite(data, 1, bytes, out->stream) != bytes) output_failed(out);
-}
-
-static void output_replace(Output* out) {
-    if (fflush(out->stream) || fsync(fileno(out->stream))) output_failed(out);
-    FILE* stream = out->stream;
-    out->stream = NULL;
-    if (fclose(stream) || rename(out->temporary, out->path)) {
-        int error = errno;
-        unlink(out->temporary);
-        errno = error;
-        output_failed(out);
-    }
-    // The rename itself reaches the disk with the directory.
-    char* slash = strrchr(out->path, '/');
-    char directory[MAX_PATH] = ".";
-    if (slash) snprintf(directory, sizeof directory, "%.*s", (int)(slash - out->path + 1), out->path);
-    int fd = open(directory, O_RDONLY | O_CLOEXEC);
-    if (fd >= 0) {
-        fsync(fd);
-        close(fd);
-    }
-}
-
 static double seconds(void) {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+// A mapped file that somebody cuts off while it is read raises SIGBUS where it is read, a place as good as any to fail.
+static void on_cut_file(int number, siginfo_t* info, void* context) {
+    size_t at = (size_t)info->si_addr, from, to;
+    char line[2 * MAX_PATH], path[MAX_PATH] = "a file";
+    (void)context;
+    signal(number, SIG_DFL);
+    FILE* maps = fopen("/proc/self/maps", "r");
+    while (maps && fgets(line, sizeof line, maps))
+        if (sscanf(line, "%zx-%zx", &from, &to) == 2 && from <= at && at < to)
+            sscanf(line, "%*s %*s %*s %*s %*s %4095[^\n]", path);
+    die("%s was cut off by somebody while it was read", path);
+}
+
+// The folder that a file is in, until the next call.
+static const char* folder_of(const char* path) {
+    static char folder[MAX_PATH];
+    const char* slash = strrchr(path, '/');
+    snprintf(folder, sizeof folder, "%.*s", slash ? (int)(slash - path + 1) : 2, slash ? path : "./");
+    return folder;
+}
+
+// A file being written. It has no name until output_replace() gives it that of the file it replaces: whenever a run
+// ends, that one is whole, and no half of another is left. What goes wrong is kept in `error`, and all that follows does
+// nothing.
+typedef struct {
+    FILE* stream;
+    const char* error;
+    bool named; // where files cannot be without a name, it has a temporary one
+    char path[MAX_PATH], temporary[2 * MAX_PATH];
+} Output;
+
+static void output_failed(Output* out, const char* error) {
+    if (!out->error) out->error = error;
+}
+
+// size: room that it will take on the disk, or 0: to be seen. Found out now.
+static void output_open(Output* out, const char* path, size_t size) {
+    struct stat info;
+    memset(out, 0, sizeof *out);
+    // What a link leads to is replaced, not the link; a folder cannot be, and a device must not be.
+    if (strlen(path) >= MAX_PATH) output_failed(out, strerror(ENAMETOOLONG));
+    if (!*path || path[strlen(path) - 1] == '/') output_failed(out, "that is no file's name");
+    if (!realpath(path, out->path)) snprintf(out->path, sizeof out->path, "%s", path);
+    bool there = !lstat(out->path, &info);
+    if (!there && errno != ENOENT) output_failed(out, strerror(errno));
+    if (there && !S_ISREG(info.st_mode))
+        output_failed(out, S_ISLNK(info.st_mode) ? "it is a link to nothing" : "it is not a regular file");
+    if (there && access(out->path, W_OK)) output_failed(out, strerror(errno));
+    if (out->error) return;
+    const char* folder = folder_of(out->path);
+    mode_t mode = there ? info.st_mode & 0777 : 0666;
+    snprintf(out->temporary, sizeof out->temporary, "%strain_gpt.%x.tmp", folder,
+             (unsigned)random_bits((uint64_t)getpid(), (uint64_t)(1e9 * seconds())));
+    int fd = open(folder, O_TMPFILE | O_WRONLY | O_CLOEXEC, mode);
+    if (fd < 0) {
+        fd = open(out->temporary, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, mode);
+        out->named = fd >= 0;
+    }
+    out->stream = fd < 0 ? NULL : fdopen(fd, "wb");
+    if (!out->stream || (size && fallocate(fd, 0, 0, (off_t)size) && errno != EOPNOTSUPP && errno != ENOSYS))
+        output_failed(out, strerror(errno));
+}
+
+static void output_write(Output* out, const void* data, size_t bytes) {
+    if (!out->error && fwrite(data, 1, bytes, out->stream) != bytes) output_failed(out, strerror(errno));
+}
+
+// Brings what was written to the disk, and under its temporary name.
+static void output_close(Output* out) {
+    char unnamed[64];
+    if (!out->error && (fflush(out->stream) || fsync(fileno(out->stream)))) output_failed(out, strerror(errno));
+    if (!out->error && !out->named) {
+        snprintf(unnamed, sizeof unnamed, "/proc/self/fd/%d", fileno(out->stream));
+        out->named = !linkat(AT_FDCWD, unnamed, AT_FDCWD, out->temporary, AT_SYMLINK_FOLLOW);
+        if (!out->named) output_failed(out, strerror(errno));
+    }
+    if (out->stream && fclose(out->stream)) output_failed(out, strerror(errno));
+}
+
+// Whether it could be written: then it stands in the other's place.
+static bool output_replace(Output* out) {
+    output_close(out);
+    if (!out->error && rename(out->temporary, out->path)) output_failed(out, strerror(errno));
+    if (out->error && out->named) unlink(out->temporary);
+    int fd = open(folder_of(out->path), O_RDONLY | O_CLOEXEC); // the new name reaches the disk with its folder
+    if (fd >= 0) {
+        fsync(fd);
+        close(fd);
+    }
+    return !out->error;
+}
+
+// The same for what nothing can go on without.
+static void output_finish(Output* out) {
+    if (!output_replace(out))
+        die("cannot write %s: %s; whatever stood there before is untouched", out->path, out->error);
+}
+
+// The file that a name leads to, until the next call: a link's end, else the name itself.
+static const char* resolved(const char* path) {
+    static char real[MAX_PATH];
+    struct stat info;
+    return !lstat(path, &info) && S_ISLNK(info.st_mode) && realpath(path, real) ? real : path;
+}
+
+// The first of PATH.old, PATH.old2 and so on that is free, until the next call.
+static const char* free_old_name(const char* path) {
+    static char old[MAX_PATH + 16];
+    struct stat info;
+    snprintf(old, sizeof old, "%s.old", path);
+    for (int n = 2; !lstat(old, &info); n++) snprintf(old, sizeof old, "%s.old%d", path, n);
+    return old;
+}
+
+// What is about to be replaced but is of another run gets a further name. Its own it keeps until then, since that must
+// not be without a file; where a file cannot have two names, it loses it. Returns what went wrong, or NULL.
+static const char* keep_old(const char* path) {
+    const char* old = free_old_name(path);
+    return link(path, old) && rename(path, old) ? strerror(errno) : NULL;
+}
+
+// Two names of one file: here already, or as soon as it is written.
+static bool same_file(const char* a, const char* b) {
+    struct stat x, y;
+    char folder[MAX_PATH];
+    bool there = !stat(a, &x), too = !stat(b, &y);
+    if (!there && !too) {
+        const char *end_a = strrchr(a, '/'), *end_b = strrchr(b, '/');
+        if (strcmp(end_a ? end_a + 1 : a, end_b ? end_b + 1 : b)) return false;
+        snprintf(folder, sizeof folder, "%s", folder_of(a));
+        there = !stat(folder, &x), too = !stat(folder_of(b), &y);
+    }
+    return there && too && x.st_dev == y.st_dev && x.st_ino == y.st_ino;
+}
+
+// Makes a file this process's own until it ends, however it does; ends if it is another's. The sign is a socket that has
+// the file's folder and name for its own name and is in no folder, so that nothing is left behind.
+static void take_file(const char* path) {
+    struct sockaddr_un name;
+    struct ucred other = {0, 0, 0};
+    struct stat info;
+    socklen_t size = sizeof other;
+    const char* slash = strrchr(path, '/');
+    memset(&name, 0, sizeof name);
+    name.sun_family = AF_UNIX;
+    if (stat(folder_of(path), &info)) return;
+    uint64_t key = random_bits((uint64_t)info.st_dev, (uint64_t)info.st_ino);
+    for (const char* p = slash ? slash + 1 : path; *p; p++) key = random_bits(key, (uint8_t)*p);
+    snprintf(name.sun_path + 1, sizeof name.sun_path - 1, "train_gpt %016llx", (unsigned long long)key);
+    int s = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0); // kept open
+    if (s < 0 || !bind(s, (struct sockaddr*)&name, sizeof name) || errno != EADDRINUSE) {
+        if (s >= 0) listen(s, 64);
+        return;
+    }
+    if (!connect(s, (struct sockaddr*)&name, sizeof name)) getsockopt(s, SOL_SOCKET, SO_PEERCRED, &other, &size);
+    die("%s is being written by another train_gpt, process %d", path, (int)other.pid);
 }
 
 // ====================================================================================================================
@@ -1633,6 +1757,32 @@ static double seconds(void) {
 // gradients and each of AdamW's moments, at the same offsets; activations lie in another. Offsets are the same on a
 // GPU, whose multiply wants the vocabulary padded, so that the two can copy whole blocks and read each other's
 // checkpoints; the padding is never written to a file.
+
+// A device is what carries these passes out: the functions of this file, or train_gpt.cu's of the same names. The
+// training loop and generation drive either through this struct. `wait` returns when all that was asked for is done;
+// loss and gradient norm may be read from the model only then.
+typedef struct {
+    const char* (*start)(void);            // readies the device and describes it
+    const char* (*refuses)(Config config); // the first option of this shape that it does not compute, or NULL
+    size_t (*memory_available)(void);
+    size_t (*memory)(Config config, size_t B, size_t T, bool training);
+    double (*peak)(void);
+    void (*create_model)(Model* model, bool training);
+    void (*create_activations)(Activations* a, const Model* model, size_t B, size_t T, bool training);
+    void (*free_model)(Model* model);
+    void (*free_activations)(Activations* a);
+    void (*forward)(Model* model, Activations* a, const int* tokens, const int* targets, size_t B, size_t T,
+                    size_t start, bool training);
+    void (*backward)(Model* model, Activations* a, const int* tokens, const int* targets, size_t B, size_t T,
+                     float share);
+    void (*update)(Model* model, AdamW o);
+    void (*wait)(Model* model);
+    void (*to_host)(float* to, const float* from, size_t n); // between the model's blocks and the host
+    void (*to_device)(float* to, const float* from, size_t n);
+    void (*read_activation)(float* to, const Activations* a, const float* tensor, size_t n); // first n of one of a's
+} Device;
+extern const Device cpu; // this file's
+static const Device* device = &cpu;
 
 static size_t cache_lines(size_t bytes) { return (bytes + 63) / 64 * 64; }
 
@@ -1709,9 +1859,7 @@ static void cpu_create_model(Model* model, bool training) {
 }
 
 static void cpu_create_activations(Activations* a, const Model* model, size_t B, size_t T, bool training) {
-    a->B = B;
-    a->T = T;
-    a->training = training;
+    a->B = B, a->T = T, a->training = training;
     a->block = (float*)allocate(lay_out_activations(a, model->config, sizeof(float), NULL), 1, "the activations");
     lay_out_activations(a, model->config, sizeof(float), a->block);
 }
@@ -1808,12 +1956,29 @@ const Device cpu = {cpu_start,
 static const Device* cuda_device;    // in a program built from train_gpt.cu
 static int (*compare_devices)(void); // likewise
 
+static void next_logits(float* logits, Model* model, Activations* a, const int* tokens, size_t T, size_t start) {
+    device->forward(model, a, tokens, NULL, 1, T, start, false);
+    device->wait(model);
+    device->read_activation(logits, a, a->logits, model->config.V);
+}
+
 // Mean loss of the forward passes since the last call.
 static double take_loss(Model* model) {
     device->wait(model);
     double loss = model->loss_sum / model->loss_count;
     model->loss_sum = model->loss_count = 0;
     return loss;
+}
+
+// Floating-point operations of one training step on B sequences of T tokens. A weight of a matrix takes part in one
+// multiplication and one addition for each token forward, and in four operations backward, where dx and dW are two
+// products of the same size: 6 in all. A layer has 12 C^2 such weights: 3 C^2 in qkv_w, C^2 in att_w, 4 C^2 in fc_w and
+// as many in mlp_w; and there is wte (V,C) for the logits. Attention multiplies each query with the T/2 keys that it
+// sees on average, and as many weights with values: 2 * C * T/2 multiply-adds for each token and layer. What the
+// backward pass computes again is not counted.
+static double step_operations(Config c, size_t B, size_t T) {
+    double C = (double)c.C, L = (double)c.L, weights = 12 * C * C * L + (double)c.V * C;
+    return 6 * (weights + C * L * (double)T) * (double)(B * T);
 }
 
 static void initialize(Model* model, uint64_t seed) {
@@ -1843,14 +2008,17 @@ static void initialize(Model* model, uint64_t seed) {
 
 enum { HEADER = 256, TOKENIZER_MAGIC = 20261121, SHARD_MAGIC = 20240520 };
 enum { OTHER, LETTER, NUMBER, SPACE };
+enum { BROKEN = 0x110000, UNFINISHED, CHARACTERS }; // bytes that are no character
+enum { SLOTS = 4 * MAX_SIZE };
 
 struct Tokenizer {
     File file;
-    size_t V, range_count, longest; // tokens; ranges of Unicode; bytes of the longest token
-    int end_of_text;                // the token between documents, or -1
-    const uint32_t *ranges, *offsets;
+    size_t V;
+    int end_of_text; // the token between documents, or -1
+    const uint32_t* offsets;
     const uint8_t* strings;
-    uint32_t *slots, mask; // hash table from a string to its token + 1
+    uint8_t* classes; // of each character of Unicode
+    uint32_t* slots;  // hash table from a string to its token + 1
 };
 
 static uint64_t fingerprint(const uint8_t* data, size_t n) { // FNV-1a
@@ -1866,7 +2034,7 @@ static const uint8_t* token_string(const Tokenizer* t, int token, size_t* length
 
 // The slot of the token with this string, or the empty slot where it would stand.
 static uint32_t* find_slot(const Tokenizer* t, const uint8_t* s, size_t n) {
-    for (uint32_t i = (uint32_t)fingerprint(s, n) & t->mask;; i = (i + 1) & t->mask) {
+    for (uint64_t i = fingerprint(s, n) % SLOTS;; i = (i + 1) % SLOTS) {
         if (!t->slots[i]) return &t->slots[i];
         size_t length;
         const uint8_t* string = token_string(t, (int)t->slots[i] - 1, &length);
@@ -1874,37 +2042,34 @@ static uint32_t* find_slot(const Tokenizer* t, const uint8_t* s, size_t n) {
     }
 }
 
-static int find_token(const Tokenizer* t, const uint8_t* s, size_t n) {
-    return n > t->longest ? -1 : (int)*find_slot(t, s, n) - 1;
-}
+static int find_token(const Tokenizer* t, const uint8_t* s, size_t n) { return (int)*find_slot(t, s, n) - 1; }
 
 static Tokenizer load_tokenizer(const char* path) {
     Tokenizer t;
     memset(&t, 0, sizeof t);
     t.file = map_file(path, "; `python3 prepare_data.py` makes it from text");
     const int32_t* header = (const int32_t*)t.file.data;
-    if (t.file.size < HEADER * 4) die("%s is too short for a tokenizer", path);
-    if (header[0] != TOKENIZER_MAGIC || header[1] != 1) die("%s is not a tokenizer made by prepare_data.py", path);
+    if (t.file.size < HEADER * 4 || header[0] != TOKENIZER_MAGIC || header[1] != 1)
+        die("%s is not a tokenizer made by prepare_data.py, or is cut off", path);
     int64_t V = header[3], S = header[4], R = header[5];
     if (V < 256 || V > MAX_SIZE || S < V || R < 0 || header[6] < -1 || header[6] >= V ||
         t.file.size != HEADER * 4 + 12 * (uint64_t)R + 4 * (uint64_t)(V + 1) + (uint64_t)S)
         die("%s is damaged: its header does not fit its size", path);
+    const uint32_t* ranges = (const uint32_t*)(header + HEADER);
     t.V = (size_t)V;
-    t.range_count = (size_t)R;
     t.end_of_text = header[6];
-    t.ranges = (const uint32_t*)(t.file.data + HEADER * 4);
-    t.offsets = t.ranges + 3 * R;
+    t.offsets = ranges + 3 * R;
     t.strings = (const uint8_t*)(t.offsets + V + 1);
-    for (size_t i = 0; i < t.range_count; i++) {
-        const uint32_t* r = t.ranges + 3 * i;
-        if (r[0] > r[1] || (i && r[0] <= r[-2]) || r[2] < LETTER || r[2] > SPACE)
+    t.classes = (uint8_t*)allocate(CHARACTERS, 1, "the tokenizer");
+    for (const uint32_t* r = ranges; r < t.offsets; r += 3) {
+        if (r[0] > r[1] || r[1] >= BROKEN || (r > ranges && r[0] <= r[-2]) || r[2] < LETTER || r[2] > SPACE)
             die("%s is damaged: its Unicode ranges are out of order", path);
+        memset(t.classes + r[0], (int)r[2], r[1] - r[0] + 1);
     }
     for (size_t i = 0; i < t.V; i++)
         if (t.offsets[0] != 0 || t.offsets[i + 1] <= t.offsets[i] || t.offsets[t.V] != S)
             die("%s is damaged: its tokens' offsets are out of order", path);
-    t.mask = 4 * MAX_SIZE - 1;
-    t.slots = (uint32_t*)allocate(t.mask + 1, sizeof *t.slots, "the tokenizer");
+    t.slots = (uint32_t*)allocate(SLOTS, sizeof *t.slots, "the tokenizer");
     for (size_t i = 0; i < t.V; i++) {
         size_t n;
         const uint8_t* s = token_string(&t, (int)i, &n);
@@ -1912,7 +2077,6 @@ static Tokenizer load_tokenizer(const char* path) {
         uint32_t* slot = find_slot(&t, s, n);
         if (*slot) die("%s is damaged: tokens %u and %zu are the same", path, *slot - 1, i);
         *slot = (uint32_t)i + 1;
-        if (n > t.longest) t.longest = n;
     }
     for (int byte = 0; byte < 256; byte++) {
         uint8_t s = (uint8_t)byte;
@@ -1922,23 +2086,24 @@ static Tokenizer load_tokenizer(const char* path) {
 }
 
 static void free_tokenizer(Tokenizer* t) {
-    free(t->slots);
+    free(t->slots), free(t->classes);
     unmap_file(&t->file);
 }
 
-// Length of the UTF-8 character at s, of n > 0 bytes, and its code point; a byte that begins none is a character of
-// its own, with a code point of no class. Overlong forms and surrogates are none.
+// Length of the UTF-8 character at s, of n > 0 bytes, and its code point. A byte that begins none is a character of its
+// own with a code of no class: UNFINISHED if more bytes could make it one, else BROKEN, as overlong forms and surrogates
+// are.
 static size_t utf8_character(const uint8_t* s, size_t n, uint32_t* code) {
     static const uint32_t least[] = {0, 0, 0x80, 0x800, 0x10000};
     size_t length = s[0] < 0x80 ? 1 : s[0] < 0xC0 ? 0 : s[0] < 0xE0 ? 2 : s[0] < 0xF0 ? 3 : s[0] < 0xF8 ? 4 : 0;
-    *code = UINT32_MAX;
-    if (length == 0 || length > n) return 1;
     uint32_t c = length == 1 ? s[0] : s[0] & (0x7Fu >> length);
     for (size_t i = 1; i < length; i++) {
-        if ((s[i] & 0xC0) != 0x80) return 1;
+        *code = i == n ? UNFINISHED : BROKEN;
+        if (i == n || (s[i] & 0xC0) != 0x80) return 1;
         c = c << 6 | (s[i] & 0x3F);
     }
-    if (c < least[length] || c > 0x10FFFF || (c >= 0xD800 && c < 0xE000)) return 1;
+    *code = BROKEN;
+    if (length == 0 || c < least[length] || c > 0x10FFFF || (c >= 0xD800 && c < 0xE000)) return 1;
     *code = c;
     return length;
 }
@@ -1947,18 +2112,7 @@ static size_t utf8_character(const uint8_t* s, size_t n, uint32_t* code) {
 static int character_class(const Tokenizer* t, const uint8_t* s, size_t n, size_t* length) {
     uint32_t code;
     *length = utf8_character(s, n, &code);
-    size_t low = 0, high = t->range_count;
-    while (low < high) {
-        size_t middle = (low + high) / 2;
-        const uint32_t* range = t->ranges + 3 * middle;
-        if (code > range[1])
-            low = middle + 1;
-        else if (code < range[0])
-            high = middle;
-        else
-            return (int)range[2];
-    }
-    return OTHER;
+    return t->classes[code];
 }
 
 // Length of the first piece of text that GPT-2's pattern, above, cuts off; its alternatives are tried in order.
@@ -1979,86 +2133,75 @@ static size_t piece_length(const Tokenizer* t, const uint8_t* s, size_t n) {
     return end == n || end == last ? end : end - last;
 }
 
-// Two neighbouring parts of a piece that make a token: the first begins at byte `left`, both have `length` bytes.
-typedef struct {
-    int token;
-    uint32_t left, length;
-} Join;
-
-static bool join_before(Join a, Join b) { return a.token != b.token ? a.token < b.token : a.left < b.left; }
-
-static void heap_push(Join* heap, size_t* count, Join join) {
-    size_t i = (*count)++;
-    for (; i > 0 && join_before(join, heap[(i - 1) / 2]); i = (i - 1) / 2) heap[i] = heap[(i - 1) / 2];
+// Two neighbouring parts of a piece that make a token are a join: one number, the token * 2^32 + the byte where the
+// first part begins, so that the least is the one to do next. Joins wait in a heap: heap[0] is their number, heap[1] the
+// least, and none is less than the one at half its place.
+static void heap_push(uint64_t* heap, uint64_t join) {
+    size_t i = ++heap[0];
+    for (; i > 1 && join < heap[i / 2]; i /= 2) heap[i] = heap[i / 2];
     heap[i] = join;
 }
 
-static Join heap_pop(Join* heap, size_t* count) {
-    Join top = heap[0], last = heap[--*count];
-    size_t i = 0;
-    for (size_t child; (child = 2 * i + 1) < *count; i = child) {
-        if (child + 1 < *count && join_before(heap[child + 1], heap[child])) child++;
-        if (!join_before(heap[child], last)) break;
+static uint64_t heap_pop(uint64_t* heap) {
+    uint64_t least = heap[1], last = heap[heap[0]--];
+    size_t i = 1;
+    for (size_t child; (child = 2 * i) <= heap[0]; i = child) {
+        if (child < heap[0] && heap[child + 1] < heap[child]) child++;
+        if (last < heap[child]) break;
         heap[i] = heap[child];
     }
     heap[i] = last;
-    return top;
+    return least;
 }
 
-// Working memory of encode(): a part begins at byte i if size[i] > 0; before[i] is where the part before it begins.
-typedef struct {
-    uint32_t *size, *before;
-    Join* heap; // at most 3 joins a byte are ever pushed: one at first, two when it is joined
-    size_t room;
-} Parts;
-
-static void push_join(const Tokenizer* t, const uint8_t* s, size_t n, Parts* p, size_t* count, size_t left) {
-    size_t right = left + p->size[left];
-    if (right >= n) return;
-    Join join = {find_token(t, s + left, p->size[left] + p->size[right]), (uint32_t)left, 0};
-    join.length = p->size[left] + p->size[right];
-    if (join.token >= 0) heap_push(p->heap, count, join);
+// A part of the piece s begins at byte i if size[i] > 0. Pushes the join of the part at `left` and the next, if any.
+static void push_join(const Tokenizer* t, const uint8_t* s, size_t n, const uint32_t* size, uint64_t* heap,
+                      size_t left) {
+    size_t right = left + size[left];
+    int token = right < n ? find_token(t, s + left, size[left] + size[right]) : -1;
+    if (token >= 0) heap_push(heap, (uint64_t)token << 32 | left);
 }
 
-static size_t encode_piece(const Tokenizer* t, const uint8_t* s, size_t n, Parts* p, int* tokens) {
-    size_t count = 0, made = 0;
-    for (size_t i = 0; i < n; i++) {
-        p->size[i] = 1;
-        p->before[i] = (uint32_t)(i ? i - 1 : 0);
-    }
-    for (size_t i = 0; i + 1 < n; i++) push_join(t, s, n, p, &count, i);
-    while (count) {
-        Join join = heap_pop(p->heap, &count);
-        size_t left = join.left, right = left + p->size[left];
+// size and heap are working memory: for n parts, and for 3n joins, since each byte is joined once at most, whereupon
+// two new ones are pushed.
+static size_t encode_piece(const Tokenizer* t, const uint8_t* s, size_t n, uint32_t* size, uint64_t* heap,
+                           int* tokens) {
+    size_t made = 0, length;
+    for (size_t i = 0; i < n; i++) size[i] = 1;
+    for (size_t i = 0; i < n; i++) push_join(t, s, n, size, heap, i);
+    while (heap[0]) {
+        uint64_t join = heap_pop(heap);
+        size_t left = join & UINT32_MAX, right = left + size[left];
+        token_string(t, (int)(join >> 32), &length);
         // Parts that have been joined with others since are not what was pushed.
-        if (right >= n || p->size[left] + p->size[right] != join.length) continue;
-        p->size[left] = join.length;
-        p->size[right] = 0;
-        if (left + join.length < n) p->before[left + join.length] = (uint32_t)left;
-        push_join(t, s, n, p, &count, left);
-        if (left > 0) push_join(t, s, n, p, &count, p->before[left]);
+        if (right >= n || size[left] + size[right] != length) continue;
+        size[left] = (uint32_t)length;
+        size[right] = 0;
+        push_join(t, s, n, size, heap, left);
+        while (left > 0 && !size[--left]) continue; // to the part before, if there is one
+        push_join(t, s, n, size, heap, left);
     }
-    for (size_t i = 0; i < n; i += p->size[i]) tokens[made++] = find_token(t, s + i, p->size[i]);
+    for (size_t i = 0; i < n; i += size[i]) tokens[made++] = find_token(t, s + i, size[i]);
     return made;
 }
 
 // Encodes n bytes, any bytes. tokens has room for n. Returns the number of tokens.
 static size_t encode(const Tokenizer* t, const uint8_t* text, size_t n, int* tokens) {
-    Parts p = {NULL, NULL, NULL, 0};
-    size_t made = 0;
+    uint32_t* size = NULL;
+    uint64_t* heap = NULL;
+    size_t room = 0, made = 0;
     if (n >= UINT32_MAX / 4) die("a text of more than 1 GB cannot be encoded at once");
     for (size_t at = 0, length; at < n; at += length) {
         length = piece_length(t, text + at, n - at);
-        if (length > p.room) {
-            p.room = 2 * length;
-            free(p.size), free(p.before), free(p.heap);
-            p.size = (uint32_t*)allocate(p.room, sizeof *p.size, "encoding");
-            p.before = (uint32_t*)allocate(p.room, sizeof *p.before, "encoding");
-            p.heap = (Join*)allocate(3 * p.room, sizeof *p.heap, "encoding");
+        if (length > room) {
+            room = 2 * length;
+            free(size), free(heap);
+            size = (uint32_t*)allocate(room, sizeof *size, "encoding");
+            heap = (uint64_t*)allocate(3 * room + 1, sizeof *heap, "encoding");
         }
-        made += encode_piece(t, text + at, length, &p, tokens + made);
+        made += encode_piece(t, text + at, length, size, heap, tokens + made);
     }
-    free(p.size), free(p.before), free(p.heap);
+    free(size), free(heap);
     return made;
 }
 
@@ -2076,14 +2219,10 @@ static void utf8_print(Utf8Printer* p, const uint8_t* s, size_t n, bool last) {
             n--;
         }
         uint32_t code;
-        uint8_t lead = p->bytes[0];
         size_t length = utf8_character(p->bytes, p->count, &code);
-        size_t wanted = lead >= 0xF8 ? 1 : lead >= 0xF0 ? 4 : lead >= 0xE0 ? 3 : lead >= 0xC0 ? 2 : 1;
-        bool prefix = p->count < wanted;
-        for (size_t i = 1; i < p->count; i++) prefix = prefix && (p->bytes[i] & 0xC0) == 0x80;
-        if (code == UINT32_MAX && prefix && n) continue;
-        if (code == UINT32_MAX && prefix && !last) return;
-        if (code == UINT32_MAX)
+        if (code == UNFINISHED && n) continue;
+        if (code == UNFINISHED && !last) return;
+        if (code >= BROKEN)
             fputs("\xEF\xBF\xBD", stdout);
         else
             fwrite(p->bytes, 1, length, stdout);
@@ -2100,7 +2239,7 @@ static void print_token(const Tokenizer* t, int token) {
     size_t length;
     const uint8_t* string = token_string(t, token, &length);
     utf8_print(&generated, string, length, false);
-    fflush(stdout);
+    check_output();
 }
 
 static void print_rest(void) { utf8_print(&generated, NULL, 0, true); }
@@ -2116,7 +2255,7 @@ static void print_rest(void) { utf8_print(&generated, NULL, 0, true); }
 typedef struct {
     File file;
     const uint16_t* tokens;
-    size_t count, windows, slack; // tokens; windows; tokens that the cuts may be shifted by
+    size_t count, windows;
 } Shard;
 
 typedef struct {
@@ -2126,11 +2265,10 @@ typedef struct {
 
 static Shard open_shard(const char* path, size_t T) {
     Shard s;
-    memset(&s, 0, sizeof s);
     s.file = map_file(path, "; `python3 prepare_data.py` makes data/ from text");
     const int32_t* header = (const int32_t*)s.file.data;
-    if (s.file.size < HEADER * 4) die("%s is too short for a file of tokens", path);
-    if (header[0] != SHARD_MAGIC || header[1] != 1) die("%s is not a file of tokens (wrong magic number)", path);
+    if (s.file.size < HEADER * 4 || header[0] != SHARD_MAGIC || header[1] != 1)
+        die("%s is not a file of tokens, or is cut off", path);
     if (header[2] < 0 || s.file.size != HEADER * 4 + 2 * (uint64_t)header[2])
         die("%s is damaged: its header says %d tokens, its size says %zu", path, header[2],
             (s.file.size - HEADER * 4) / 2);
@@ -2138,7 +2276,6 @@ static Shard open_shard(const char* path, size_t T) {
     s.count = (size_t)header[2];
     size_t cuts = s.count ? (s.count - 1) / T : 0;
     s.windows = cuts > 1 ? cuts - 1 : cuts; // one is kept back as room for the shift
-    s.slack = s.windows ? s.count - 1 - s.windows * T : 0;
     return s;
 }
 
@@ -2171,7 +2308,8 @@ static void free_data(Data* d) {
 static void load_window(const Data* d, size_t index, uint64_t key, int* inputs, int* targets) {
     const Shard* s = d->shards;
     while (index >= s->windows) index -= (s++)->windows;
-    size_t start = index * d->T + (key ? random_bits(key, (uint64_t)(s - d->shards)) % (s->slack + 1) : 0);
+    size_t most = s->count - 1 - s->windows * d->T; // by how much the cuts may be shifted
+    size_t start = index * d->T + (key ? random_bits(key, (uint64_t)(s - d->shards)) % (most + 1) : 0);
     for (size_t i = 0; i <= d->T; i++) {
         int token = s->tokens[start + i];
         if ((size_t)token >= d->V)
@@ -2201,181 +2339,150 @@ static void load_batch(const Data* d, uint64_t seed, uint64_t taken, size_t B, i
 // has the weights under Hugging Face's names, AdamW's moments as adam.m.NAME and adam.v.NAME, and in its metadata
 // the options, the step and the place in the data: all that --resume needs to go on bit for bit.
 
+// JSON is read into a flat list: a pair for each string, number and word, whose key is the way to it. So of the text
+// {"a": {"b": [5, true]}} come the pairs a/b/0 = 5 and a/b/1 = true. What is too long is cut off.
+enum { MAX_PAIRS = 1 << 16, MAX_DIMENSIONS = 4 };
 typedef struct {
-    const char *start, *p, *end, *path;
+    char key[128], value[64];
+} Pair;
+
+typedef struct {
+    Pair* pairs; // in the order of their keys
+    size_t count;
+    const char *path, *text, *p; // while it is read: the file; its text, with a zero after it; what comes next
 } Json;
 
 __attribute__((noreturn)) static void json_fail(const Json* j, const char* what) {
-    die("%s is damaged: %s at byte %zu of its JSON", j->path, what, (size_t)(j->p - j->start));
+    die("%s is damaged: %s at byte %zu of its JSON", j->path, what, (size_t)(j->p - j->text));
 }
 
 // If c is the next character after white space, takes it.
 static bool json_take(Json* j, char c) {
-    while (j->p < j->end && (*j->p == ' ' || *j->p == '\n' || *j->p == '\t' || *j->p == '\r')) j->p++;
-    if (j->p == j->end || *j->p != c) return false;
+    j->p += strspn(j->p, " \n\t\r");
+    if (*j->p != c) return false;
     j->p++;
     return true;
 }
 
-static void json_expect(Json* j, char c) {
-    char what[] = "'?' missing";
-    what[1] = c;
-    if (!json_take(j, c)) json_fail(j, what);
-}
-
-// A string into out, which has room for `room` bytes; what does not fit is cut off. Names here are plain: escapes
-// other than \" \\ \/ are kept as they stand.
+// Names here are plain: escapes other than \" \\ \/ are kept as they stand.
 static void json_string(Json* j, char* out, size_t room) {
     size_t n = 0;
-    json_expect(j, '"');
-    while (j->p < j->end && *j->p != '"') {
-        if (*j->p == '\\' && j->p + 1 < j->end && strchr("\"\\/", j->p[1])) j->p++;
+    if (!json_take(j, '"')) json_fail(j, "'\"' missing");
+    for (; *j->p != '"'; j->p++) {
+        if (*j->p == '\\' && j->p[1] && strchr("\"\\/", j->p[1])) j->p++;
+        if (!*j->p) json_fail(j, "a string does not end");
         if (n + 1 < room) out[n++] = *j->p;
-        j->p++;
     }
-    if (j->p == j->end) json_fail(j, "a string does not end");
     j->p++;
     out[n] = 0;
 }
 
-// The next key of an object; false after its last. *keys: how many were taken, 0 before the first.
-static bool json_key(Json* j, size_t* keys, char* key, size_t room) {
-    if (!*keys) json_expect(j, '{');
-    bool more = *keys ? json_take(j, ',') : !json_take(j, '}');
-    if (!more && *keys) json_expect(j, '}');
-    if (!more) return false;
-    json_string(j, key, room);
-    json_expect(j, ':');
-    return ++*keys;
-}
-
-static uint64_t json_integer(Json* j) {
-    uint64_t value = 0;
-    json_take(j, ' ');
-    if (j->p == j->end || *j->p < '0' || *j->p > '9') json_fail(j, "a whole number is missing");
-    for (; j->p < j->end && *j->p >= '0' && *j->p <= '9'; j->p++)
-        if (__builtin_mul_overflow(value, 10u, &value) ||
-            __builtin_add_overflow(value, (uint64_t)(*j->p - '0'), &value))
-            json_fail(j, "too large a number");
-    return value;
-}
-
-static void json_skip(Json* j, int depth) {
-    char ignored[2];
+// Adds the pairs of the value that comes next, to which `key` leads. Two prefixes are left out: of metadata, and of
+// names in a model that was saved with its head.
+static void json_value(Json* j, const char* key, int depth) {
+    char name[96], inner[256];
+    bool object = json_take(j, '{');
     if (depth > 64) json_fail(j, "too deep a nesting");
-    size_t keys = 0;
-    json_take(j, ' '); // the space before the value
-    if (j->p < j->end && *j->p == '{') {
-        while (json_key(j, &keys, ignored, sizeof ignored)) json_skip(j, depth + 1);
-    } else if (json_take(j, '[')) {
-        if (json_take(j, ']')) return;
-        do json_skip(j, depth + 1);
-        while (json_take(j, ','));
-        json_expect(j, ']');
-    } else if (j->p < j->end && *j->p == '"') {
-        json_string(j, ignored, sizeof ignored);
-    } else {
-        const char* start = j->p;
-        while (j->p < j->end && strchr("+-.0123456789abcdefghijklmnopqrstuvwxyzE", *j->p) && *j->p) j->p++;
-        if (j->p == start) json_fail(j, "a value is missing");
+    if (object || json_take(j, '[')) {
+        char close = object ? '}' : ']';
+        size_t n = 0;
+        if (json_take(j, close)) return;
+        do {
+            snprintf(name, sizeof name, "%zu", n++);
+            if (object) json_string(j, name, sizeof name);
+            if (object && !json_take(j, ':')) json_fail(j, "':' missing");
+            snprintf(inner, sizeof inner, "%.127s%s%s", key, *key ? "/" : "", name);
+            json_value(j, inner, depth + 1);
+        } while (json_take(j, ','));
+        if (!json_take(j, close)) json_fail(j, object ? "'}' missing" : "']' missing");
+        return;
     }
+    if (j->count == MAX_PAIRS) json_fail(j, "too long a list");
+    Pair* pair = &j->pairs[j->count++];
+    size_t n = strspn(j->p, "+-.0123456789abcdefghijklmnopqrstuvwxyzE");
+    key += !strncmp(key, "__metadata__/", 13) ? 13 : !strncmp(key, "transformer.", 12) ? 12 : 0;
+    snprintf(pair->key, sizeof pair->key, "%.127s", key);
+    snprintf(pair->value, sizeof pair->value, "%.*s", (int)min_size(n, sizeof pair->value - 1), j->p);
+    if (!n && *j->p != '"') json_fail(j, "a value is missing");
+    if (!n) json_string(j, pair->value, sizeof pair->value);
+    j->p += n;
 }
 
-enum { MAX_ENTRIES = 1 << 14, MAX_DIMENSIONS = 4 };
+static int compare_pairs(const void* a, const void* b) { return strcmp(((const Pair*)a)->key, ((const Pair*)b)->key); }
+
+// The file's `length` bytes at data, which must be an object.
+static Json read_json(const char* path, const uint8_t* data, size_t length) {
+    char* text = (char*)allocate(length + 1, 1, path);
+    memcpy(text, data, length);
+    Pair* pairs = (Pair*)allocate(min_size(length / 2, MAX_PAIRS), sizeof(Pair), path); // a value and what is before it
+    Json j = {pairs, 0, path, text, text};
+    if (*text != '{') json_fail(&j, "'{' missing");
+    json_value(&j, "", 0);
+    json_take(&j, ' ');
+    if (j.p != text + length) json_fail(&j, "something follows the object");
+    free(text);
+    qsort(j.pairs, j.count, sizeof(Pair), compare_pairs);
+    for (size_t i = 1; i < j.count; i++)
+        if (!compare_pairs(&j.pairs[i - 1], &j.pairs[i])) die("%s is damaged: it has %s twice", path, j.pairs[i].key);
+    return j;
+}
+
+__attribute__((format(printf, 2, 3))) static const Pair* find_pair(const Json* j, const char* key, ...) {
+    Pair wanted;
+    va_list args;
+    va_start(args, key);
+    vsnprintf(wanted.key, sizeof wanted.key, key, args);
+    va_end(args);
+    return (const Pair*)bsearch(&wanted, j->pairs, j->count, sizeof(Pair), compare_pairs);
+}
+
+static uint64_t whole_number(const char* path, const Pair* pair) {
+    char* end;
+    errno = 0;
+    uint64_t number = strtoull(pair->value, &end, 10);
+    if (*pair->value < '0' || *pair->value > '9' || *end || errno)
+        die("%s is damaged: its %s is '%s', not a whole number", path, pair->key, pair->value);
+    return number;
+}
+
 typedef struct {
-    char name[96], type[8];
+    char name[96];
+    const char* type;
     size_t dimensions, shape[MAX_DIMENSIONS], from, to;
 } Entry;
 
 typedef struct {
-    char key[64], value[64];
-} Pair;
-
-typedef struct {
     File file;
     const uint8_t* data;
-    size_t entry_count, pair_count;
-    Entry* entries; // in the order of their bytes
-    Pair* pairs;
+    size_t entry_count;
+    Entry* entries;
+    Json json;
 } Checkpoint;
 
 static size_t type_size(const char* type) {
     return !strcmp(type, "F32") ? 4 : !strcmp(type, "F16") || !strcmp(type, "BF16") ? 2 : 0;
 }
 
-static int compare_entries(const void* a, const void* b) {
-    const Entry *x = (const Entry*)a, *y = (const Entry*)b;
-    return x->from != y->from ? (x->from > y->from) - (x->from < y->from) : (x->to > y->to) - (x->to < y->to);
-}
-
-static int compare_names(const void* a, const void* b) {
-    return strcmp(((const Entry*)a)->name, ((const Entry*)b)->name);
-}
-
-static void parse_entry(Json* j, Entry* e) {
-    char key[32];
-    size_t keys = 0;
-    e->dimensions = e->to = SIZE_MAX; // until they are found
-    while (json_key(j, &keys, key, sizeof key))
-        if (!strcmp(key, "dtype")) {
-            json_string(j, e->type, sizeof e->type);
-        } else if (!strcmp(key, "shape")) {
-            e->dimensions = 0;
-            json_expect(j, '[');
-            if (json_take(j, ']')) continue;
-            do {
-                if (e->dimensions == MAX_DIMENSIONS) json_fail(j, "too many dimensions");
-                e->shape[e->dimensions++] = json_integer(j);
-            } while (json_take(j, ','));
-            json_expect(j, ']');
-        } else if (!strcmp(key, "data_offsets")) {
-            json_expect(j, '[');
-            e->from = json_integer(j);
-            json_expect(j, ',');
-            e->to = json_integer(j);
-            json_expect(j, ']');
-        } else
-            json_skip(j, 0);
-    if (!e->type[0] || e->dimensions == SIZE_MAX || e->to == SIZE_MAX)
-        json_fail(j, "a tensor without dtype, shape or data_offsets");
-}
-
-static const char* metadata(const Checkpoint* c, const char* key) {
-    for (size_t i = 0; i < c->pair_count; i++)
-        if (!strcmp(c->pairs[i].key, key)) return c->pairs[i].value;
-    return NULL;
-}
-
-static void parse_metadata(Json* j, Checkpoint* c) {
-    char key[64];
-    for (size_t keys = 0; json_key(j, &keys, key, sizeof key);) {
-        if (metadata(c, key)) json_fail(j, "a key that stands there twice");
-        if (c->pair_count == 256) json_fail(j, "too much metadata");
-        Pair* pair = &c->pairs[c->pair_count++];
-        memcpy(pair->key, key, sizeof key);
-        json_string(j, pair->value, sizeof pair->value);
+// The rest of the entry of the tensor e->name. Its bytes must be as many as its shape says, and none of them another's.
+static void read_entry(const Checkpoint* c, Entry* e, size_t data_size) {
+    const char *path = c->file.path, *name = e->name;
+    const Pair *type = find_pair(&c->json, "%s/dtype", name), *from = find_pair(&c->json, "%s/data_offsets/0", name);
+    const Pair *to = find_pair(&c->json, "%s/data_offsets/1", name), *length;
+    if (!type || !from || !to) die("%s is damaged: tensor %s has no dtype or data_offsets", path, name);
+    e->type = type->value;
+    e->from = whole_number(path, from);
+    e->to = whole_number(path, to);
+    size_t bytes = type_size(e->type);
+    for (; (length = find_pair(&c->json, "%s/shape/%zu", name, e->dimensions)); e->dimensions++) {
+        if (e->dimensions == MAX_DIMENSIONS) die("%s: tensor %s has over %d dimensions", path, name, MAX_DIMENSIONS);
+        size_t n = e->shape[e->dimensions] = whole_number(path, length);
+        if (__builtin_mul_overflow(bytes, n, &bytes)) die("%s: tensor %s is too large", path, name);
     }
-}
-
-// That the tensors' bytes follow one another from the first to the last, with no name given twice.
-static void check_entries(Checkpoint* c, size_t data_size) {
-    const char* path = c->file.path;
-    if (c->entry_count) qsort(c->entries, c->entry_count, sizeof(Entry), compare_names);
-    for (size_t i = 1; i < c->entry_count; i++)
-        if (!strcmp(c->entries[i - 1].name, c->entries[i].name)) die("%s has two tensors %s", path, c->entries[i].name);
-    if (c->entry_count) qsort(c->entries, c->entry_count, sizeof(Entry), compare_entries);
-    size_t at = 0;
-    for (size_t i = 0; i < c->entry_count; i++) {
-        const Entry* e = &c->entries[i];
-        if (e->from != at || e->to < e->from || e->to > data_size)
-            die("%s is damaged: the place of tensor %s is wrong", path, e->name);
-        size_t bytes = type_size(e->type);
-        for (size_t d = 0; d < e->dimensions; d++)
-            if (__builtin_mul_overflow(bytes, e->shape[d], &bytes)) die("%s: tensor %s is too large", path, e->name);
-        if (bytes && bytes != e->to - e->from) die("%s is damaged: tensor %s has the wrong size", path, e->name);
-        at = e->to;
-    }
-    if (at != data_size) die("%s is damaged: %zu bytes belong to no tensor", path, data_size - at);
+    bool misplaced = e->from > e->to || e->to > data_size;
+    for (const Entry* other = c->entries; other < e; other++)
+        misplaced = misplaced || (e->from < other->to && other->from < e->to);
+    if (misplaced) die("%s is damaged: the place of tensor %s is wrong", path, name);
+    if (bytes && bytes != e->to - e->from) die("%s is damaged: tensor %s has the wrong size", path, name);
 }
 
 static Checkpoint open_checkpoint(const char* path, const char* advice) {
@@ -2386,49 +2493,35 @@ static Checkpoint open_checkpoint(const char* path, const char* advice) {
     if (c.file.size >= 8) memcpy(&length, c.file.data, 8);
     if (c.file.size < 10 || length > c.file.size - 8 || length > 100000000 || c.file.data[8] != '{')
         die("%s is not a safetensors file, or is cut off", path);
+    size_t size = c.file.size - 8 - length, used = 0;
     c.data = c.file.data + 8 + length;
-    c.pairs = (Pair*)allocate(256, sizeof(Pair), "metadata");
-    size_t room = 0;
-    const char* text = (const char*)c.file.data + 8;
-    Json j = {text, text, text + length, path};
-    char name[96];
-    for (size_t keys = 0; json_key(&j, &keys, name, sizeof name);) {
-        if (!strcmp(name, "__metadata__")) {
-            parse_metadata(&j, &c);
-            continue;
-        }
-        if (c.entry_count == MAX_ENTRIES) json_fail(&j, "too many tensors");
-        if (c.entry_count == room) {
-            room = room ? 2 * room : 256;
-            c.entries = (Entry*)realloc(c.entries, room * sizeof(Entry));
-            if (!c.entries) die("no memory for the list of tensors");
-        }
-        Entry* e = &c.entries[c.entry_count++];
-        memset(e, 0, sizeof *e); // a model saved with its head has a prefix before its names
-        snprintf(e->name, sizeof e->name, "%s", name + (strncmp(name, "transformer.", 12) ? 0 : 12));
-        parse_entry(&j, e);
+    c.json = read_json(path, c.file.data + 8, length);
+    c.entries = (Entry*)allocate(c.json.count, sizeof(Entry), "the list of tensors");
+    for (size_t i = 0; i < c.json.count; i++) {
+        Entry* e = &c.entries[c.entry_count];
+        char last[8] = "";
+        if (sscanf(c.json.pairs[i].key, "%95[^/]/%7s", e->name, last) < 2 || strcmp(last, "dtype")) continue;
+        read_entry(&c, e, size);
+        used += e->to - e->from;
+        c.entry_count++;
     }
-    json_take(&j, ' ');
-    if (j.p != j.end) json_fail(&j, "something follows the object");
-    check_entries(&c, c.file.size - 8 - length);
+    if (used != size) die("%s is damaged: %zu bytes belong to no tensor", path, size - used);
     return c;
 }
 
 static void close_checkpoint(Checkpoint* c) {
     free(c->entries);
-    free(c->pairs);
+    free(c->json.pairs);
     unmap_file(&c->file);
 }
 
-// A whole number that the metadata holds.
+static const char* metadata(const Checkpoint* c, const char* key) {
+    const Pair* pair = find_pair(&c->json, "%s", key);
+    return pair ? pair->value : NULL;
+}
+
 static uint64_t metadata_number(const Checkpoint* c, const char* key) {
-    const char* text = metadata(c, key);
-    char* end;
-    errno = 0;
-    uint64_t number = strtoull(text, &end, 10);
-    if (*text < '0' || *text > '9' || *end || errno)
-        die("%s is damaged: its %s is '%s', not a whole number", c->file.path, key, text);
-    return number;
+    return whole_number(c->file.path, find_pair(&c->json, "%s", key));
 }
 
 static const Entry* find_entry(const Checkpoint* c, const char* prefix, const char* name) {
@@ -2447,6 +2540,12 @@ static float half_to_float(uint16_t h) {
     return x;
 }
 
+static bool all_finite(const float* x, size_t n) {
+    bool finite = true;
+    for (size_t i = 0; i < n; i++) finite &= fabsf(x[i]) <= FLT_MAX;
+    return finite;
+}
+
 // Copies the first t->size numbers of a file's tensor to `to` on the device.
 static void load_tensor(const Checkpoint* c, const Entry* e, const Tensor* t, float* to) {
     float buffer[4096];
@@ -2463,6 +2562,7 @@ static void load_tensor(const Checkpoint* c, const Entry* e, const Tensor* t, fl
             else
                 memcpy(&buffer[j], &bits, sizeof bits);
         }
+        if (!all_finite(buffer, n)) die("%s: tensor %s holds numbers that are not finite", c->file.path, e->name);
         device->to_device(to + i, buffer, n);
     }
 }
@@ -2490,52 +2590,39 @@ static void check_foreign(const Checkpoint* c, const Model* model) {
     const Entry* wte = find_entry(c, "", "wte.weight");
     for (size_t i = 0; i < c->entry_count; i++) {
         const Entry* e = &c->entries[i];
-        const char* name = e->name;
-        size_t n = strlen(name);
-        bool known = !strncmp(name, "adam.", 5) || (n > 10 && !strcmp(name + n - 10, ".attn.bias")) ||
-                     (n > 17 && !strcmp(name + n - 17, ".attn.masked_bias"));
+        const char *name = e->name, *part = strstr(name, ".attn.");
+        bool known =
+            !strncmp(name, "adam.", 5) || (part && (!strcmp(part, ".attn.bias") || !strcmp(part, ".attn.masked_bias")));
         for (size_t k = 0; k < model->tensor_count && !known; k++) known = !strcmp(name, model->tensors[k].name);
-        if (!strcmp(name, "lm_head.weight")) {
-            if (e->to - e->from != wte->to - wte->from ||
-                memcmp(c->data + e->from, c->data + wte->from, e->to - e->from))
-                die("%s: its head is not its token embedding, as GPT-2's is", c->file.path);
-            known = true;
-        }
-        if (!known) die("%s has a tensor %s, which a GPT-2 has not", c->file.path, e->name);
+        bool head = !strcmp(name, "lm_head.weight");
+        if (head &&
+            (e->to - e->from != wte->to - wte->from || memcmp(c->data + e->from, c->data + wte->from, e->to - e->from)))
+            die("%s: its head is not its token embedding, as GPT-2's is", c->file.path);
+        if (!known && !head) die("%s has a tensor %s, which a GPT-2 has not", c->file.path, e->name);
     }
 }
 
-// That config.json asks for nothing that this model would compute otherwise. value: JSON, as it stands in the file.
-static void check_config(const char* path, const char* key, const char* value, size_t C) {
-    bool same = true;
-    if (!strcmp(key, "activation_function"))
-        same = !strcmp(value, "\"gelu_new\"") || !strcmp(value, "\"gelu_pytorch_tanh\"");
-    if (!strcmp(key, "layer_norm_epsilon")) same = strtod(value, NULL) == 1e-5;
-    if (!strcmp(key, "scale_attn_weights")) same = !strcmp(value, "true");
-    if (!strcmp(key, "scale_attn_by_inverse_layer_idx")) same = !strcmp(value, "false");
-    if (!strcmp(key, "n_inner")) same = !strcmp(value, "null") || strtod(value, NULL) == 4 * (double)C;
-    if (!same) die("%s: %s is %s, which this program does not compute", path, key, value);
-}
-
-// The head count in the config.json beside a weights file, or 0.
+// The head count in the config.json beside a weights file, or 0. It may ask for nothing that this model would compute
+// otherwise.
 static size_t heads_from_config(const char* directory, size_t C) {
     const char* path = path_in(directory, "config.json");
-    char key[64], value[64];
     if (access(path, R_OK)) return 0;
     File file = map_file(path, "");
-    const char* text = (const char*)file.data;
-    Json j = {text, text, text + file.size, file.path};
+    Json j = read_json(file.path, file.data, file.size);
     size_t heads = 0;
-    for (size_t keys = 0; json_key(&j, &keys, key, sizeof key);) {
-        json_take(&j, ' '); // the space before the value
-        const char* start = j.p;
-        if (!strcmp(key, "n_head"))
-            heads = json_integer(&j);
-        else
-            json_skip(&j, 0);
-        snprintf(value, sizeof value, "%.*s", (int)min_size((size_t)(j.p - start), sizeof value - 1), start);
-        check_config(file.path, key, value, C);
+    for (const Pair* pair = j.pairs; pair < j.pairs + j.count; pair++) {
+        const char *key = pair->key, *value = pair->value;
+        bool same = true;
+        if (!strcmp(key, "n_head")) heads = whole_number(file.path, pair);
+        if (!strcmp(key, "activation_function"))
+            same = !strcmp(value, "gelu_new") || !strcmp(value, "gelu_pytorch_tanh");
+        if (!strcmp(key, "layer_norm_epsilon")) same = strtod(value, NULL) == 1e-5;
+        if (!strcmp(key, "scale_attn_weights")) same = !strcmp(value, "true");
+        if (!strcmp(key, "scale_attn_by_inverse_layer_idx")) same = !strcmp(value, "false");
+        if (!strcmp(key, "n_inner")) same = !strcmp(value, "null") || strtod(value, NULL) == 4 * (double)C;
+        if (!same) die("%s: %s is %s, which this program does not compute", file.path, key, value);
     }
+    free(j.pairs);
     unmap_file(&file);
     return heads;
 }
@@ -2577,48 +2664,47 @@ static void append(char** text, size_t* length, const char* format, ...) {
     char* more;
     int n = vasprintf(&more, format, args);
     va_end(args);
-    if (n < 0) die("no memory for the checkpoint's header");
-    *text = (char*)realloc(*text, *length + (size_t)n + 1);
-    if (!*text) die("no memory for the checkpoint's header");
+    if (n >= 0) *text = (char*)realloc(*text, *length + (size_t)n + 1);
+    if (n < 0 || !*text) die("no memory for the checkpoint's header");
     memcpy(*text + *length, more, (size_t)n + 1);
     *length += (size_t)n;
     free(more);
 }
 
 // Writes weights, and with `training` the moments. more_metadata: JSON pairs that go into the metadata, each
-// beginning with a comma.
-static void save_checkpoint(const char* path, const Model* model, bool training, const char* more_metadata) {
+// beginning with a comma. Returns what went wrong, or NULL; numbers that are not finite are never saved.
+static const char* save_checkpoint(const char* path, const Model* model, bool training, const char* more_metadata) {
     static const char* const prefixes[] = {"", "adam.m.", "adam.v."};
     float* const blocks[] = {model->weights, model->moment1, model->moment2};
     char* text = NULL;
-    size_t length = 0, at = 0, sets = training ? 3 : 1;
+    size_t length = 0, at = 0, n = model->tensor_count, count = training ? 3 * n : n;
     append(&text, &length, "{\"__metadata__\":{\"format\":\"pt\"%s}", more_metadata);
-    for (size_t set = 0; set < sets; set++)
-        for (size_t i = 0; i < model->tensor_count; i++) {
-            const Tensor* t = &model->tensors[i];
-            append(&text, &length, ",\"%s%s\":{\"dtype\":\"F32\",\"shape\":[", prefixes[set], t->name);
-            if (t->rows) append(&text, &length, "%zu,", t->rows);
-            append(&text, &length, "%zu],\"data_offsets\":[%zu,%zu]}", t->columns, at, at + 4 * t->size);
-            at += 4 * t->size;
-        }
+    for (size_t i = 0; i < count; i++) {
+        const Tensor* t = &model->tensors[i % n];
+        append(&text, &length, ",\"%s%s\":{\"dtype\":\"F32\",\"shape\":[", prefixes[i / n], t->name);
+        if (t->rows) append(&text, &length, "%zu,", t->rows);
+        append(&text, &length, "%zu],\"data_offsets\":[%zu,%zu]}", t->columns, at, at + 4 * t->size);
+        at += 4 * t->size;
+    }
     append(&text, &length, "}%*s", (int)(7 - length % 8), ""); // tensors begin at a multiple of 8 bytes
     Output out;
-    output_open(&out, path);
     uint64_t header = length;
+    output_open(&out, path, 8 + length + at);
     output_write(&out, &header, sizeof header);
     output_write(&out, text, length);
     free(text);
-    float buffer[16384];
-    for (size_t set = 0; set < sets; set++)
-        for (size_t i = 0; i < model->tensor_count; i++) {
-            const Tensor* t = &model->tensors[i];
-            for (size_t j = 0, n; j < t->size; j += n) {
-                n = min_size(16384, t->size - j);
-                device->to_host(buffer, blocks[set] + t->offset + j, n);
-                output_write(&out, buffer, n * sizeof(float));
-            }
+    static float buffer[16384];
+    for (size_t i = 0; i < count && !out.error; i++) {
+        const Tensor* t = &model->tensors[i % n];
+        for (size_t j = 0, part; j < t->size; j += part) {
+            part = min_size(16384, t->size - j);
+            device->to_host(buffer, blocks[i / n] + t->offset + j, part);
+            if (!all_finite(buffer, part)) output_failed(&out, "the model holds numbers that are not finite");
+            output_write(&out, buffer, part * sizeof(float));
         }
+    }
     output_replace(&out);
+    return out.error;
 }
 
 // A folder that transformers' AutoModelForCausalLM.from_pretrained opens.
@@ -2626,13 +2712,13 @@ static void export_model(const char* directory, const Model* model) {
     const char* beyond = beyond_gpt2(model->config);
     if (beyond) die("a model made with %s is not one that transformers' GPT-2 computes", beyond);
     if (mkdir(directory, 0777) && errno != EEXIST) die("cannot make the folder %s: %s", directory, strerror(errno));
-    save_checkpoint(path_in(directory, "model.safetensors"), model, false, "");
+    const char* error = save_checkpoint(path_in(directory, "model.safetensors"), model, false, "");
+    if (error) die("cannot write %s/model.safetensors: %s; whatever stood there before is untouched", directory, error);
     Config c = model->config;
     const char* end_of_text = c.V == 50257 ? "50256" : "null"; // GPT-2's own; weights do not tell another's
-    char* text = NULL;
-    size_t length = 0;
-    append(
-        &text, &length,
+    char text[1024];
+    int length = snprintf(
+        text, sizeof text,
         "{\n  \"architectures\": [\"GPT2LMHeadModel\"],\n  \"model_type\": \"gpt2\",\n"
         "  \"vocab_size\": %zu,\n  \"n_positions\": %zu,\n  \"n_ctx\": %zu,\n  \"n_embd\": %zu,\n  \"n_layer\": %zu,\n"
         "  \"n_head\": %zu,\n  \"activation_function\": \"gelu_new\",\n  \"layer_norm_epsilon\": 1e-05,\n"
@@ -2640,10 +2726,9 @@ static void export_model(const char* directory, const Model* model) {
         "  \"torch_dtype\": \"float32\"\n}\n",
         c.V, c.T, c.T, c.C, c.L, c.H, end_of_text, end_of_text);
     Output out;
-    output_open(&out, path_in(directory, "config.json"));
-    output_write(&out, text, length);
-    output_replace(&out);
-    free(text);
+    output_open(&out, path_in(directory, "config.json"), (size_t)length);
+    output_write(&out, text, (size_t)length);
+    output_finish(&out);
 }
 
 // ====================================================================================================================
@@ -2887,21 +2972,38 @@ static void parse_command_line(int argc, char** argv) {
 // ====================================================================================================================
 // Training loop
 
-static bool live;      // stdout is a terminal
-static bool line_open; // its last line is the progress line
+static bool live;                       // stdout is a terminal
+static volatile sig_atomic_t line_open; // its last line is the progress line
 
 static void clear_live_line(void) {
     if (line_open) fputs("\r\033[K", stdout);
     line_open = false;
 }
 
+// The first signal is answered at once, and the run saved after the step under way; the second ends the program. Not so
+// a hang-up, of which a terminal that is closed may send two.
 static void on_signal(int number) {
+    static const char answer[] = "train_gpt: finishing the step, then saving; again: leave without saving\n";
+    int error = errno;
+    signal(number, number == SIGHUP ? SIG_IGN : SIG_DFL);
+    ssize_t ignored = line_open ? write(STDOUT_FILENO, "\r\033[K", 4) : 0;
+    if (!signalled) ignored += write(STDERR_FILENO, answer, sizeof answer - 1);
+    (void)ignored; // nobody may be there
+    line_open = false;
     signalled = number;
-    signal(number, SIG_DFL); // a second one ends the program at once
+    errno = error;
 }
 
-static void check_output(void) {
-    if (fflush(stdout) || ferror(stdout)) die("cannot write to standard output: %s", strerror(errno));
+static void catch_signals(void) {
+    static const int numbers[] = {SIGINT, SIGTERM, SIGHUP, SIGXCPU};
+    struct sigaction action, before;
+    memset(&action, 0, sizeof action);
+    action.sa_handler = on_signal;
+    action.sa_flags = SA_RESTART; // output under way is finished first
+    for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++) {
+        sigaction(numbers[i], &action, &before);
+        if (numbers[i] == SIGHUP && before.sa_handler == SIG_IGN) signal(SIGHUP, SIG_IGN); // nohup
+    }
 }
 
 static const char* data_path(const char* name) { return path_in(opt.data, name); }
@@ -2971,7 +3073,7 @@ static Config choose_config(const Tokenizer* t, const Checkpoint* from) {
     Config config = opt.model;
     if (from) {
         const char* path = from->file.path;
-        for (const Pair* p = from->pairs; p < from->pairs + from->pair_count; p++)
+        for (const Pair* p = from->json.pairs; p < from->json.pairs + from->json.count; p++)
             if (!strncmp(p->key, "--", 2) && !find_option(p->key))
                 die("%s was made with %s %s, which this program does not know", path, p->key, p->value);
         config = read_config(from);
@@ -3029,7 +3131,7 @@ static int run_generate(void) {
     check_output();
     device->free_activations(&a), device->free_model(&model);
     free(prompt), free_tokenizer(&t);
-    return signalled ? 128 + signalled : 0;
+    return 0;
 }
 
 static int run_tokenize(void) {
@@ -3063,10 +3165,14 @@ typedef struct {
     Activations a, sampler; // a batch; one sequence, to sample from
     int *inputs, *targets;  // (B,T)
     size_t B, T;
-    size_t step;       // steps done
-    uint64_t taken;    // training windows taken
-    bool batch_loaded; // inputs and targets hold the next ones
-    bool keep_old;     // another run's checkpoint stands under this one's name
+    size_t step;                                   // steps done
+    uint64_t taken;                                // training windows taken by these
+    uint64_t next;                                 // the window that is to be loaded next
+    bool batch_loaded;                             // inputs and targets hold it and those after it
+    size_t saved;                                  // the step that the checkpoint holds
+    double retry;                                  // when to save again what could not be saved; 0: nothing
+    struct stat own;                               // the checkpoint, if this run wrote it or began from it
+    char checkpoint[MAX_PATH], log_path[MAX_PATH]; // the files themselves, not links to them
     FILE* log;
     double peak;                                                // operations a second
     size_t first;                                               // the step that the run began or resumed after
@@ -3080,19 +3186,20 @@ static double rate_at(size_t step) {
     return learning_rate(step, (size_t)opt.warmup, (size_t)opt.steps, opt.lr, opt.min_lr);
 }
 
-// Another run's checkpoint stays as NAME.old. It is linked there, since its own name must not be without a file while
-// the new one is written; where a file cannot have two names, it is renamed.
-static void keep_old_checkpoint(void) {
-    char old[MAX_PATH + 8];
-    snprintf(old, sizeof old, "%s.old", opt.checkpoint);
-    unlink(old);
-    if (link(opt.checkpoint, old) && rename(opt.checkpoint, old))
-        die("cannot keep %s as %s: %s", opt.checkpoint, old, strerror(errno));
+// Whether a file that stands where the checkpoint goes is of another run, or was put there by somebody.
+static bool is_foreign(const Run* run) {
+    struct stat now;
+    const struct timespec *a = &now.st_mtim, *b = &run->own.st_mtim;
+    return !stat(run->checkpoint, &now) && !(now.st_dev == run->own.st_dev && now.st_ino == run->own.st_ino &&
+                                             a->tv_sec == b->tv_sec && a->tv_nsec == b->tv_nsec);
 }
 
-static void save_run(Run* run) {
-    if (run->keep_old) keep_old_checkpoint();
-    run->keep_old = false;
+// Returns what went wrong, or NULL.
+static const char* save_run(Run* run) {
+    device->forward(&run->model, &run->a, run->inputs, run->targets, 1, run->T, 0, false);
+    if (!isfinite(take_loss(&run->model))) return "the model's loss is not a number any more";
+    const char* error = is_foreign(run) ? keep_old(run->checkpoint) : NULL;
+    if (error) return error;
     char* text = NULL;
     size_t length = 0;
     append(&text, &length, ",\"step\":\"%zu\",\"windows\":\"%llu\"", run->step, (unsigned long long)run->taken);
@@ -3104,8 +3211,12 @@ static void save_run(Run* run) {
         if (o->use & SHAPE && !*o->whole) continue; // as in GPT-2
         append(&text, &length, ",\"%s\":\"%.17g\"", o->name, o->whole ? (double)*o->whole : *o->real);
     }
-    save_checkpoint(opt.checkpoint, &run->model, true, text);
+    error = save_checkpoint(run->checkpoint, &run->model, true, text);
     free(text);
+    if (error) return error;
+    stat(run->checkpoint, &run->own);
+    run->saved = run->step;
+    return NULL;
 }
 
 // Takes over the options of the run that wrote the checkpoint; those given now replace them. What that run did not know
@@ -3132,38 +3243,85 @@ static void resume_options(Run* run, const Checkpoint* c) {
     if (strcmp(now, tokenizer)) die("%s was trained with another %s", c->file.path, run->tokenizer.file.path);
 }
 
-// Opens the log. A resumed run keeps the rows of the steps that its checkpoint has seen.
-static void open_log(Run* run) {
-    if (!opt.log) return;
-    FILE* old = opt.resume ? fopen(opt.log, "r") : NULL;
-    if (opt.resume && !old && errno != ENOENT) die("cannot open %s: %s", opt.log, strerror(errno));
+static const char log_title[] = "step,loss,val_loss,lr,grad_norm,ms,tokens_per_s\n";
+
+// The log that is there: read only, since what is no log must not become one.
+static File find_log(Run* run) {
+    struct stat info, stream;
+    File log = {"", (const uint8_t*)"", 0};
+    if (!opt.log) return log;
+    snprintf(run->log_path, sizeof run->log_path, "%s", resolved(opt.log));
+    if (same_file(run->log_path, run->checkpoint)) fail(2, "--log and --checkpoint are the same file, %s", opt.log);
+    take_file(run->log_path);
+    if (stat(run->log_path, &info)) return log;
+    for (int i = STDOUT_FILENO; i <= STDERR_FILENO; i++)
+        if (!fstat(i, &stream) && stream.st_dev == info.st_dev && stream.st_ino == info.st_ino)
+            fail(2, "--log %s is where the program prints to: give it a file of its own", opt.log);
+    log = map_file(run->log_path, "");
+    if (log.size && (log.size < strlen(log_title) || memcmp(log.data, log_title, strlen(log_title))))
+        die("%s is no log of a training run: give --log another name", opt.log);
+    return log;
+}
+
+// Begins the log. A resumed run keeps the rows of the steps that its checkpoint has seen; another run's log is kept.
+static void open_log(Run* run, File* old) {
     Output out;
-    output_open(&out, opt.log);
-    const char* title = "step,loss,val_loss,lr,grad_norm,ms,tokens_per_s\n";
-    output_write(&out, title, strlen(title));
-    char line[512];
-    while (old && fgets(line, sizeof line, old)) {
-        size_t step = strtoul(line, NULL, 10);
-        if (step > 0 && step <= run->step && strchr(line, '\n')) output_write(&out, line, strlen(line));
+    size_t title = strlen(log_title);
+    const char *row = (const char*)old->data + min_size(title, old->size), *end = (const char*)old->data + old->size;
+    output_open(&out, run->log_path, 0);
+    output_write(&out, log_title, title);
+    for (const char* next; opt.resume && (next = (const char*)memchr(row, '\n', (size_t)(end - row))); row = next) {
+        size_t step = strtoul(row, NULL, 10);
+        next++;
+        if (step > 0 && step <= run->step) output_write(&out, row, (size_t)(next - row));
     }
-    if (old && ferror(old)) output_failed(&out);
-    if (old) fclose(old);
-    output_replace(&out);
-    run->log = fopen(opt.log, "a");
+    if (!opt.resume && old->size > title && !out.error) {
+        const char* error = keep_old(run->log_path);
+        if (error) output_failed(&out, error);
+    }
+    output_finish(&out);
+    unmap_file(old);
+    run->log = fopen(run->log_path, "a");
     if (!run->log) die("cannot write %s: %s", opt.log, strerror(errno));
 }
 
-// That the checkpoint can be written is tried before the work that it is to keep. It may replace one, which is to be
-// kept unless it is of this run, but no other file.
+// That the checkpoint can be written is tried before the work that it is to keep. It may take a checkpoint's place,
+// which is then kept, but no other file's.
 static void try_checkpoint(Run* run) {
     Output out;
-    output_open(&out, opt.checkpoint);
-    fclose(out.stream);
-    unlink(out.temporary);
-    if (opt.resume || access(opt.checkpoint, F_OK)) return;
-    Checkpoint there = open_checkpoint(opt.checkpoint, "");
-    close_checkpoint(&there);
-    run->keep_old = true;
+    struct stat info;
+    snprintf(run->checkpoint, sizeof run->checkpoint, "%s", resolved(opt.checkpoint));
+    take_file(run->checkpoint);
+    if (opt.resume) {
+        stat(run->checkpoint, &run->own);
+    } else if (!stat(run->checkpoint, &info)) {
+        uint64_t length = 0;
+        File there = map_file(run->checkpoint, "");
+        if (there.size > 8) memcpy(&length, there.data, 8);
+        if (there.size < 9 || there.data[8] != '{' || length > 100000000)
+            die("%s is not a safetensors file: give --checkpoint another name, for it not to be replaced",
+                opt.checkpoint);
+        unmap_file(&there);
+    }
+    output_open(&out, run->checkpoint, 3 * sizeof(float) * run->model.parameter_count);
+    output_close(&out);
+    if (out.named) unlink(out.temporary);
+    if (out.error) die("cannot write %s: %s", opt.checkpoint, out.error);
+}
+
+// Everything that a run would lose if it ended now.
+static Run* rescued;
+static const char* rescue_run(void) {
+    static char outcome[2 * MAX_PATH];
+    const char* error = rescued->saved == rescued->step ? NULL : save_run(rescued);
+    if (error)
+        snprintf(outcome, sizeof outcome, "the steps after %zu cannot be saved: %s", rescued->saved, error);
+    else if (rescued->step == rescued->first)
+        snprintf(outcome, sizeof outcome, "nothing is changed");
+    else
+        snprintf(outcome, sizeof outcome, "saved after step %zu in %s, --resume goes on", rescued->step,
+                 opt.checkpoint);
+    return outcome;
 }
 
 // The i-th of the windows that are validated on, spread evenly over the text, into row b of the batch.
@@ -3218,10 +3376,9 @@ static void start_run(Run* run) {
     if (opt.resume) resume_options(run, from);
     run->B = (size_t)opt.batch;
     run->T = config.T;
-    run->first = run->step;
+    run->first = run->saved = run->step;
+    run->next = run->taken;
     open_texts(run, config.V, opt.resume ? from : NULL);
-    try_checkpoint(run);
-    open_log(run);
     printf("data       %zu tokens to train on, %zu to validate, vocabulary %zu\n", run->train.token_count,
            run->val.token_count, config.V);
     const char* machine = device->start();
@@ -3229,14 +3386,21 @@ static void start_run(Run* run) {
     run->peak = device->peak();
     create_model(run, from);
     if (from) close_checkpoint(from);
+    try_checkpoint(run);
+    File log = find_log(run);
     print_config(config);
     printf(": %zu parameters\n", run->model.parameter_count);
     printf("machine    %s, %.0f GFLOP/s at most\n", machine, run->peak / 1e9);
     printf("training   steps %zu to %zu of %zu x %zu x %zu tokens, checkpoint in %s", run->step + 1, opt.steps,
            opt.accumulate, run->B, run->T, opt.checkpoint);
-    if (run->keep_old) printf("; the one there is kept as %s.old", opt.checkpoint);
+    if (is_foreign(run)) printf("; the one there is kept as %s", free_old_name(run->checkpoint));
     puts("\n");
     check_output();
+    // Nothing was changed so far.
+    rescued = run;
+    rescue = rescue_run;
+    catch_signals();
+    if (opt.log) open_log(run, &log);
 }
 
 // Mean loss over the validation windows, always the same, spread evenly over the text. Also in bits per byte of text,
@@ -3266,6 +3430,31 @@ static void show_sample(Run* run, size_t tokens) {
     puts("\n---");
 }
 
+// A line of what is most worth knowing first; what does not fit in its width is left out.
+typedef struct {
+    char text[512];
+    size_t length, width;
+} Line;
+
+__attribute__((format(printf, 2, 3))) static void put(Line* line, const char* format, ...) {
+    char part[128];
+    va_list args;
+    va_start(args, format);
+    size_t n = (size_t)vsnprintf(part, sizeof part, format, args);
+    va_end(args);
+    if (n >= sizeof part || line->length + n > line->width) return;
+    memcpy(line->text + line->length, part, n + 1);
+    line->length += n;
+}
+
+// The columns that a line may have: on a terminal those that it has now, but the last, which some do not show at once.
+static size_t line_width(void) {
+    struct winsize size;
+    if (!live) return sizeof((Line*)0)->text - 1;
+    if (ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) || size.ws_col == 0) size.ws_col = 80;
+    return min_size(size.ws_col - 1u, sizeof((Line*)0)->text - 1);
+}
+
 // The loss over the steps as a small picture: * training (mean over a column's steps), o validation.
 static void draw_curve(const Run* run) {
     enum { HEIGHT = 12 };
@@ -3274,7 +3463,7 @@ static void draw_curve(const Run* run) {
         low = fmin(low, fmin(run->train_sum[x] / run->train_count[x], run->val_at[x] ? run->val_at[x] : NAN));
         high = fmax(high, fmax(run->train_sum[x] / run->train_count[x], run->val_at[x]));
     }
-    if (!(high > low)) return;
+    if (!(high > low) || line_width() < 9 + 1 + CURVE) return;
     double rows_per_nat = (HEIGHT - 1) / (high - low);
     putchar('\n');
     for (int y = 0; y < HEIGHT; y++) {
@@ -3293,8 +3482,16 @@ static void draw_curve(const Run* run) {
 }
 
 static void load_next_batch(Run* run) {
-    if (!run->batch_loaded) load_batch(&run->train, (uint64_t)opt.seed, run->taken, run->B, run->inputs, run->targets);
+    if (!run->batch_loaded) load_batch(&run->train, (uint64_t)opt.seed, run->next, run->B, run->inputs, run->targets);
     run->batch_loaded = true;
+}
+
+// The one end that saves nothing: what was saved before is worth more than a model that has gone wrong.
+__attribute__((noreturn)) static void diverged(const Run* run, const char* what, double loss) {
+    rescue = NULL;
+    die("at step %zu the %s is %f and the gradient's norm %f: a smaller --lr or --clip may help; %s%s", run->step, what,
+        loss, run->model.gradient_norm, run->saved ? opt.checkpoint : "nothing was saved",
+        run->saved ? " holds an earlier step" : "");
 }
 
 // One step: `accumulate` batches forward and backward, one update. Returns the mean loss. The next batch is loaded
@@ -3303,7 +3500,7 @@ static double train_step(Run* run) {
     Model* model = &run->model;
     for (size_t i = 0; i < opt.accumulate; i++) {
         load_next_batch(run);
-        run->taken += run->B;
+        run->next += run->B;
         run->batch_loaded = false;
         device->forward(model, &run->a, run->inputs, run->targets, run->B, run->T, 0, true);
         device->backward(model, &run->a, run->inputs, run->targets, run->B, run->T, 1 / (float)opt.accumulate);
@@ -3311,13 +3508,10 @@ static double train_step(Run* run) {
     AdamW o = {rate_at(run->step + 1), opt.beta1, opt.beta2, opt.weight_decay, opt.clip, run->step + 1};
     device->update(model, o);
     run->step++;
+    run->taken = run->next;
     if (run->step < (size_t)opt.steps) load_next_batch(run);
     double loss = take_loss(model);
-    if (!isfinite(loss) || !isfinite(model->gradient_norm))
-        die("at step %zu the loss is %f and the gradient's norm %f: a smaller --lr or --clip may help; %s holds the "
-            "last "
-            "good checkpoint, if one was saved",
-            run->step, loss, model->gradient_norm, opt.checkpoint);
+    if (!isfinite(loss) || !isfinite(model->gradient_norm)) diverged(run, "loss", loss);
     return loss;
 }
 
@@ -3337,13 +3531,30 @@ static void log_step(Run* run, double loss, double step_seconds, bool validated)
 static void report(const Run* run, double loss, double step_seconds, bool validated) {
     size_t every = opt.steps > 20 ? (size_t)opt.steps / 20 : 1;
     if (!live && !validated && run->step % every && run->step != run->first + 1) return;
-    double operations = (double)opt.accumulate * step_operations(run->model.config, run->B, run->T);
+    Line line = {"", 0, line_width()};
+    put(&line, "step %*zu/%zu", live ? 1 : 5, run->step, opt.steps);
+    put(&line, "  loss %.4f", loss);
+    if (validated) {
+        put(&line, "  val %.4f", run->val_loss);
+        put(&line, "  %.3f bits/byte", run->bits_per_byte);
+    } else if (live) {
+        enum { CELLS = 10 };
+        size_t left = (size_t)(step_seconds * (double)((size_t)opt.steps - run->step) + 0.5);
+        size_t cells = run->step * CELLS / (size_t)opt.steps;
+        if (left < 3600)
+            put(&line, "  %zu:%02zu left", left / 60, left % 60);
+        else
+            put(&line, "  %zu:%02zu:%02zu left", left / 3600, left / 60 % 60, left % 60);
+        put(&line, "  [%.*s%.*s]", (int)cells, "##########", (int)(CELLS - cells), "..........");
+    }
+    put(&line, "  %.0f tok/s", tokens_per_step(run) / step_seconds);
+    put(&line, "  %.1f ms", step_seconds * 1e3);
+    put(&line, "  lr %.2e", rate_at(run->step));
+    put(&line, "  norm %.2f", run->model.gradient_norm);
+    put(&line, "  %.0f%% of peak",
+        100 * (double)opt.accumulate * step_operations(run->model.config, run->B, run->T) / step_seconds / run->peak);
     clear_live_line();
-    printf("step %5zu/%zu  loss %.4f", run->step, opt.steps, loss);
-    if (validated) printf("  val %.4f  %.3f bits/byte", run->val_loss, run->bits_per_byte);
-    printf("  lr %.2e  norm %.2f  %.1f ms  %.0f tok/s  %.0f%% of peak", rate_at(run->step), run->model.gradient_norm,
-           step_seconds * 1e3, tokens_per_step(run) / step_seconds, 100 * operations / step_seconds / run->peak);
-    if (live && !validated) printf("  %.0f s left", step_seconds * (double)((size_t)opt.steps - run->step));
+    fputs(line.text, stdout);
     line_open = live && !validated;
     if (!line_open) putchar('\n');
     check_output();
@@ -3378,8 +3589,40 @@ static void print_options_again(void) {
     }
 }
 
+// Saves the run when that is due. If it cannot be, training goes on, and saving is tried again after ten times as long
+// as it took to fail.
+static void save_when_due(Run* run) {
+    bool again = run->retry > 0 && seconds() >= run->retry;
+    if (!due(run->step, opt.save_every) && !again) return;
+    double start = seconds();
+    const char* error = save_run(run);
+    if (error && !run->retry) {
+        clear_live_line();
+        printf("step %zu: cannot write %s: %s; training goes on, and saving is tried again\n", run->step,
+               opt.checkpoint, error);
+    }
+    run->retry = error ? seconds() + 10 * (seconds() - start) : 0;
+}
+
+// The last save is tried until it succeeds where somebody is there to make room, else three times.
+static void save_last(Run* run) {
+    const char* error = NULL;
+    for (int i = 0; run->saved != run->step && (error = save_run(run)) && (live || i < 2); i++) {
+        if (live && i == 0) {
+            clear_live_line();
+            printf("cannot write %s: %s; this is tried again every second until you have made room\n", opt.checkpoint,
+                   error);
+            fflush(stdout);
+        }
+        sleep(1);
+    }
+    rescue = NULL;
+    if (run->saved != run->step)
+        die("cannot write %s: %s; what was learned after step %zu is lost", opt.checkpoint, error, run->saved);
+}
+
 static int run_training(void) {
-    Run run;
+    static Run run;
     start_run(&run);
     double begin = seconds(), average = 0;
     while (run.step < (size_t)opt.steps && !signalled) {
@@ -3391,20 +3634,25 @@ static int run_training(void) {
         if (validated) {
             validate(&run);
             run.val_at[curve_column(&run)] = run.val_loss;
+            if (!isfinite(run.val_loss)) diverged(&run, "validation loss", run.val_loss);
         }
-        report(&run, loss, average, validated);
         log_step(&run, loss, duration, validated);
-        if (due(run.step, opt.save_every)) save_run(&run);
+        report(&run, loss, average, validated);
+        save_when_due(&run);
         if (due(run.step, opt.sample_every)) show_sample(&run, run.step == (size_t)opt.steps ? (size_t)opt.tokens : 96);
     }
     clear_live_line();
+    save_last(&run);
     if (signalled && run.step < (size_t)opt.steps) {
-        save_run(&run);
-        printf("stopped after step %zu, saved in %s; `./train_gpt%s --resume", run.step, opt.checkpoint,
-               cuda_device ? "_cu" : "");
-        print_options_again();
-        puts("` goes on from there");
-        check_output();
+        if (run.step == run.first) {
+            puts("stopped before the first step: nothing is changed");
+        } else {
+            printf("stopped after step %zu, saved in %s; `./train_gpt%s --resume", run.step, opt.checkpoint,
+                   cuda_device ? "_cu" : "");
+            print_options_again();
+            puts("` goes on from there");
+        }
+        fflush(stdout); // what was said is of no use where nobody listens any more
         return 128 + signalled;
     }
     draw_curve(&run);
@@ -3980,16 +4228,18 @@ static int run_attention(void) {
 static int train_gpt(int argc, char** argv) {
     struct sigaction action;
     memset(&action, 0, sizeof action);
-    action.sa_handler = on_signal;
-    action.sa_flags = SA_RESTART; // output under way is finished first
-    sigaction(SIGINT, &action, NULL);
-    sigaction(SIGTERM, &action, NULL);
+    action.sa_sigaction = on_cut_file;
+    action.sa_flags = SA_SIGINFO;
+    sigaction(SIGBUS, &action, NULL);
     signal(SIGPIPE, SIG_IGN); // a closed pipe is an error like any other,
     signal(SIGXFSZ, SIG_IGN); // and so is a file larger than the user's limit
-    // A standard stream that is closed must not become the first file opened, or what is printed would go there.
+    // A standard stream that is closed must not become the first file opened, or what is printed would go there; and
+    // one that does not wait for its reader would lose it.
     int fd = open("/dev/null", O_RDONLY);
     while (fd >= 0 && fd <= STDERR_FILENO) fd = open("/dev/null", O_RDONLY);
     close(fd);
+    for (fd = STDOUT_FILENO; fd <= STDERR_FILENO; fd++) fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) & ~O_NONBLOCK);
+    omp_set_num_threads((int)min_size((size_t)omp_get_max_threads(), 256 + 4 * (size_t)omp_get_num_procs()));
     live = isatty(STDOUT_FILENO);
     parse_command_line(argc, argv);
     if (!opt.help && !opt.version) {

@@ -551,7 +551,7 @@ int main(int argc, char** argv) {
         return 0;
     }
     Output out;
-    if (want.json) output_open(&out, want.json);
+    if (want.json) output_open(&out, want.json, 0);
     json_file = want.json ? out.stream : fopen("/dev/null", "w");
     if (!json_file) die("cannot open /dev/null: %s", strerror(errno));
     threads = omp_get_max_threads();
@@ -568,7 +568,7 @@ int main(int argc, char** argv) {
     json("'machine': {'threads': %d, 'peak_gflops': %.9g, 'read_gb_per_s': %.9g, 'copy_gb_per_s': %.9g}", threads,
          median(&peak) / 1e9, median(&reading) / 1e9, median(&copying) / 1e9);
     json("}\n");
-    if (want.json) output_replace(&out);
+    if (want.json) output_finish(&out);
     check_output();
     return 0;
 }

@@ -6,12 +6,14 @@
     python3 dev/check/mutate.py --sample 30        30 in all, in a few minutes; --seed N draws others
     python3 dev/check/mutate.py --list             what would be tried
     python3 dev/check/mutate.py --mutant 3fa01c    one of them again: its line, and what each test says
+    python3 dev/check/mutate.py --file attention.h in dev/learn/attention/attention.h; five minutes
 
 A changed copy is called a mutant. It is caught when a test fails, crashes or takes ten times as long as it should; if
 all pass, the tests of its room run again with the sanitizers of make DEBUG=1, which see what is read or written beyond
 an end. If these pass too, it has survived. Then either a check is missing, or the line does nothing, or the change
 makes no difference to what the program computes. The last are called equivalent and do not count: the tool knows them
-when the compiler makes the same machine code of both, and otherwise from mutants.txt, which has the reason for each.
+when the compiler makes the same machine code of both, and otherwise from mutants.txt, of attention.h from
+mutants_attention.txt, which have the reason for each.
 
 The kinds of errors:
 
@@ -59,7 +61,7 @@ import threading
 import time
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-EQUIVALENT = ROOT / "dev" / "check" / "mutants.txt"
+CHECK = ROOT / "dev" / "check"
 PER_ROOM = 40
 
 # The tests that are tried first on a room's mutants: those with one of these in their names.
@@ -76,11 +78,33 @@ FIRST_TESTS = {
     "command line": "help option cli_".split(),
     "training loop": "log validation threads accumulate resume cli_ generation_cli".split(),
 }
+FIRST_ATTENTION_TESTS = {
+    "products": ["pytorch", "differences"],
+    "scores": ["pytorch", "scores", "projected", "extremes"],
+    "masks and softmax": ["pytorch", "causal", "blind", "extremes"],
+    "attention": ["pytorch"],
+    "several heads": ["pytorch", "accumulation"],
+    "local attention": ["pytorch", "local"],
+    "flash attention": ["pytorch", "flash", "blind"],
+    "linear attention": ["pytorch", "causal"],
+    "positions": ["positions"],
+}
+
+# What is tested with what: a source and its tests in a folder, which `make` there builds into a program. Copied is what
+# they need besides, linked what the tests read.
+Subject = collections.namedtuple("Subject", "folder source tests program copied linked equivalent first_tests")
+SUBJECTS = {
+    "train_gpt.c": Subject("", "train_gpt.c", "test_gpt.c", "build/test_gpt", ["Makefile"], ["dev"], "mutants.txt",
+                           FIRST_TESTS),
+    "attention.h": Subject("dev/learn/attention", "attention.h", "test_attention.c",
+                           "../../../build/attention/test_attention", ["quick.h"], ["dev/check"],
+                           "mutants_attention.txt", FIRST_ATTENTION_TESTS),
+}
 
 # Left out from the start; the docstring says why.
 SKIPPED_FUNCTIONS = {"machine_peak", "draw_curve", "print_help", "clear_live_line", "memory_available", "seconds",
                      "free_model", "free_data", "free_tokenizer", "close_checkpoint", "limit_spinning"}
-SKIPPED_LINES = re.compile(r"enum \{ (LANES|NR|CHUNK|STRIP|CURVE|STREAM_WEIGHTS|HEIGHT)|O_CLOEXEC|noreturn"
+SKIPPED_LINES = re.compile(r"enum \{ (LANES|NR|CHUNK|STRIP|CURVE|STREAM_WEIGHTS|HEIGHT|FLASH_TILE)|O_CLOEXEC|noreturn"
                            r"|room \? 2 \* room|average|fsync|if \(fd >= 0\)|slash - out->path|curve_column"
                            r"|size_t every = |run->step % every")
 WORDING = {"die", "fail", "json_fail", "printf", "puts", "fputs", "strerror"}
@@ -119,7 +143,7 @@ def one_line(text):
 
 
 class Source:
-    """train_gpt.c as tokens. Each has a text, a place, and what encloses it: a function, brackets, calls."""
+    """A C file as tokens. Each has a text, a place, and what encloses it: a function, brackets, calls."""
 
     def __init__(self, text):
         self.text = text
@@ -161,7 +185,7 @@ class Source:
                 function = ""
 
     def find_rooms(self):
-        self.rooms = [(m.start(), m.group(1).lower()) for m in re.finditer(r"^// =+\n// (.+)\n", self.text, re.M)]
+        self.rooms = [(m.start(), m.group(1).lower()) for m in re.finditer(r"^// =+\n// ([^(:\n]*\w)", self.text, re.M)]
 
     def room(self, place):
         name = ""
@@ -349,10 +373,10 @@ def shuffled(mutants, seed):
     return [m for _, _, m in sorted(turns, key=lambda t: t[:2])]
 
 
-def read_equivalent():
-    """mutants.txt: @ and a function, or @ alone; - and one of its lines as it is, + and the same line changed."""
+def read_equivalent(path):
+    """A mutants.txt: @ and a function, or @ alone; - and one of its lines as it is, + and the same line changed."""
     changes, function, before = set(), None, None
-    for number, line in enumerate(EQUIVALENT.read_text().splitlines(), 1):
+    for number, line in enumerate(path.read_text().splitlines(), 1):
         mark, rest = line[:1], one_line(line[1:])
         if mark == "@":
             function = rest
@@ -361,7 +385,7 @@ def read_equivalent():
         elif mark == "+":
             changes.add((function, before, rest))
         elif mark not in ("", "#"):
-            sys.exit(f"{EQUIVALENT}:{number}: a line begins with #, @, - or +")
+            sys.exit(f"{path}:{number}: a line begins with #, @, - or +")
     return changes
 
 
@@ -373,13 +397,13 @@ def is_equivalent(m, known):
 # Trying them
 
 
-def build_command(*variables):
+def build_command(subject, *variables):
     """The Makefile's, but -O1, which is quicker to build, and without warnings and -g."""
-    lines = subprocess.run(["make", "-n", "-B", "build/test_gpt", *variables], cwd=ROOT, capture_output=True,
-                           text=True).stdout
-    command = [line for line in lines.splitlines() if " test_gpt.c -o build/test_gpt" in line]
+    lines = subprocess.run(["make", "-n", "-B", subject.program, *variables], cwd=ROOT / subject.folder,
+                           capture_output=True, text=True).stdout
+    command = [line for line in lines.splitlines() if f" {subject.tests} -o {subject.program}" in line]
     if len(command) != 1:
-        sys.exit("mutate: `make -n build/test_gpt` does not say how the tests are built")
+        sys.exit(f"mutate: `make -n {subject.program}` does not say how the tests are built")
     return [word for word in shlex.split(command[0]) if not re.match(r"-[OWg]", word)] + ["-O1", "-w"]
 
 
@@ -410,42 +434,47 @@ def run(command, folder, timeout, memory=16 << 30):
 class Bench:
     """A folder with a copy of the sources, in which a mutant is built and its tests run."""
 
-    def __init__(self, folder, tests_source):
-        self.folder = folder
-        (self.folder / "build").mkdir(parents=True)
-        (self.folder / "test_gpt.c").write_text(tests_source)
-        shutil.copy(ROOT / "Makefile", self.folder)
-        (self.folder / "dev").symlink_to(ROOT / "dev")
-        self.program = self.folder / "build" / "test_gpt"
+    def __init__(self, subject, folder, tests_source):
+        self.subject, self.folder = subject, folder / subject.folder
+        self.folder.mkdir(parents=True)
+        for name in subject.linked:
+            (folder / name).symlink_to(ROOT / name)
+        for name in subject.copied:
+            shutil.copy(ROOT / subject.folder / name, self.folder)
+        (self.folder / subject.tests).write_text(tests_source)
+        self.program = (self.folder / subject.program).resolve()
+        self.program.parent.mkdir(parents=True)
 
     def build(self, command, text):
         self.memory = 0 if any("sanitize" in word for word in command) else 16 << 30  # sanitizers lay claim to more
-        (self.folder / "train_gpt.c").write_text(text)
+        (self.folder / self.subject.source).write_text(text)
         self.program.unlink(missing_ok=True)
         return run(command, self.folder, 300) == 0
 
     def test(self, name, timeout):
-        """One test, as test_gpt itself would start it."""
-        with tempfile.TemporaryDirectory(dir=self.folder / "build", ignore_cleanup_errors=True) as folder:
-            command = [str(self.program), "--test", name, os.path.relpath(folder, self.folder)]
+        """One test: in a folder of its own, as test_gpt itself would start it; test_attention needs none."""
+        with tempfile.TemporaryDirectory(dir=self.program.parent, ignore_cleanup_errors=True) as folder:
+            own = ["--test", name, os.path.relpath(folder, self.folder)]
+            command = [str(self.program), *(own if self.subject.source == "train_gpt.c" else [name])]
             status = run(command, self.folder, timeout, self.memory)
         return status in (0, 77)  # passed, or cannot be done here
 
 
 class Trial:
-    def __init__(self, work, jobs):
-        self.text = (ROOT / "train_gpt.c").read_text()
-        tests_source = (ROOT / "test_gpt.c").read_text()
-        self.command, self.sanitized_command = build_command(), build_command("DEBUG=1")
-        self.tests = re.findall(r'^ +\{"(?!twin_)(\w+)", test_\w+', tests_source, re.M)  # twin_: train_gpt.cu's
+    def __init__(self, subject, work, jobs):
+        self.subject = subject
+        self.text = (ROOT / subject.folder / subject.source).read_text()
+        tests_source = (ROOT / subject.folder / subject.tests).read_text()
+        self.command, self.sanitized_command = build_command(subject), build_command(subject, "DEBUG=1")
+        self.tests = re.findall(r'\{"(?!twin_)(\w+)", test_\w+', tests_source)  # twin_: train_gpt.cu's
         if not self.tests:
-            sys.exit("mutate: test_gpt.c has no table of tests that can be read")
-        self.equivalent = read_equivalent()
+            sys.exit(f"mutate: {subject.tests} has no table of tests that can be read")
+        self.equivalent = read_equivalent(CHECK / subject.equivalent)
         self.benches = queue.Queue()
         for number in range(jobs):
-            self.benches.put(Bench(work / str(number), tests_source))
+            self.benches.put(Bench(subject, work / str(number), tests_source))
         self.measure()
-        self.sanitized_bench, self.sanitized_seconds = Bench(work / "sanitized", tests_source), None
+        self.sanitized_bench, self.sanitized_seconds = Bench(subject, work / "sanitized", tests_source), None
         self.lock = threading.Lock()
 
     def measure(self):
@@ -458,7 +487,7 @@ class Trial:
         for name in self.tests:
             start = time.monotonic()
             if not bench.test(name, 300):
-                sys.exit(f"mutate: {name} fails already: build/test_gpt {name}")
+                sys.exit(f"mutate: {name} fails already: {self.subject.program} {name}")
             self.seconds[name] = time.monotonic() - start
 
     def measure_sanitized(self, names):
@@ -476,7 +505,7 @@ class Trial:
             return {name: self.sanitized_seconds[name] for name in names if self.sanitized_seconds[name]}
 
     def is_first(self, room, name):
-        return any(first in name for first in FIRST_TESTS.get(room, []))
+        return any(first in name for first in self.subject.first_tests.get(room, []))
 
     def order(self, room):
         """The room's own tests and then all others, the quick ones first."""
@@ -533,7 +562,8 @@ def try_room(trial, pool, candidates, count, verbose):
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Makes small errors in train_gpt.c and runs the tests on each.")
+    parser = argparse.ArgumentParser(description="Makes small errors in a file and runs its tests on each.")
+    parser.add_argument("--file", choices=SUBJECTS, default="train_gpt.c", help="default: train_gpt.c")
     parser.add_argument("--room", action="append", metavar="NAME", help="only rooms with this in their name")
     parser.add_argument("--count", type=int, default=PER_ROOM, metavar="N", help=f"errors a room, default: {PER_ROOM}")
     parser.add_argument("--sample", type=int, metavar="N", help="errors in all, spread over the rooms")
@@ -545,15 +575,17 @@ def main():
     parser.add_argument("-v", action="store_true", help="show every verdict, not only the survivors'")
     options = parser.parse_args()
 
-    text = (ROOT / "train_gpt.c").read_text()
+    subject = SUBJECTS[options.file]
+    text = (ROOT / subject.folder / subject.source).read_text()
     mutants = all_mutants(text)
     rooms = list(dict.fromkeys(m.room for m in mutants))
     rooms = [room for room in rooms if not options.room or any(r.lower() in room for r in options.room)]
     if not rooms:
         sys.exit("mutate: no such room")
-    known = read_equivalent()
+    known = read_equivalent(CHECK / subject.equivalent)
     for function, before, _ in known - {(m.function, m.before, m.after) for m in mutants}:
-        print(f"{EQUIVALENT.name}: train_gpt.c has no such line any more: @ {function}: {before}", file=sys.stderr)
+        print(f"{subject.equivalent}: {subject.source} has no such line any more: @ {function}: {before}",
+              file=sys.stderr)
     chosen = {room: shuffled([m for m in mutants if m.room == room], options.seed) for room in rooms}
     counts = {room: options.count for room in rooms}
     if options.sample is not None:
@@ -577,9 +609,9 @@ def main():
     results = {}
     with (tempfile.TemporaryDirectory(dir=ROOT / "build", prefix="mutants.", ignore_cleanup_errors=True) as work,
           concurrent.futures.ThreadPoolExecutor(options.jobs) as pool):
-        trial = Trial(pathlib.Path(work), options.jobs)
+        trial = Trial(subject, pathlib.Path(work), options.jobs)
         if trial.text != text:
-            sys.exit("mutate: train_gpt.c has just changed; start again")
+            sys.exit(f"mutate: {subject.source} has just changed; start again")
         try:
             for room in rooms:
                 if options.mutant and len(options.mutant) == 1:

@@ -1,0 +1,534 @@
+#!/usr/bin/env python3
+"""What users do by mistake or out of impatience: command lines, signals, closed pipes and terminals, names that coincide.
+
+    make train_gpt
+    python3 dev/check/user_slips.py [--program ./train_gpt] [WORD ...]     only those with WORD in their name
+
+Each check runs in a folder of its own that holds a text's tokens in data/. What was there before must be there after
+it, byte for byte, under its name or, if another run took that, as NAME.old. Prints `N passed, N failed`.
+"""
+
+import argparse
+import fcntl
+import os
+import pty
+import re
+import resource
+import select
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import termios
+import time
+
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+PREPARE = os.path.join(ROOT, "prepare_data.py")
+SMALL = "--layers 1 --channels 32 --heads 2 --context 16 --batch 2 --val-batches 2 --tokens 0".split()
+ENDLESS = [*SMALL, "--steps", "1000000", "--val-every", "0", "--sample-every", "0", "--save-every", "0"]
+program = os.path.join(ROOT, "train_gpt")
+TESTS = []
+
+
+def slip(function):
+    TESTS.append(function)
+    return function
+
+
+def read(path):
+    with open(path, "rb") as file:
+        return file.read()
+
+
+def write(path, data):
+    with open(path, "wb") as file:
+        file.write(data)
+
+
+def run(*arguments, **options):
+    """train_gpt to its end, in the current folder."""
+    options = {"capture_output": True, "timeout": 120, "stdin": subprocess.DEVNULL, **options}
+    if "stdout" in options or "stderr" in options:
+        del options["capture_output"]
+        options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
+    return subprocess.run([program, *arguments], **options)
+
+
+def good(done):
+    assert done.returncode == 0, f"status {done.returncode}: {done.stderr.decode()}"
+    return done
+
+
+def refused(done, *words, status=1):
+    """Ended by one line on stderr that says these words."""
+    text = done.stderr.decode(errors="replace")
+    assert done.returncode == status, f"status {done.returncode}, not {status}: {text}"
+    assert text.startswith("train_gpt: ") and text.count("\n") == 1 and text.isprintable() == text[:-1].isprintable() \
+        or text[:-1].isprintable() and text.startswith("train_gpt: "), f"not one line: {text!r}"
+    for word in words:
+        assert word in text, f"{word!r} is not in {text!r}"
+
+
+def begin(*arguments, **options):
+    return subprocess.Popen([program, *arguments], **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE,
+                                                      "stdin": subprocess.DEVNULL, **options})
+
+
+def wait_for(condition, what, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"no {what} after {seconds} s"
+        time.sleep(0.01)
+
+
+def rows(path):
+    """Rows of a log, to be waited for."""
+    return read(path).count(b"\n") - 1 if os.path.exists(path) else 0
+
+
+def steps_saved(path="gpt.safetensors"):
+    data = read(path)
+    return int(re.search(rb'"step":"(\d+)"', data[:100000]).group(1))
+
+
+def resumable(path="gpt.safetensors"):
+    """That a checkpoint is whole and goes on."""
+    steps = steps_saved(path)
+    good(run("--resume", "--checkpoint", path, "--steps", str(steps + 1)))
+    return steps
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# Nothing is overwritten that is not the program's own
+
+@slip
+def log_onto_any_file():
+    for name, content in ("notes.md", b"# 1 note\n2 more\n"), ("table.csv", b"step,loss\n1,2\n"):
+        write(name, content)
+        refused(run(*SMALL, "--steps", "2", "--log", name), name, "no log")
+        good(run(*SMALL, "--steps", "2"))
+        refused(run("--resume", "--steps", "3", "--log", name), name, "no log")
+        assert read(name) == content
+        os.remove("gpt.safetensors")
+    tokens = read("data/train.bin")
+    refused(run(*SMALL, "--steps", "2", "--log", "data/train.bin"), "no log")
+    assert read("data/train.bin") == tokens and not os.path.exists("gpt.safetensors")
+
+
+@slip
+def log_is_checkpoint():
+    refused(run(*SMALL, "--steps", "2", "--checkpoint", "m", "--log", "./m"), "same file", status=2)
+    assert os.listdir() == ["data"]
+    good(run(*SMALL, "--steps", "2", "--checkpoint", "m"))
+    model = read("m")
+    os.link("m", "other")
+    for name in "m", "other":
+        refused(run("--resume", "--steps", "3", "--checkpoint", "m", "--log", name), "same file", status=2)
+    assert read("m") == model
+
+
+@slip
+def log_onto_standard_output():
+    with open("out", "w") as out:
+        refused(run(*SMALL, "--steps", "2", "--log", "out", stdout=out), "prints to", status=2)
+    with open("out", "w") as out:
+        refused(run(*SMALL, "--steps", "2", "--log", "/dev/stdout", stdout=out), status=2)
+    assert os.path.islink("/dev/stdout") and not os.path.exists("gpt.safetensors")
+
+
+@slip
+def links_stay_links():
+    os.mkdir("elsewhere")
+    for name in "gpt.safetensors", "log.csv":
+        os.symlink("elsewhere/" + name, name)
+        refused(run(*SMALL, "--steps", "1", "--log", "log.csv"), "link to nothing")
+        write("elsewhere/" + name, b"")
+        os.remove(name)
+        os.remove("elsewhere/" + name)
+    good(run(*SMALL, "--steps", "2", "--log", "log.csv"))
+    for name in "gpt.safetensors", "log.csv":
+        shutil.move(name, "elsewhere")
+        os.symlink("elsewhere/" + name, name)
+    model = read("gpt.safetensors")
+    good(run("--resume", "--steps", "4", "--log", "log.csv"))
+    assert steps_saved("elsewhere/gpt.safetensors") == 4 and rows("elsewhere/log.csv") == 4
+    good(run(*SMALL, "--steps", "3", "--log", "log.csv"))
+    for name in "gpt.safetensors", "log.csv":
+        assert os.path.islink(name) and os.path.exists(f"elsewhere/{name}.old"), name
+    assert steps_saved("elsewhere/gpt.safetensors.old") == 4 and model != read("gpt.safetensors")
+
+
+@slip
+def the_same_log_again():
+    good(run(*SMALL, "--steps", "3", "--log", "log.csv"))
+    log = read("log.csv")
+    refused(run(*SMALL, "--steps", "3", "--log", "log.csv", "--batch", "60000", "--channels", "8192", "--context", "99"),
+            "memory")
+    assert read("log.csv") == log and not os.path.exists("log.csv.old")
+    for n in "", "2":
+        good(run(*SMALL, "--steps", "2", "--log", "log.csv"))
+        assert read("log.csv.old") == log and rows("log.csv") == 2 and os.path.exists("log.csv.old" + n)
+
+
+@slip
+def log_is_a_pipe():
+    os.mkfifo("pipe")
+    good(run(*SMALL, "--steps", "2"))
+    refused(run("--resume", "--steps", "3", "--log", "pipe", timeout=20), "pipe", "not a regular file")
+    refused(run(*SMALL, "--log", "pipe", timeout=20), "not a regular file")
+
+
+@slip
+def resume_forgotten():
+    good(run(*SMALL, "--steps", "5"))
+    model = read("gpt.safetensors")
+    for steps in 1, 2, 3:
+        good(run(*SMALL, "--steps", str(steps)))
+    assert read("gpt.safetensors.old") == model and steps_saved("gpt.safetensors.old3") == 2
+    # Stopped before anything was done: the good model stays where it is.
+    process = begin(*ENDLESS)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert steps_saved() == 3 or steps_saved("gpt.safetensors.old4") == 3
+
+
+@slip
+def a_folder_named_old():
+    good(run(*SMALL, "--steps", "2"))
+    os.mkdir("gpt.safetensors.old")
+    good(run(*SMALL, "--steps", "1"))
+    assert steps_saved("gpt.safetensors.old2") == 2
+
+
+@slip
+def checkpoint_onto_any_file():
+    write("notes.md", b"# notes\n" * 9)
+    refused(run(*SMALL, "--steps", "1", "--checkpoint", "notes.md"), "notes.md", "another name")
+    refused(run(*SMALL, "--steps", "1", "--checkpoint", ""), "--checkpoint", status=2)
+    refused(run(*SMALL, "--steps", "1", "--checkpoint", "new/"))
+    refused(run(*SMALL, "--steps", "1", "--log", ""), "--log", status=2)
+    assert read("notes.md") == b"# notes\n" * 9 and sorted(os.listdir()) == ["data", "notes.md"]
+
+
+@slip
+def a_cut_off_checkpoint():
+    good(run(*SMALL, "--steps", "2"))
+    cut = read("gpt.safetensors")[:100000]
+    write("gpt.safetensors", cut)
+    good(run(*SMALL, "--steps", "1"))
+    assert read("gpt.safetensors.old") == cut
+
+
+@slip
+def a_file_with_the_temporary_name():
+    write("q.tmp", b"mine")
+    write("q.old", b"mine, too")
+    good(run(*SMALL, "--steps", "2", "--checkpoint", "q"))
+    good(run(*SMALL, "--steps", "1", "--checkpoint", "q"))
+    assert read("q.tmp") == b"mine" and read("q.old") == b"mine, too" and steps_saved("q.old2") == 2
+    assert sorted(os.listdir()) == ["data", "q", "q.old", "q.old2", "q.tmp"]
+
+
+@slip
+def two_runs_on_one_checkpoint():
+    first = begin(*ENDLESS, "--log", "log.csv")
+    wait_for(lambda: rows("log.csv") > 2, "log")
+    refused(run(*SMALL, "--steps", "2"), "gpt.safetensors", f"process {first.pid}")
+    refused(run(*SMALL, "--steps", "2", "--checkpoint", "./gpt.safetensors"), f"process {first.pid}")
+    refused(run(*SMALL, "--steps", "2", "--checkpoint", "b", "--log", "log.csv"), "log.csv", f"process {first.pid}")
+    first.send_signal(signal.SIGTERM)
+    first.communicate(timeout=60)
+    assert resumable() > 2 and sorted(os.listdir()) == ["data", "gpt.safetensors", "log.csv"]
+
+
+@slip
+def a_checkpoint_put_there_during_the_run():
+    good(run(*SMALL, "--steps", "2", "--checkpoint", "good"))
+    process = begin(*ENDLESS, "--save-every", "20", "--log", "log.csv")
+    wait_for(lambda: os.path.exists("gpt.safetensors"), "checkpoint")
+    os.rename("good", "gpt.safetensors")
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert steps_saved("gpt.safetensors.old") == 2 and resumable() >= 20
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# The run is saved before it ends, whatever ends it
+
+@slip
+def output_is_closed():
+    for command in '"$0" "$@" | head -7', '"$0" "$@" >/dev/full':
+        done = subprocess.run(["bash", "-c", "set -o pipefail; " + command, program, *ENDLESS, "--val-every", "5"],
+                              capture_output=True, timeout=60)
+        assert done.returncode == 1 and b"cannot write to standard output" in done.stderr, done
+        if "head" in command:
+            assert resumable() > 0
+        else:
+            assert not os.path.exists("gpt.safetensors") or resumable() > 0
+        for name in os.listdir():
+            if name.startswith("gpt"):
+                os.remove(name)
+
+
+@slip
+def output_does_not_wait():
+    reader, writer = os.pipe()
+    fcntl.fcntl(writer, fcntl.F_SETFL, os.O_NONBLOCK)
+    process = begin(*SMALL, "--steps", "400", "--val-every", "1", "--val-batches", "1", stdout=writer)
+    os.close(writer)
+    time.sleep(2)
+    out = b""
+    while chunk := os.read(reader, 1 << 16):
+        out += chunk
+    assert process.wait(60) == 0 and len(re.findall(rb"\nstep +\d+/400", out)) == 400, process.stderr.read()
+
+
+@slip
+def interrupted_with_tee():
+    process = subprocess.Popen(["bash", "-c", '"$0" "$@" | tee t.log', program, *ENDLESS, "--log", "log.csv"],
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
+    wait_for(lambda: rows("log.csv") > 5, "log")
+    os.killpg(process.pid, signal.SIGINT)
+    process.communicate(timeout=60)
+    wait_for(lambda: os.path.exists("gpt.safetensors"), "checkpoint")
+    assert resumable() >= 5
+
+
+@slip
+def signals():
+    for number in signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGXCPU:
+        process = begin(*ENDLESS, "--log", "log.csv")
+        wait_for(lambda: rows("log.csv") > 3, "log")
+        process.send_signal(number)
+        if number == signal.SIGHUP:     # a terminal that closes sends two
+            process.send_signal(number)
+        out, err = process.communicate(timeout=60)
+        assert process.returncode == 128 + number and b"finishing the step" in err, (process.returncode, err)
+        assert resumable() > 3
+        os.remove("gpt.safetensors")
+        os.remove("log.csv")
+    process = begin(*ENDLESS, "--log", "log.csv", preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
+    wait_for(lambda: rows("log.csv") > 3, "log")
+    process.send_signal(signal.SIGHUP)
+    before = rows("log.csv")
+    wait_for(lambda: rows("log.csv") > before + 20, "step after a hang-up that nohup keeps away")
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+
+
+@slip
+def answer_at_once():
+    """Within 100 ms, in steps of a second; the second time it leaves."""
+    process = begin(*SMALL, "--layers", "6", "--channels", "256", "--context", "256", "--accumulate", "64", "--steps",
+                    "100000", "--val-every", "0", "--val-batches", "1", "--log", "log.csv")
+    wait_for(lambda: rows("log.csv") >= 0 and os.path.exists("log.csv"), "log")
+    time.sleep(0.5)
+    start = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    assert select.select([process.stderr], [], [], 5)[0]
+    waited = time.monotonic() - start
+    assert b"again: leave without saving" in os.read(process.stderr.fileno(), 1000)
+    assert waited < 0.1, f"answered after {waited:.3f} s"
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=5)
+    assert process.returncode == -signal.SIGINT and sorted(os.listdir()) == ["data", "log.csv"]
+
+
+@slip
+def log_disk_is_full():
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (600000, 600000))
+    # The limit leaves room for the checkpoint, of 250,000 bytes, not for the log of so many steps.
+    done = run(*ENDLESS, "--val-every", "0", "--log", "log.csv", preexec_fn=limit)
+    refused(done, "log.csv", "saved after step")
+    assert resumable() > 100
+
+
+@slip
+def checkpoint_disk_is_full():
+    size = 200000
+    refused(run(*SMALL, "--steps", "2", preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))),
+            "cannot write gpt.safetensors")
+    assert os.listdir() == ["data"]
+
+
+@slip
+def a_save_that_fails_is_retried():
+    """Someone takes the folder's permission away and gives it back."""
+    if os.geteuid() == 0:
+        return "skipped: root may write anywhere"
+    os.mkdir("models")
+    process = begin(*ENDLESS, "--save-every", "5", "--checkpoint", "models/m", "--log", "log.csv")
+    wait_for(lambda: os.path.exists("models/m"), "checkpoint")
+    os.chmod("models", 0o500)
+    held = steps_saved("models/m")
+    before = rows("log.csv")
+    wait_for(lambda: rows("log.csv") > before + 50, "step without a checkpoint")
+    assert steps_saved("models/m") <= held + 5
+    os.chmod("models", 0o700)
+    wait_for(lambda: steps_saved("models/m") > held + 20, "checkpoint afterwards")
+    process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate(timeout=60)
+    assert b"training goes on" in out and process.returncode == 143
+
+
+@slip
+def a_folder_that_goes_away():
+    os.mkdir("models")
+    process = begin(*ENDLESS, "--save-every", "5", "--checkpoint", "models/m", "--log", "log.csv")
+    wait_for(lambda: os.path.exists("models/m"), "checkpoint")
+    os.rename("models", "moved")
+    held, before = steps_saved("moved/m"), rows("log.csv")
+    wait_for(lambda: rows("log.csv") > before + 50, "step without a checkpoint")
+    os.rename("moved", "models")
+    wait_for(lambda: steps_saved("models/m") > held + 20, "checkpoint afterwards")
+    os.rename("models", "moved")
+    before = rows("log.csv")
+    wait_for(lambda: rows("log.csv") > before + 9, "further steps")
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    assert b"training goes on" in out and process.returncode == 143 and b"is lost" in err, (process.returncode, err)
+
+
+@slip
+def a_text_that_is_cut_off():
+    shutil.copytree("data", "mine")
+    process = begin(*ENDLESS, "--data", "mine", "--log", "log.csv")
+    wait_for(lambda: rows("log.csv") > 5, "log")
+    os.truncate("mine/train.bin", 1024)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 1 and b"mine/train.bin" in err and b"saved after step" in err, (process.returncode, err)
+    assert resumable() > 4
+
+
+@slip
+def no_numbers():
+    blow_up = ["--lr", "1e3", "--min-lr", "1e3", "--warmup", "0", "--weight-decay", "1e3", "--clip", "0"]
+    refused(run(*SMALL, "--steps", "3", *blow_up), "validation loss is")
+    assert os.listdir() == ["data"]
+    refused(run(*SMALL, "--steps", "3", *blow_up, "--save-every", "1"), "validation loss is")
+    good(run("--generate", "x", "--tokens", "3"))
+
+
+@slip
+def nobody_reads_what_is_generated():
+    good(run(*SMALL, "--steps", "2"))
+    start = time.monotonic()
+    subprocess.run(["bash", "-c", '"$0" --generate x --tokens 100000000 | head -c 20', program], timeout=20,
+                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True)
+    assert time.monotonic() - start < 5
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# The terminal
+
+def terminal(columns, arguments, until, then=lambda process, master: None):
+    """What a run writes to a terminal of so many columns, until it has written `until` times a progress line."""
+    master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    process = subprocess.Popen([program, *arguments], stdin=slave, stdout=slave, stderr=slave, start_new_session=True)
+    os.close(slave)
+    out, done = b"", False
+    while select.select([master], [], [], 60)[0]:
+        try:
+            chunk = os.read(master, 1 << 16)
+        except OSError:     # closed at the other end
+            break
+        out += chunk
+        if out.count(b"\rstep") + out.count(b"Kstep") > until and not done:
+            then(process, master)
+            done = True
+    os.close(master)
+    return process.wait(60), out.decode()
+
+
+def progress_lines(out):
+    return [line for line in re.split(r"[\r\n]+(?:\x1b\[K)?", out) if re.match(r"step \d+/", line)]
+
+
+@slip
+def lines_fit_the_terminal():
+    for columns, words in (40, "left"), (80, "["), (200, "of peak"):
+        status, out = terminal(columns, [*SMALL, "--steps", "300", "--val-every", "100"], 5)
+        lines = progress_lines(out)
+        assert status == 0 and len(lines) > 250, (status, len(lines), out[-500:])
+        assert max(map(len, lines)) < columns, max(lines, key=len)
+        assert any(words in line for line in lines), (columns, lines[10])
+        assert sum("val " in line for line in lines) == 3
+        wiped = out.count("\x1b[K")
+        assert wiped >= len(lines) - 4, (wiped, len(lines))
+
+
+@slip
+def the_terminal_changes():
+    def narrow(process, master):
+        fcntl.ioctl(master, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 40, 0, 0))
+
+    status, out = terminal(200, [*SMALL, "--steps", "2000", "--val-every", "0"], 5, narrow)
+    lines = progress_lines(out)
+    assert status == 0 and len(lines[0]) > 80 and max(map(len, lines[-100:])) < 40
+
+
+@slip
+def the_terminal_is_closed():
+    master, slave = pty.openpty()
+
+    def own_terminal():
+        os.setsid()
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+    process = subprocess.Popen([program, *ENDLESS, "--log", "log.csv"], stdin=slave, stdout=slave, stderr=slave,
+                               preexec_fn=own_terminal)
+    os.close(slave)
+    while rows("log.csv") < 20:
+        if select.select([master], [], [], 0.01)[0]:
+            os.read(master, 1 << 16)
+    os.close(master)
+    assert process.wait(60) == 129
+    assert resumable() >= 20
+
+
+def main():
+    global program
+    parser = argparse.ArgumentParser(description="What users do by mistake or out of impatience.")
+    parser.add_argument("--program", default=program)
+    parser.add_argument("-v", "--verbose", action="store_true", help="name each as it runs")
+    parser.add_argument("words", nargs="*", metavar="WORD")
+    options = parser.parse_args()
+    program = os.path.abspath(options.program)
+    if not os.access(program, os.X_OK):
+        sys.exit("user_slips.py: %s is not built; `make train_gpt` builds it" % program)
+    os.environ.update(OMP_NUM_THREADS="2", OMP_WAIT_POLICY="passive")
+    passed = failed = skipped = 0
+    with tempfile.TemporaryDirectory() as top:
+        data = os.path.join(top, "data")
+        subprocess.run([sys.executable, PREPARE, "--tokenizer", "bytes", "--out", data, PREPARE], check=True,
+                       stdout=subprocess.DEVNULL)
+        for test in TESTS:
+            if options.words and not any(word in test.__name__ for word in options.words):
+                continue
+            with tempfile.TemporaryDirectory(dir=top) as folder:
+                shutil.copytree(data, os.path.join(folder, "data"))
+                os.chdir(folder)
+                start = time.monotonic()
+                try:
+                    why = test()
+                    skipped += why is not None
+                    passed += why is None
+                    if why:
+                        print(f"{test.__name__}: {why}", flush=True)
+                except (AssertionError, OSError, subprocess.SubprocessError) as error:
+                    failed += 1
+                    print(f"{test.__name__}: {type(error).__name__}: {error}", flush=True)
+                os.chdir(top)
+                if options.verbose:
+                    print(f"{test.__name__}: {time.monotonic() - start:.1f} s", flush=True)
+    print(f"{passed} passed, {failed} failed" + (f", {skipped} skipped" if skipped else ""))
+    return failed > 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

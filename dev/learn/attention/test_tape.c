@@ -1,0 +1,370 @@
+// test_tape.c: is every derivative on the tape right?
+//
+//     ./test_tape [FIXTURE]
+//
+// Each operation's gradient is compared with finite differences, at sizes that are no multiple of anything. The GRU,
+// the LSTM, layer normalisation, cross-entropy and AdamW are compared with PyTorch's, from a fixture that
+// dev/check/tape_reference.py writes. Ends with "N passed, N failed", and with status 1 if any failed.
+
+#include <omp.h>
+
+#include "recurrent.h"
+
+static int passed, failed;
+
+static void expect(bool holds, const char* what, double error) {
+    if (holds)
+        passed++;
+    else
+        failed++, printf("FAILED: %s (%.3g)\n", what, error);
+}
+
+// ||x - y|| / ||y||, and |x - y| where y is 0.
+static double distance(const float* x, const float* y, size_t n) {
+    double difference = 0, length = 0;
+    for (size_t i = 0; i < n; i++) {
+        difference += ((double)x[i] - (double)y[i]) * ((double)x[i] - (double)y[i]);
+        length += (double)y[i] * (double)y[i];
+    }
+    return sqrt(difference) / (length > 0 ? sqrt(length) : 1);
+}
+
+// ---- finite differences --------------------------------------------------------------------------------------------
+
+// What is under test: a function of parameters p[0], p[1] ... that are on a tape.
+typedef Node* Function(Node** p);
+
+// The sum of y's elements, each times a fixed random number, in double precision.
+static double weighted_sum(const Node* y) {
+    uint64_t seed = 99;
+    double sum = 0;
+    for (size_t i = 0; i < size(y); i++) sum += (double)normal(&seed) * (double)y->value[i];
+    return sum;
+}
+
+// That sum as a node, whose gradient the tape is asked for.
+static void weighted_sum_backward(Node* y) {
+    uint64_t seed = 99;
+    for (size_t i = 0; i < size(y->in[0]); i++) y->in[0]->grad[i] += y->grad[0] * normal(&seed);
+}
+
+static double value_of(Function* f, Tape* t) {
+    double value = weighted_sum(f(t->parameters));
+    tape_clear(t);
+    return value;
+}
+
+// d value / d x by four values around x: (8 (f(x+h) - f(x-h)) - (f(x+2h) - f(x-2h))) / 12 h. Its error is of order h^4.
+static float difference_quotient(Function* f, Tape* t, float* x) {
+    const float h = 0.02f, at = *x;
+    double near = 0, far = 0;
+    for (int side = -1; side <= 1; side += 2) {
+        *x = at + (float)side * h, near += side * value_of(f, t);
+        *x = at + (float)side * 2 * h, far += side * value_of(f, t);
+    }
+    *x = at;
+    return (float)((8 * near - far) / (12 * (double)h));
+}
+
+// f of `count` parameters with the given rows and columns.
+static void test_gradient(const char* name, Function* f, int count, const int (*shape)[2]) {
+    Tape* t = tape_new(7);
+    for (int i = 0; i < count; i++) parameter(t, shape[i][0], shape[i][1], 0.7f);
+    Node* y = f(t->parameters);
+    Node* sum = record(t, 1, 1, weighted_sum_backward, 1, &y, 0);
+    for (int twice = 0; twice < 2; twice++) backward(sum); // a parameter's gradients add up until the update
+    double worst = 0;
+    for (int i = 0; i < count; i++) {
+        Node* p = t->parameters[i];
+        float* quotient = (float*)malloc(sizeof(float) * size(p));
+        for (size_t k = 0; k < size(p); k++) quotient[k] = 2 * difference_quotient(f, t, &p->value[k]);
+        double error = distance(p->grad, quotient, size(p));
+        worst = error <= worst ? worst : error; // NaN stays
+        free(quotient);
+    }
+    expect(worst < 1e-4, name, worst);
+    tape_free(t);
+}
+
+static const int targets[7] = {2, 0, -1, 4, 4, 1, 3};
+static const int indices[6] = {4, 0, 2, 2, 4, 4};
+
+static Node* f_matmul(Node** p) { return matmul(p[0], p[1]); }
+static Node* f_add(Node** p) { return add(p[0], p[1]); }
+static Node* f_multiply(Node** p) { return multiply(p[0], p[1]); }
+static Node* f_subtract(Node** p) { return subtract(p[0], p[1]); }
+static Node* f_scale(Node** p) { return scale(p[0], -1.7f); }
+static Node* f_tanh(Node** p) { return tanh_of(p[0]); }
+static Node* f_logistic(Node** p) { return logistic_of(p[0]); }
+// relu has no derivative at 0: every second number is moved up, the others down, far enough from it.
+static Node* f_relu(Node** p) {
+    Node* away = constant(p[0]->tape, p[0]->rows, p[0]->cols, NULL);
+    for (size_t i = 0; i < size(away); i++) away->value[i] = i % 2 ? 4.0f : -4.0f;
+    return relu_of(add(p[0], away));
+}
+static Node* f_softmax(Node** p) { return softmax_rows(p[0]); }
+static Node* f_layernorm(Node** p) { return layernorm_rows(p[0], p[1], p[2]); }
+static Node* f_concat_columns(Node** p) { return concat_columns(3, p); }
+static Node* f_concat_rows(Node** p) { return concat_rows(3, p); }
+static Node* f_slice_columns(Node** p) { return slice_columns(p[0], 2, 3); }
+static Node* f_slice_rows(Node** p) { return slice_rows(p[0], 2, 3); }
+static Node* f_gather_rows(Node** p) { return gather_rows(p[0], 6, indices); }
+static Node* f_transpose(Node** p) { return transpose(p[0]); }
+static Node* f_mean(Node** p) { return mean_of(p[0]); }
+static Node* f_cross_entropy(Node** p) { return cross_entropy(p[0], targets); }
+static Node* f_shared(Node** p) { return multiply(matmul(p[0], p[0]), add(p[0], tanh_of(p[0]))); } // used four times
+
+static void test_gradients(void) {
+    static const struct {
+        const char* name;
+        Function* f;
+        int count, shape[3][2];
+    } cases[] = {
+        {"matmul 1x1x1", f_matmul, 2, {{1, 1}, {1, 1}}},
+        {"matmul 5x7x3", f_matmul, 2, {{5, 7}, {7, 3}}},
+        {"matmul 1x3x35", f_matmul, 2, {{1, 3}, {3, 35}}},
+        {"matmul 67x2x33", f_matmul, 2, {{67, 2}, {2, 33}}},
+        {"matmul 2x131x2", f_matmul, 2, {{2, 131}, {131, 2}}},
+        {"add", f_add, 2, {{3, 5}, {3, 5}}},
+        {"add a row", f_add, 2, {{3, 5}, {1, 5}}},
+        {"add a column", f_add, 2, {{3, 5}, {3, 1}}},
+        {"add a number", f_add, 2, {{3, 5}, {1, 1}}},
+        {"multiply", f_multiply, 2, {{3, 17}, {3, 17}}},
+        {"multiply by a row", f_multiply, 2, {{3, 5}, {1, 5}}},
+        {"multiply by a column", f_multiply, 2, {{3, 5}, {3, 1}}},
+        {"multiply by a number", f_multiply, 2, {{3, 5}, {1, 1}}},
+        {"multiply two columns", f_multiply, 2, {{3, 1}, {3, 1}}},
+        {"subtract a row", f_subtract, 2, {{3, 5}, {1, 5}}},
+        {"scale", f_scale, 1, {{3, 5}}},
+        {"tanh", f_tanh, 1, {{3, 19}}},
+        {"logistic", f_logistic, 1, {{3, 19}}},
+        {"relu", f_relu, 1, {{3, 19}}},
+        {"softmax", f_softmax, 1, {{3, 7}}},
+        {"softmax of one", f_softmax, 1, {{3, 1}}},
+        {"layernorm", f_layernorm, 3, {{4, 9}, {1, 9}, {1, 9}}},
+        {"concat_columns", f_concat_columns, 3, {{3, 2}, {3, 1}, {3, 5}}},
+        {"concat_rows", f_concat_rows, 3, {{2, 3}, {1, 3}, {5, 3}}},
+        {"slice_columns", f_slice_columns, 1, {{3, 7}}},
+        {"slice_rows", f_slice_rows, 1, {{7, 3}}},
+        {"gather_rows", f_gather_rows, 1, {{5, 3}}},
+        {"transpose", f_transpose, 1, {{3, 7}}},
+        {"mean", f_mean, 1, {{3, 7}}},
+        {"cross_entropy", f_cross_entropy, 1, {{7, 5}}},
+        {"one node, four times", f_shared, 1, {{5, 5}}},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
+        test_gradient(cases[i].name, cases[i].f, cases[i].count, cases[i].shape);
+}
+
+// ---- values and edges ----------------------------------------------------------------------------------------------
+
+// multiply_add against three loops in double precision, for shapes around the tile's edges and all four transpositions.
+static void test_product(void) {
+    static const int sizes[] = {1, 3, 4, 5, 31, 32, 33, 63, 64, 65, 127, 128, 129, 200};
+    enum { S = sizeof sizes / sizeof *sizes, LARGEST = 200 };
+    static float a[LARGEST * LARGEST], b[LARGEST * LARGEST], c[LARGEST * LARGEST], truth[LARGEST * LARGEST];
+    uint64_t seed = 5;
+    for (int i = 0; i < LARGEST * LARGEST; i++) a[i] = normal(&seed), b[i] = normal(&seed);
+    double worst = 0;
+    for (int n = 0; n < S * S * S; n += 5) { // every fifth of the triples, each with one of the four
+        int M = sizes[n % S], N = sizes[n / S % S], K = sizes[n / S / S];
+        int ai = n & 1 ? 1 : K, ak = n & 1 ? M : 1, bk = n & 2 ? 1 : N, bj = n & 2 ? K : 1;
+        for (int i = 0; i < M * N; i++) {
+            double sum = c[i] = truth[i] = (float)(i % 7);
+            for (int k = 0; k < K; k++) sum += (double)a[i / N * ai + k * ak] * (double)b[k * bk + i % N * bj];
+            truth[i] = (float)sum;
+        }
+        multiply_add(c, a, b, M, N, K, ai, ak, bk, bj);
+        double error = distance(c, truth, (size_t)(M * N));
+        worst = error <= worst ? worst : error;
+    }
+    expect(worst < 1e-6, "multiply_add against three loops", worst);
+}
+
+// The same bits with any number of threads.
+static void test_threads(void) {
+    enum { N = 150 };
+    static float a[N * N], b[N * N], c[2][N * N];
+    uint64_t seed = 6;
+    for (int i = 0; i < N * N; i++) a[i] = normal(&seed), b[i] = normal(&seed);
+    bool same = true;
+    int most = omp_get_max_threads();
+    for (int threads = 1; threads <= 5; threads++) {
+        float* to = c[threads > 1];
+        omp_set_num_threads(threads);
+        memset(to, 0, sizeof c[0]);
+        multiply_add(to, a, b, N, N, N, N, 1, N, 1);
+        same = same && !memcmp(to, c[0], sizeof c[0]);
+    }
+    omp_set_num_threads(most);
+    expect(same, "multiply_add with 1 to 5 threads", 0);
+}
+
+static void test_edges(void) {
+    double worst[3] = {0, 0, 0};
+    for (double x = -87; x < 88; x += 0.00037) {
+        double e[3] = {fabs((double)exp_quick((float)x) / exp((double)(float)x) - 1),
+                       fabs((double)tanh_quick((float)x) - tanh((double)(float)x)),
+                       fabs((double)logistic_quick((float)x) * (1 + exp(-(double)(float)x)) - 1)};
+        for (int i = 0; i < 3; i++) worst[i] = e[i] <= worst[i] ? worst[i] : e[i];
+    }
+    expect(worst[0] < 1.2e-7, "exp_quick", worst[0]);
+    expect(worst[1] < 2.4e-7, "tanh_quick", worst[1]);
+    expect(worst[2] < 2.4e-7, "logistic_quick", worst[2]);
+    expect(exp_quick(-1000) == 0 && tanh_quick(1000) == 1 && tanh_quick(-1000) == -1, "far out", 0);
+    expect(isnan(exp_quick(NAN)) && isnan(tanh_quick(NAN)) && isnan(logistic_quick(NAN)), "NaN stays NaN", 0);
+
+    Tape* t = tape_new(1);
+    const float huge[6] = {1000, -1000, 0, 500, 500, 500};
+    Node* x = constant(t, 2, 3, huge);
+    Node* p = softmax_rows(x);
+    expect(p->value[0] == 1 && p->value[1] == 0 && fabsf(p->value[4] - 1.0f / 3) < 1e-7f, "softmax of huge scores", 0);
+    expect(fabsf(mean_of(x)->value[0] - 250) < 1e-3f, "mean", 0);
+    Node* loss = cross_entropy(x, (const int[]){-1, -1});
+    backward(loss);
+    expect(loss->value[0] == 0 && x->grad[0] == 0 && x->grad[5] == 0, "cross_entropy where nothing counts", 0);
+    tape_clear(t);
+    int nodes = 0; // memory is used again: a thousand steps take no more than the first
+    for (int i = 0; i < 1000; i++) {
+        backward(tanh_of(constant(t, 300, 300, NULL)));
+        nodes = t->count;
+        tape_clear(t);
+    }
+    expect(nodes == 2 && !t->chunk[2], "tape_clear gives memory back", nodes);
+    uint64_t seed = 3, again = 3;
+    double sum = 0, squares = 0;
+    bool same = true;
+    for (int i = 0; i < 100000; i++) {
+        float z = normal(&seed);
+        same = same && z == normal(&again), sum += (double)z, squares += (double)z * (double)z;
+    }
+    expect(same && fabs(sum / 1e5) < 0.01 && fabs(squares / 1e5 - 1) < 0.02, "normal", squares / 1e5);
+    tape_free(t);
+}
+
+// ---- PyTorch -------------------------------------------------------------------------------------------------------
+
+enum { TENSORS = 64 };
+static struct {
+    char name[32];
+    int rows, cols;
+    float* value;
+} fixture[TENSORS];
+
+static bool read_fixture(const char* path) {
+    FILE* f = fopen(path, "r");
+    if (!f) return false;
+    bool good = true;
+    for (int n = 0; good && n < TENSORS; n++) {
+        int found = fscanf(f, "%31s %d %d", fixture[n].name, &fixture[n].rows, &fixture[n].cols);
+        if (found == EOF) break;
+        size_t count = (size_t)fixture[n].rows * (size_t)fixture[n].cols;
+        good = found == 3 && count > 0 && count < 100000 && (fixture[n].value = (float*)calloc(count, sizeof(float)));
+        for (size_t i = 0; good && i < count; i++) good = fscanf(f, "%f", &fixture[n].value[i]) == 1;
+    }
+    fclose(f);
+    return good && fixture[0].value;
+}
+
+static int find(const char* name) {
+    for (int n = 0; n < TENSORS; n++)
+        if (!strcmp(fixture[n].name, name)) return n;
+    fprintf(stderr, "test_tape: no %s in the fixture\n", name);
+    exit(1);
+}
+
+static void expect_equal(const char* what, const char* name, const float* x, int rows, int cols) {
+    int n = find(name);
+    char text[80];
+    snprintf(text, sizeof text, "%s: %s as PyTorch's", what, name);
+    bool shape = fixture[n].rows == rows && fixture[n].cols == cols;
+    double error = shape ? distance(x, fixture[n].value, (size_t)(rows * cols)) : INFINITY;
+    expect(error < 1e-6, text, error);
+}
+
+static Node* parameter_from(Tape* t, const char* name) {
+    int n = find(name);
+    Node* p = parameter(t, fixture[n].rows, fixture[n].cols, 0);
+    memcpy(p->value, fixture[n].value, sizeof(float) * size(p));
+    return p;
+}
+
+// x (T B,in) time-major, T = 5 steps, from h0 (B,n); the loss is the sum of all states times fixed numbers.
+static void test_recurrent(bool lstm) {
+    enum { STEPS = 5 };
+    const char *what = lstm ? "LSTM" : "GRU", *prefix = lstm ? "lstm" : "gru";
+    char name[10][32];
+    static const char* const parts[] = {"x", "h0", "c0", "W", "U", "b", "c", "states", "weights"};
+    for (int i = 0; i < 9; i++) snprintf(name[i], sizeof name[i], "%s.%s", prefix, parts[i]);
+    Tape* t = tape_new(1);
+    Node *x = parameter_from(t, name[0]), *h = parameter_from(t, name[1]), *c = NULL, *states[STEPS];
+    Node *W = parameter_from(t, name[3]), *U = parameter_from(t, name[4]), *b = parameter_from(t, name[5]), *b2 = NULL;
+    if (lstm)
+        c = parameter_from(t, name[2]);
+    else
+        b2 = parameter_from(t, name[6]);
+    int n = h->cols, B = h->rows;
+    Gru g = {n, W, U, b, b2};
+    Lstm l = {n, W, U, b};
+    Node* xW = lstm ? lstm_input(&l, x) : gru_input(&g, x);
+    for (int i = 0; i < STEPS; i++) {
+        Node* input = slice_rows(xW, i * B, B);
+        if (lstm)
+            lstm_step(&l, input, &h, &c);
+        else
+            h = gru_step(&g, input, h);
+        states[i] = h;
+    }
+    Node *all = concat_rows(STEPS, states), *weights = constant(t, all->rows, n, fixture[find(name[8])].value);
+    expect_equal(what, name[7], all->value, all->rows, n);
+    backward(multiply(all, weights));
+    for (int i = 0; i < 7; i++) {
+        Node* p[] = {t->parameters[0], t->parameters[1], c ? t->parameters[5] : NULL, W, U, b, b2};
+        char d[40];
+        snprintf(d, sizeof d, "d.%s", name[i]);
+        if (p[i]) expect_equal(what, d, p[i]->grad, p[i]->rows, p[i]->cols);
+    }
+    tape_free(t);
+}
+
+// A small network with layernorm and cross-entropy, and ten steps of AdamW with decay and clipping.
+static void test_training(void) {
+    Tape* t = tape_new(1);
+    Node *W1 = parameter_from(t, "net.W1"), *b1 = parameter_from(t, "net.b1"), *gain = parameter_from(t, "net.gain");
+    Node *bias = parameter_from(t, "net.bias"), *W2 = parameter_from(t, "net.W2");
+    int x = find("net.x"), targets_at = find("net.targets"), steps = fixture[find("net.losses")].cols, target[64];
+    float losses[64], lengths[64];
+    for (int i = 0; i < fixture[targets_at].cols; i++) target[i] = (int)fixture[targets_at].value[i];
+    for (int i = 0; i < steps; i++) {
+        Node* h = relu_of(add(matmul(constant(t, fixture[x].rows, fixture[x].cols, fixture[x].value), W1), b1));
+        Node* loss = cross_entropy(matmul(layernorm_rows(h, gain, bias), W2), target);
+        losses[i] = loss->value[0];
+        backward(loss);
+        lengths[i] = adamw(t, 0.02f, 0.1f, 0.5f);
+        tape_clear(t);
+    }
+    expect_equal("AdamW", "net.losses", losses, 1, steps);
+    expect_equal("AdamW", "net.lengths", lengths, 1, steps);
+    static const char* const after[] = {"after.W1", "after.b1", "after.gain", "after.bias", "after.W2"};
+    for (int i = 0; i < 5; i++)
+        expect_equal("AdamW", after[i], t->parameters[i]->value, t->parameters[i]->rows, t->parameters[i]->cols);
+    tape_free(t);
+}
+
+int main(int count, char** arguments) {
+    const char* path = count > 1 ? arguments[1] : "../../check/fixtures/attention/tape.txt";
+    test_gradients();
+    test_product();
+    test_threads();
+    test_edges();
+    if (!read_fixture(path)) {
+        fprintf(stderr, "test_tape: cannot read %s; dev/check/tape_reference.py writes it\n", path);
+        return 1;
+    }
+    test_recurrent(false);
+    test_recurrent(true);
+    test_training();
+    for (int i = 0; i < TENSORS; i++) free(fixture[i].value);
+    printf("%d passed, %d failed\n", passed, failed);
+    return failed > 0;
+}
