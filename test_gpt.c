@@ -911,7 +911,7 @@ static Stored find_stored(const char* format, va_list args) {
     vsnprintf(s.name, sizeof s.name, format, args);
     const Entry* e = find_entry(&fixture.file, "", s.name);
     if (e) {
-        s.p = (const float*)(fixture.file.data + e->from);
+        s.p = (const float*)e->data;
         s.n = (e->to - e->from) / sizeof(float);
     }
     return s;

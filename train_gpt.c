@@ -2449,14 +2449,15 @@ typedef struct {
     char name[96];
     const char* type;
     size_t dimensions, shape[MAX_DIMENSIONS], from, to;
+    const uint8_t* data;
 } Entry;
 
-typedef struct {
+typedef struct Checkpoint {
     File file;
-    const uint8_t* data;
-    size_t entry_count;
+    size_t entry_count, part_count;
     Entry* entries;
     Json json;
+    struct Checkpoint* parts; // of a model in several files
 } Checkpoint;
 
 static size_t type_size(const char* type) {
@@ -2485,7 +2486,7 @@ static void read_entry(const Checkpoint* c, Entry* e, size_t data_size) {
     if (bytes && bytes != e->to - e->from) die("%s is damaged: tensor %s has the wrong size", path, name);
 }
 
-static Checkpoint open_checkpoint(const char* path, const char* advice) {
+static Checkpoint open_file(const char* path, const char* advice) {
     Checkpoint c;
     memset(&c, 0, sizeof c);
     c.file = map_file(path, advice);
@@ -2494,7 +2495,6 @@ static Checkpoint open_checkpoint(const char* path, const char* advice) {
     if (c.file.size < 10 || length > c.file.size - 8 || length > 100000000 || c.file.data[8] != '{')
         die("%s is not a safetensors file, or is cut off", path);
     size_t size = c.file.size - 8 - length, used = 0;
-    c.data = c.file.data + 8 + length;
     c.json = read_json(path, c.file.data + 8, length);
     c.entries = (Entry*)allocate(c.json.count, sizeof(Entry), "the list of tensors");
     for (size_t i = 0; i < c.json.count; i++) {
@@ -2502,6 +2502,7 @@ static Checkpoint open_checkpoint(const char* path, const char* advice) {
         char last[8] = "";
         if (sscanf(c.json.pairs[i].key, "%95[^/]/%7s", e->name, last) < 2 || strcmp(last, "dtype")) continue;
         read_entry(&c, e, size);
+        e->data = c.file.data + 8 + length + e->from;
         used += e->to - e->from;
         c.entry_count++;
     }
@@ -2509,7 +2510,47 @@ static Checkpoint open_checkpoint(const char* path, const char* advice) {
     return c;
 }
 
+// A model in several files, as transformers saves large ones: {"weight_map": {"name": "file", ...}} says which tensor is
+// in which. Each file is opened once, and all their tensors are put into one list.
+static Checkpoint open_index(const char* path, const char* advice) {
+    enum { MAX_PARTS = 256 };
+    Checkpoint c;
+    memset(&c, 0, sizeof c);
+    c.file = map_file(path, advice);
+    c.json = read_json(path, c.file.data, c.file.size);
+    c.parts = (Checkpoint*)allocate(MAX_PARTS, sizeof *c.parts, "the list of files");
+    c.entries = (Entry*)allocate(c.json.count, sizeof(Entry), "the list of tensors");
+    char folder[MAX_PATH];
+    const char* slash = strrchr(path, '/');
+    snprintf(folder, sizeof folder, "%.*s", slash ? (int)(slash - path) : 1, slash ? path : ".");
+    path = c.file.path; // path_in() may have made the other
+    for (const Pair* pair = c.json.pairs; pair < c.json.pairs + c.json.count; pair++) {
+        if (strncmp(pair->key, "weight_map/", 11)) continue;
+        if (strchr(pair->value, '/')) die("%s names a file in another folder: %s", path, pair->value);
+        const char* name = path_in(folder, pair->value);
+        bool seen = false;
+        for (size_t i = 0; i < c.part_count; i++) seen = seen || !strcmp(c.parts[i].file.path, name);
+        if (seen) continue;
+        if (c.part_count == MAX_PARTS) die("%s lists over %d files", path, MAX_PARTS);
+        Checkpoint* part = &c.parts[c.part_count++];
+        *part = open_file(name, "");
+        if (part->entry_count > c.json.count - c.entry_count) die("%s does not list all tensors of %s", path, name);
+        memcpy(c.entries + c.entry_count, part->entries, part->entry_count * sizeof(Entry));
+        c.entry_count += part->entry_count;
+    }
+    for (const Entry* e = c.entries; e < c.entries + c.entry_count; e++)
+        for (const Entry* other = c.entries; other < e; other++)
+            if (!strcmp(e->name, other->name)) die("%s: tensor %s is in two files", path, e->name);
+    return c;
+}
+
+static Checkpoint open_checkpoint(const char* path, const char* advice) {
+    return (strstr(path, ".index.json") ? open_index : open_file)(path, advice);
+}
+
 static void close_checkpoint(Checkpoint* c) {
+    for (size_t i = 0; i < c->part_count; i++) close_checkpoint(&c->parts[i]);
+    free(c->parts);
     free(c->entries);
     free(c->json.pairs);
     unmap_file(&c->file);
@@ -2549,7 +2590,7 @@ static bool all_finite(const float* x, size_t n) {
 // Copies the first t->size numbers of a file's tensor to `to` on the device.
 static void load_tensor(const Checkpoint* c, const Entry* e, const Tensor* t, float* to) {
     float buffer[4096];
-    const uint8_t* from = c->data + e->from;
+    const uint8_t* from = e->data;
     size_t width = type_size(e->type);
     for (size_t i = 0, n; i < t->size; i += n) {
         n = min_size(4096, t->size - i);
@@ -2567,8 +2608,8 @@ static void load_tensor(const Checkpoint* c, const Entry* e, const Tensor* t, fl
     }
 }
 
-// Fills a block of the model (weights, or moments under their prefix) from a file. A position embedding longer than
-// the model's context is cut.
+// Fills a block of the model (weights, or moments under their prefix) from a file. Embeddings of more positions or
+// tokens than the model has are cut.
 static void load_block(const Checkpoint* c, const Model* model, const char* prefix, float* block) {
     for (size_t i = 0; i < model->tensor_count; i++) {
         const Tensor* t = &model->tensors[i];
@@ -2577,7 +2618,7 @@ static void load_block(const Checkpoint* c, const Model* model, const char* pref
         if (!type_size(e->type))
             die("%s: tensor %s is of type %s, not F32, F16 or BF16", c->file.path, e->name, e->type);
         size_t columns = e->dimensions ? e->shape[e->dimensions - 1] : 0, rows = e->dimensions > 1 ? e->shape[0] : 0;
-        bool cut = !strcmp(t->name, "wpe.weight") && rows > t->rows;
+        bool cut = (!strcmp(t->name, "wpe.weight") || !strcmp(t->name, "wte.weight")) && rows > t->rows;
         if (e->dimensions != (t->rows ? 2 : 1) || columns != t->columns || (rows != t->rows && !cut))
             die("%s: tensor %s has not the shape (%zu,%zu) of this model", c->file.path, e->name, t->rows, t->columns);
         load_tensor(c, e, t, block + t->offset);
@@ -2595,8 +2636,7 @@ static void check_foreign(const Checkpoint* c, const Model* model) {
             !strncmp(name, "adam.", 5) || (part && (!strcmp(part, ".attn.bias") || !strcmp(part, ".attn.masked_bias")));
         for (size_t k = 0; k < model->tensor_count && !known; k++) known = !strcmp(name, model->tensors[k].name);
         bool head = !strcmp(name, "lm_head.weight");
-        if (head &&
-            (e->to - e->from != wte->to - wte->from || memcmp(c->data + e->from, c->data + wte->from, e->to - e->from)))
+        if (head && (e->to - e->from != wte->to - wte->from || memcmp(e->data, wte->data, e->to - e->from)))
             die("%s: its head is not its token embedding, as GPT-2's is", c->file.path);
         if (!known && !head) die("%s has a tensor %s, which a GPT-2 has not", c->file.path, e->name);
     }
@@ -2707,28 +2747,140 @@ static const char* save_checkpoint(const char* path, const Model* model, bool tr
     return out.error;
 }
 
-// A folder that transformers' AutoModelForCausalLM.from_pretrained opens.
-static void export_model(const char* directory, const Model* model) {
+// The file in the folder, with what was written into a memory stream, which it closes.
+typedef struct {
+    char* text;
+    size_t length;
+    FILE* stream;
+} Text;
+
+static FILE* begin_text(Text* t) {
+    memset(t, 0, sizeof *t);
+    t->stream = open_memstream(&t->text, &t->length);
+    if (!t->stream) die("no memory for a text");
+    return t->stream;
+}
+
+static void end_text(Text* t, const char* directory, const char* name) {
+    if (fclose(t->stream)) die("no memory for %s", name);
+    Output out;
+    output_open(&out, path_in(directory, name), t->length);
+    output_write(&out, t->text, t->length);
+    output_finish(&out);
+    free(t->text);
+}
+
+// A token in the alphabet of GPT-2's vocabulary files: a letter for each byte, itself where that can be seen, else one
+// from U+0100 on. With `json` what JSON does not take as it is comes escaped.
+static void write_letters(FILE* f, const uint8_t* s, size_t n, bool json) {
+    for (const uint8_t* end = s + n; s < end; s++) {
+        unsigned b = *s, letter = b < 33     ? 256 + b
+                                  : b < 127  ? b
+                                  : b < 161  ? 256 + 33 + (b - 127)
+                                  : b == 173 ? 256 + 33 + 34
+                                             : b;
+        if (json && (b == '"' || b == '\\')) putc('\\', f);
+        if (letter < 128)
+            putc((int)letter, f);
+        else
+            putc((int)(0xC0 | letter >> 6), f), putc((int)(0x80 | (letter & 63)), f);
+    }
+}
+
+static void write_vocabulary(FILE* f, const Tokenizer* t) {
+    size_t length;
+    for (size_t i = 0; i < t->V; i++) {
+        const uint8_t* s = token_string(t, (int)i, &length);
+        fputs(i ? ",\n\"" : "{\n\"", f);
+        write_letters(f, s, length, true);
+        fprintf(f, "\": %zu", i);
+    }
+    fputs("\n}", f);
+}
+
+// All pairs of tokens that make a token, those of the lowest rank first: what encode() joins.
+static void write_merges(FILE* f, const Tokenizer* t, bool json) {
+    size_t length;
+    const char* between = "\n";
+    for (size_t i = 0; i < t->V; i++) {
+        const uint8_t* s = token_string(t, (int)i, &length);
+        for (size_t cut = 1; cut < length && (int)i != t->end_of_text; cut++) {
+            if (find_token(t, s, cut) < 0 || find_token(t, s + cut, length - cut) < 0) continue;
+            fputs(json ? between : "", f);
+            fputs(json ? "\"" : "", f);
+            write_letters(f, s, cut, json);
+            putc(' ', f);
+            write_letters(f, s + cut, length - cut, json);
+            fputs(json ? "\"" : "\n", f);
+            between = ",\n";
+        }
+    }
+}
+
+// The tokenizer's files, by which AutoTokenizer.from_pretrained encodes as encode() does, but for the end of text,
+// which transformers takes for the token wherever it stands in a text.
+static void export_tokenizer(const char* directory, const Tokenizer* t, Config c) {
+    Text text;
+    FILE* f = begin_text(&text);
+    size_t length = 0;
+    const char* end = t->end_of_text < 0 ? "" : (const char*)token_string(t, t->end_of_text, &length);
+    int n = (int)length;
+    write_vocabulary(f, t);
+    end_text(&text, directory, "vocab.json");
+    f = begin_text(&text);
+    fputs("#version: 0.2\n", f);
+    write_merges(f, t, false);
+    end_text(&text, directory, "merges.txt");
+    f = begin_text(&text);
+    fputs("{\n\"version\": \"1.0\", \"truncation\": null, \"padding\": null,\n\"added_tokens\": [", f);
+    if (n)
+        fprintf(f,
+                "{\"id\": %d, \"content\": \"%.*s\", \"single_word\": false, \"lstrip\": false, \"rstrip\": false, "
+                "\"normalized\": false, \"special\": true}",
+                t->end_of_text, n, end);
+    fputs("],\n\"normalizer\": null,\n"
+          "\"pre_tokenizer\": {\"type\": \"ByteLevel\", \"add_prefix_space\": false, \"trim_offsets\": true, "
+          "\"use_regex\": true},\n\"post_processor\": null,\n"
+          "\"decoder\": {\"type\": \"ByteLevel\", \"add_prefix_space\": false, \"trim_offsets\": true, "
+          "\"use_regex\": true},\n\"model\": {\"type\": \"BPE\", \"dropout\": null, \"unk_token\": null, "
+          "\"continuing_subword_prefix\": null, \"end_of_word_suffix\": null, \"fuse_unk\": false, "
+          "\"byte_fallback\": false,\n\"vocab\": ",
+          f);
+    write_vocabulary(f, t);
+    fputs(",\n\"merges\": [", f);
+    write_merges(f, t, true);
+    fputs("]}\n}\n", f);
+    end_text(&text, directory, "tokenizer.json");
+    f = begin_text(&text);
+    fputs("{\n  \"tokenizer_class\": \"PreTrainedTokenizerFast\",\n  \"clean_up_tokenization_spaces\": false,\n", f);
+    if (n) fprintf(f, "  \"bos_token\": \"%.*s\",\n  \"eos_token\": \"%.*s\",\n", n, end, n, end);
+    fprintf(f, "  \"model_max_length\": %zu\n}\n", c.T);
+    end_text(&text, directory, "tokenizer_config.json");
+}
+
+// A folder that transformers' from_pretrained opens. t: NULL if there is none that belongs to the model.
+static void export_model(const char* directory, const Model* model, const Tokenizer* t) {
     const char* beyond = beyond_gpt2(model->config);
     if (beyond) die("a model made with %s is not one that transformers' GPT-2 computes", beyond);
     if (mkdir(directory, 0777) && errno != EEXIST) die("cannot make the folder %s: %s", directory, strerror(errno));
     const char* error = save_checkpoint(path_in(directory, "model.safetensors"), model, false, "");
     if (error) die("cannot write %s/model.safetensors: %s; whatever stood there before is untouched", directory, error);
     Config c = model->config;
-    const char* end_of_text = c.V == 50257 ? "50256" : "null"; // GPT-2's own; weights do not tell another's
-    char text[1024];
-    int length = snprintf(
-        text, sizeof text,
-        "{\n  \"architectures\": [\"GPT2LMHeadModel\"],\n  \"model_type\": \"gpt2\",\n"
-        "  \"vocab_size\": %zu,\n  \"n_positions\": %zu,\n  \"n_ctx\": %zu,\n  \"n_embd\": %zu,\n  \"n_layer\": %zu,\n"
-        "  \"n_head\": %zu,\n  \"activation_function\": \"gelu_new\",\n  \"layer_norm_epsilon\": 1e-05,\n"
-        "  \"bos_token_id\": %s,\n  \"eos_token_id\": %s,\n  \"tie_word_embeddings\": true,\n"
-        "  \"torch_dtype\": \"float32\"\n}\n",
-        c.V, c.T, c.T, c.C, c.L, c.H, end_of_text, end_of_text);
-    Output out;
-    output_open(&out, path_in(directory, "config.json"), (size_t)length);
-    output_write(&out, text, (size_t)length);
-    output_finish(&out);
+    char end_of_text[16] = "null";
+    if (t && t->end_of_text >= 0) snprintf(end_of_text, sizeof end_of_text, "%d", t->end_of_text);
+    if (!t && c.V == 50257) snprintf(end_of_text, sizeof end_of_text, "50256"); // GPT-2's own
+    Text text;
+    fprintf(begin_text(&text),
+            "{\n  \"architectures\": [\"GPT2LMHeadModel\"],\n  \"model_type\": \"gpt2\",\n  \"vocab_size\": %zu,\n"
+            "  \"n_positions\": %zu,\n  \"n_ctx\": %zu,\n  \"n_embd\": %zu,\n  \"n_layer\": %zu,\n  \"n_head\": %zu,\n"
+            "  \"activation_function\": \"gelu_new\",\n  \"layer_norm_epsilon\": 1e-05,\n"
+            "  \"bos_token_id\": %s,\n  \"eos_token_id\": %s,\n  \"tie_word_embeddings\": true,\n"
+            "  \"torch_dtype\": \"float32\"\n}\n",
+            c.V, c.T, c.T, c.C, c.L, c.H, end_of_text, end_of_text);
+    end_text(&text, directory, "config.json");
+    fprintf(begin_text(&text), "{\n  \"bos_token_id\": %s,\n  \"eos_token_id\": %s\n}\n", end_of_text, end_of_text);
+    end_text(&text, directory, "generation_config.json");
+    if (t) export_tokenizer(directory, t, c);
 }
 
 // ====================================================================================================================
@@ -3020,10 +3172,19 @@ static const char* data_pattern(const char* name) {
     return pattern;
 }
 
-// Where --init points: a file, or the model.safetensors in a folder.
+// Where --init points: a file, or in a folder the model.safetensors, or the index of several.
 static const char* weights_path(void) {
+    static const char* const names[] = {"model.safetensors", "model.safetensors.index.json"};
+    static const char old[] = "pytorch_model.bin";
     struct stat info;
-    return stat(opt.init, &info) || !S_ISDIR(info.st_mode) ? opt.init : path_in(opt.init, "model.safetensors");
+    const char* slash = strrchr(opt.init, '/');
+    if (!strcmp(slash ? slash + 1 : opt.init, old) ||
+        (access(path_in(opt.init, names[0]), R_OK) && !access(path_in(opt.init, old), R_OK)))
+        die("%s is in Python's own format, which may run programs: python3 dev/check/to_safetensors.py %s", old,
+            opt.init);
+    if (stat(opt.init, &info) || !S_ISDIR(info.st_mode)) return opt.init;
+    return path_in(opt.init,
+                   names[access(path_in(opt.init, names[0]), R_OK) && !access(path_in(opt.init, names[1]), R_OK)]);
 }
 
 // Training also samples: the activations of one more sequence, being what memory() grows by from none to one.
@@ -3060,8 +3221,14 @@ static void print_config(Config c) {
     CONFIG(PRINT)
 }
 
+// Some vocabularies were extended by a few tokens, or padded to a round number.
+static bool is_extended(const Tokenizer* t, size_t V) { return t->V < V && V - t->V <= t->V / 50; }
+
 static void check_tokenizer(const Tokenizer* t, Config config, const char* path) {
-    if (t->V != config.V)
+    if (opt.init && is_extended(t, config.V))
+        printf("%s has a vocabulary of %zu: the first %zu, which %s knows, are used\n", path, config.V, t->V,
+               t->file.path);
+    else if (t->V != config.V)
         die("%s has a vocabulary of %zu, but %s has %zu tokens: prepare the data with the model's tokenizer "
             "(prepare_data.py --tokenizer)",
             path, config.V, t->file.path, t->V);
@@ -3147,10 +3314,18 @@ static int run_tokenize(void) {
 
 static int run_export(void) {
     Model model;
+    Tokenizer t;
     load_for_use(&model, NULL, false);
-    export_model(opt.export_to, &model);
-    printf("%s opens with transformers' AutoModelForCausalLM.from_pretrained(\"%s\")\n", opt.export_to, opt.export_to);
+    const char* path = data_path("tokenizer.bin");
+    bool known = given("--data") || !access(path, R_OK);
+    if (known) t = load_tokenizer(path);
+    if (given("--data")) check_tokenizer(&t, model.config, opt.init ? opt.init : opt.checkpoint);
+    bool fits = known && (t.V == model.config.V || is_extended(&t, model.config.V));
+    export_model(opt.export_to, &model, fits ? &t : NULL);
+    printf("%s opens with transformers' AutoModelForCausalLM.from_pretrained(\"%s\")", opt.export_to, opt.export_to);
+    puts(fits ? ", and with AutoTokenizer's" : "; no tokenizer was written: --data has none for its vocabulary");
     check_output();
+    if (known) free_tokenizer(&t);
     device->free_model(&model);
     return 0;
 }
@@ -3980,7 +4155,7 @@ static void write_text(FILE* f, const uint8_t* s, size_t n) {
     for (size_t at = 0, length; at < n; at += length) {
         uint32_t code;
         length = utf8_character(s + at, n - at, &code);
-        if (code == UINT32_MAX)
+        if (code >= BROKEN)
             fputs("\\ufffd", f);
         else if (code < 0x20 || code == 0x7F || strchr("\"\\<>&", (int)min_size(code, 0x80)))
             fprintf(f, "\\u%04x", code);
@@ -4155,20 +4330,17 @@ static void write_page(const View* v, const char* path) {
             die("%s is not a page of this program, and is not overwritten: --html with another name", path);
         unmap_file(&old);
     }
-    char* text = NULL;
-    size_t length = 0;
-    FILE* f = open_memstream(&text, &length);
-    if (!f) die("no memory for the page");
-    write_data(f, v);
-    if (fclose(f)) die("no memory for the page");
+    Text text;
+    write_data(begin_text(&text), v);
+    if (fclose(text.stream)) die("no memory for the page");
     Output out;
-    output_open(&out, path);
+    output_open(&out, path, file.size - strlen(word) + text.length);
     output_write(&out, begin, (size_t)(at - begin));
-    output_write(&out, text, length);
+    output_write(&out, text.text, text.length);
     output_write(&out, at + strlen(word), (size_t)(end - at) - strlen(word));
-    output_replace(&out);
-    printf("\nAll heads, for a browser (%.1f MB):\n%s\n", (double)(file.size + length - strlen(word)) / 1e6, path);
-    free(text), unmap_file(&file);
+    output_finish(&out);
+    printf("\nAll heads, for a browser (%.1f MB):\n%s\n", (double)(file.size + text.length - strlen(word)) / 1e6, path);
+    free(text.text), unmap_file(&file);
 }
 
 // The head whose map is shown: the one asked for, or that of least entropy which does not look at the first token.
