@@ -33,8 +33,8 @@ ifeq ($(filter $(PRECISION),bf16 fp32),)
 $(error PRECISION is bf16 or fp32, not '$(PRECISION)')
 endif
 
-.PHONY: all help test test_twin test_gpt_cu sanitize_cu print_sanitized bench by_hand attention attention_lib cpu_path mutate \
-    fuzz faults coverage clean data tools nvcc FORCE
+.PHONY: all help test test_twin test_gpt_cu sanitize_cu print_sanitized bench by_hand attention attention_lib cpu_path \
+    variants mutate fuzz faults coverage clean data tools nvcc FORCE
 
 all: train_gpt
 
@@ -53,6 +53,8 @@ help:
 	@echo "  make attention_lib its functions for Python: dev/learn/attention/attention.py"
 	@echo "  make cpu_path      the multiply in steps, from three loops to train_gpt.c's,"
 	@echo "                     each timed; ten seconds"
+	@echo "  make variants      what changed since GPT-2: eight diffs, tested and trained;"
+	@echo "                     VARIANTS=--check: tested only"
 	@echo "  make -C dev/learn/cuda check"
 	@echo "                     GPU kernels in steps, each checked, without a GPU"
 	@echo "  make train_gpt_cu_on_cpu"
@@ -191,6 +193,9 @@ build/cpu_path: dev/learn/cpu/matmul.c train_gpt.c Makefile build/compile | tool
 
 cpu_path: build/cpu_path
 	./build/cpu_path $(CPU_PATH)
+
+variants: | tools
+	$(PYTHON) dev/learn/variants/run.py $(VARIANTS)
 
 mutate: | tools
 	$(PYTHON) dev/check/mutate.py

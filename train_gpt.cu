@@ -1977,9 +1977,11 @@ static double peak(void) {
     return best;
 }
 
-static const Device cuda = {start,      beyond_gpt2,      available, memory,   peak,   create_model, create_activations,
-                            free_model, free_activations, forward,   backward, update, wait,         to_host,
-                            to_device,  read_activation};
+// clang-format off
+static const Device cuda = {start, available, memory, peak, create_model, create_activations,
+                            free_model, free_activations, forward, backward, update, wait,
+                            to_host, to_device, read_activation, beyond_gpt2};
+// clang-format on
 
 // ====================================================================================================================
 // Comparison
