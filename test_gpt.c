@@ -4312,7 +4312,7 @@ static void test_cli_failures(void) {
         {"--resume --heads 4", 1, "--heads 4 does not fit"},
         {"--resume --context 32", 1, "--context 32 does not fit"},
         {"--resume", 1, "has done all of its 2 steps"},
-        {"--resume --steps 1", 1, "has done all of its 1 steps"},
+        {"--resume --steps 1", 1, "has done 2 steps, more than --steps 1"},
         {"--resume --steps 4 --train FOLDER/data/val.bin", 1, "other data"},
         {"--init FOLDER/gpt.safetensors --context 25", 1, "longer than the 24 positions"},
         {"--init FOLDER/gpt.safetensors --channels 64", 1, "--channels 64 does not fit"},
@@ -4850,7 +4850,7 @@ static volatile sig_atomic_t interrupted_by;
 static void on_interrupt(int number) { interrupted_by = number; }
 
 int main(int argc, char** argv) {
-    limit_spinning(argv);
+    prepare_threads(argv);
     if (argc > 4 && !strcmp(argv[1], "--signal")) {
         signal_at = atoi(argv[2]);
         signal_number = atoi(argv[3]);

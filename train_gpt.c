@@ -46,6 +46,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/auxv.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
@@ -2942,6 +2943,12 @@ __attribute__((noreturn)) static void unknown_option(const char* name) {
 
 // where: what an error is blamed on. status: 2 for the command line, 1 for a checkpoint.
 static void set_option(Option* o, const char* text, int status, const char* where) {
+    if (o->text && strcmp(o->argument, "TEXT")) { // a name, then
+        if (!*text) fail(status, "%s%s needs a name", where, o->name);
+        for (const char* p = text; *p; p++)
+            if ((unsigned char)*p < ' ' || *p == 127)
+                fail(status, "%s%s: control characters in '%s'", where, o->name, text);
+    }
     if (o->text) *o->text = text;
     if (o->flag) *o->flag = true;
     if (o->text || o->flag) return;
@@ -2970,19 +2977,25 @@ static void derive_options(void) {
 static void parse_command_line(int argc, char** argv) {
     for (int i = 0; i < OPTIONS; i++)
         if (options[i].initial) set_option(&options[i], options[i].initial, 2, "");
+    const Option* last = NULL;
     for (int i = 1; i < argc; i++) {
         // Both `--name value` and `--name=value`.
         char name[64];
         const char *equals = strchr(argv[i], '='), *value = equals ? equals + 1 : NULL;
         snprintf(name, sizeof name, "%.*s", equals ? (int)(equals - argv[i]) : 63, argv[i]);
         if (!strcmp(name, "-h")) snprintf(name, sizeof name, "--help");
+        if (name[0] != '-' && last && !strcmp(last->argument, "GLOB"))
+            fail(2, "'%s' is no option: %s takes one pattern, in quotes if it has * or ?", argv[i], last->name);
         if (name[0] != '-') fail(2, "'%s' is no option (--help lists all)", argv[i]);
         Option* o = find_option(name);
         if (!o) unknown_option(name);
         if (o->flag && value) fail(2, "%s takes no value", name);
         if (!o->flag && !value && (++i == argc || !(value = argv[i]))) fail(2, "%s needs a value", name);
+        if (!equals && !o->flag && find_option(value))
+            fail(2, "%s needs a value, and %s is an option (%s=%s if it is meant)", name, value, name, value);
         set_option(o, value, 2, "");
         o->given = true;
+        last = o->flag ? NULL : o;
     }
     if (opt.preset) {
         size_t i = 0;
@@ -2996,7 +3009,8 @@ static void parse_command_line(int argc, char** argv) {
         set_default("--lr", presets[i].lr);
         set_default("--batch", "4");
     }
-    if (opt.init && opt.preset) fail(2, "--init brings the model's shape along: leave out --preset");
+    if ((opt.init || opt.resume) && opt.preset)
+        fail(2, "%s brings the model's shape along: leave out --preset", opt.init ? "--init" : "--resume");
     if (opt.init && opt.resume) fail(2, "--init begins a run and --resume continues one: give one of them");
     if (opt.init) set_default("--lr", "3e-5"); // fine-tuning: small steps away from what was learned
     if (!opt.resume) derive_options();         // else when the checkpoint's are known
@@ -3274,7 +3288,9 @@ static void resume_options(Run* run, const Checkpoint* c) {
     derive_options();
     run->step = metadata_number(c, "step");
     run->taken = metadata_number(c, "windows");
-    if (run->step >= (size_t)opt.steps)
+    if (run->step > (size_t)opt.steps)
+        die("%s has done %zu steps, more than --steps %zu asks for in all", c->file.path, run->step, opt.steps);
+    if (run->step == (size_t)opt.steps)
         die("%s has done all of its %zu steps; --steps with a larger number goes on", c->file.path, opt.steps);
     snprintf(now, sizeof now, "%016llx",
              (unsigned long long)fingerprint(run->tokenizer.file.data, run->tokenizer.file.size));
@@ -3740,24 +3756,42 @@ static int train_gpt(int argc, char** argv) {
     return 0;
 }
 
-// How long a thread that waits for others spins before it sleeps is read by GCC's OpenMP before main begins. Its
-// default of milliseconds is ruinous when the machine runs anything else besides: the spinning thread holds the core
-// that the one it waits for needs (measured: 30 times slower). So the program restarts itself with a limit of
-// microseconds, which costs an idle machine 2 %.
-static void limit_spinning(char** argv) {
-    char path[MAX_PATH];
-    ssize_t n = readlink("/proc/self/exe", path, sizeof path - 1);
-    if (n <= 0 || getenv("GOMP_SPINCOUNT") || getenv("OMP_WAIT_POLICY")) return;
+// Two things must be known to OpenMP's library before main begins, so the program restarts itself to set them.
+//
+// How long a thread that waits for others spins before it sleeps: GCC's default of milliseconds is ruinous when the
+// machine runs anything else besides, since the spinning thread holds the core that the one it waits for needs
+// (measured: 30 times slower). A limit of microseconds costs an idle machine 2 %.
+//
+// How large the threads' stacks are: attention keeps its tiles there.
+static void prepare_threads(char** argv) {
+    enum { ENOUGH = 1 << 20 };
+    char path[MAX_PATH], unit = 'K';
+    struct rlimit stack;
+    bool again = false;
     // Threads that are bound to cores are so already, and the new start would inherit the first one's single core.
-    if (getenv("OMP_PROC_BIND") || getenv("OMP_PLACES") || getenv("GOMP_CPU_AFFINITY")) return;
+    if (!getenv("GOMP_SPINCOUNT") && !getenv("OMP_WAIT_POLICY") && !getenv("OMP_PROC_BIND") && !getenv("OMP_PLACES") &&
+        !getenv("GOMP_CPU_AFFINITY"))
+        again = !setenv("GOMP_SPINCOUNT", "1000", 1);
+    if (getrlimit(RLIMIT_STACK, &stack)) stack.rlim_cur = stack.rlim_max = ENOUGH;
+    if (stack.rlim_cur < ENOUGH && stack.rlim_cur < stack.rlim_max) { // the main thread's own
+        stack.rlim_cur = stack.rlim_max < ENOUGH ? stack.rlim_max : ENOUGH;
+        again = !setrlimit(RLIMIT_STACK, &stack) || again;
+    }
+    const char* given = getenv("OMP_STACKSIZE");
+    unsigned long long size = stack.rlim_cur / 1024;
+    if (given) sscanf(given, "%llu %c", &size, &unit);
+    size = strchr("bB", unit) ? size : strchr("mMgG", unit) ? size << 20 : size << 10;
+    if (size < ENOUGH) again = !setenv("OMP_STACKSIZE", "1M", 1) || again;
+    // Not if it is the loader's process, which was called by its name: that would restart the loader.
+    ssize_t n = readlink("/proc/self/exe", path, sizeof path - 1);
+    if (!again || n <= 0 || !getauxval(AT_BASE)) return;
     path[n] = 0;
-    if (setenv("GOMP_SPINCOUNT", "1000", 1)) return;
     execv(path, argv); // returns only if it fails, and then all goes on as it is
 }
 
 #ifndef NO_MAIN
 int main(int argc, char** argv) {
-    limit_spinning(argv);
+    prepare_threads(argv);
     return train_gpt(argc, argv);
 }
 #endif
