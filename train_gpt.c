@@ -1858,9 +1858,7 @@ static void cpu_create_model(Model* model, bool training) {
 }
 
 static void cpu_create_activations(Activations* a, const Model* model, size_t B, size_t T, bool training) {
-    a->B = B;
-    a->T = T;
-    a->training = training;
+    a->B = B, a->T = T, a->training = training;
     a->block = (float*)allocate(lay_out_activations(a, model->config, sizeof(float), NULL), 1, "the activations");
     lay_out_activations(a, model->config, sizeof(float), a->block);
 }
@@ -1992,14 +1990,17 @@ static void initialize(Model* model, uint64_t seed) {
 
 enum { HEADER = 256, TOKENIZER_MAGIC = 20261121, SHARD_MAGIC = 20240520 };
 enum { OTHER, LETTER, NUMBER, SPACE };
+enum { BROKEN = 0x110000, UNFINISHED, CHARACTERS }; // bytes that are no character
+enum { SLOTS = 4 * MAX_SIZE };
 
 struct Tokenizer {
     File file;
-    size_t V, range_count, longest; // tokens; ranges of Unicode; bytes of the longest token
-    int end_of_text;                // the token between documents, or -1
-    const uint32_t *ranges, *offsets;
+    size_t V;
+    int end_of_text; // the token between documents, or -1
+    const uint32_t* offsets;
     const uint8_t* strings;
-    uint32_t *slots, mask; // hash table from a string to its token + 1
+    uint8_t* classes; // of each character of Unicode
+    uint32_t* slots;  // hash table from a string to its token + 1
 };
 
 static uint64_t fingerprint(const uint8_t* data, size_t n) { // FNV-1a
@@ -2015,7 +2016,7 @@ static const uint8_t* token_string(const Tokenizer* t, int token, size_t* length
 
 // The slot of the token with this string, or the empty slot where it would stand.
 static uint32_t* find_slot(const Tokenizer* t, const uint8_t* s, size_t n) {
-    for (uint32_t i = (uint32_t)fingerprint(s, n) & t->mask;; i = (i + 1) & t->mask) {
+    for (uint64_t i = fingerprint(s, n) % SLOTS;; i = (i + 1) % SLOTS) {
         if (!t->slots[i]) return &t->slots[i];
         size_t length;
         const uint8_t* string = token_string(t, (int)t->slots[i] - 1, &length);
@@ -2023,37 +2024,34 @@ static uint32_t* find_slot(const Tokenizer* t, const uint8_t* s, size_t n) {
     }
 }
 
-static int find_token(const Tokenizer* t, const uint8_t* s, size_t n) {
-    return n > t->longest ? -1 : (int)*find_slot(t, s, n) - 1;
-}
+static int find_token(const Tokenizer* t, const uint8_t* s, size_t n) { return (int)*find_slot(t, s, n) - 1; }
 
 static Tokenizer load_tokenizer(const char* path) {
     Tokenizer t;
     memset(&t, 0, sizeof t);
     t.file = map_file(path, "; `python3 prepare_data.py` makes it from text");
     const int32_t* header = (const int32_t*)t.file.data;
-    if (t.file.size < HEADER * 4) die("%s is too short for a tokenizer", path);
-    if (header[0] != TOKENIZER_MAGIC || header[1] != 1) die("%s is not a tokenizer made by prepare_data.py", path);
+    if (t.file.size < HEADER * 4 || header[0] != TOKENIZER_MAGIC || header[1] != 1)
+        die("%s is not a tokenizer made by prepare_data.py, or is cut off", path);
     int64_t V = header[3], S = header[4], R = header[5];
     if (V < 256 || V > MAX_SIZE || S < V || R < 0 || header[6] < -1 || header[6] >= V ||
         t.file.size != HEADER * 4 + 12 * (uint64_t)R + 4 * (uint64_t)(V + 1) + (uint64_t)S)
         die("%s is damaged: its header does not fit its size", path);
+    const uint32_t* ranges = (const uint32_t*)(header + HEADER);
     t.V = (size_t)V;
-    t.range_count = (size_t)R;
     t.end_of_text = header[6];
-    t.ranges = (const uint32_t*)(t.file.data + HEADER * 4);
-    t.offsets = t.ranges + 3 * R;
+    t.offsets = ranges + 3 * R;
     t.strings = (const uint8_t*)(t.offsets + V + 1);
-    for (size_t i = 0; i < t.range_count; i++) {
-        const uint32_t* r = t.ranges + 3 * i;
-        if (r[0] > r[1] || (i && r[0] <= r[-2]) || r[2] < LETTER || r[2] > SPACE)
+    t.classes = (uint8_t*)allocate(CHARACTERS, 1, "the tokenizer");
+    for (const uint32_t* r = ranges; r < t.offsets; r += 3) {
+        if (r[0] > r[1] || r[1] >= BROKEN || (r > ranges && r[0] <= r[-2]) || r[2] < LETTER || r[2] > SPACE)
             die("%s is damaged: its Unicode ranges are out of order", path);
+        memset(t.classes + r[0], (int)r[2], r[1] - r[0] + 1);
     }
     for (size_t i = 0; i < t.V; i++)
         if (t.offsets[0] != 0 || t.offsets[i + 1] <= t.offsets[i] || t.offsets[t.V] != S)
             die("%s is damaged: its tokens' offsets are out of order", path);
-    t.mask = 4 * MAX_SIZE - 1;
-    t.slots = (uint32_t*)allocate(t.mask + 1, sizeof *t.slots, "the tokenizer");
+    t.slots = (uint32_t*)allocate(SLOTS, sizeof *t.slots, "the tokenizer");
     for (size_t i = 0; i < t.V; i++) {
         size_t n;
         const uint8_t* s = token_string(&t, (int)i, &n);
@@ -2061,7 +2059,6 @@ static Tokenizer load_tokenizer(const char* path) {
         uint32_t* slot = find_slot(&t, s, n);
         if (*slot) die("%s is damaged: tokens %u and %zu are the same", path, *slot - 1, i);
         *slot = (uint32_t)i + 1;
-        if (n > t.longest) t.longest = n;
     }
     for (int byte = 0; byte < 256; byte++) {
         uint8_t s = (uint8_t)byte;
@@ -2071,23 +2068,24 @@ static Tokenizer load_tokenizer(const char* path) {
 }
 
 static void free_tokenizer(Tokenizer* t) {
-    free(t->slots);
+    free(t->slots), free(t->classes);
     unmap_file(&t->file);
 }
 
-// Length of the UTF-8 character at s, of n > 0 bytes, and its code point; a byte that begins none is a character of
-// its own, with a code point of no class. Overlong forms and surrogates are none.
+// Length of the UTF-8 character at s, of n > 0 bytes, and its code point. A byte that begins none is a character of its
+// own with a code of no class: UNFINISHED if more bytes could make it one, else BROKEN, as overlong forms and surrogates
+// are.
 static size_t utf8_character(const uint8_t* s, size_t n, uint32_t* code) {
     static const uint32_t least[] = {0, 0, 0x80, 0x800, 0x10000};
     size_t length = s[0] < 0x80 ? 1 : s[0] < 0xC0 ? 0 : s[0] < 0xE0 ? 2 : s[0] < 0xF0 ? 3 : s[0] < 0xF8 ? 4 : 0;
-    *code = UINT32_MAX;
-    if (length == 0 || length > n) return 1;
     uint32_t c = length == 1 ? s[0] : s[0] & (0x7Fu >> length);
     for (size_t i = 1; i < length; i++) {
-        if ((s[i] & 0xC0) != 0x80) return 1;
+        *code = i == n ? UNFINISHED : BROKEN;
+        if (i == n || (s[i] & 0xC0) != 0x80) return 1;
         c = c << 6 | (s[i] & 0x3F);
     }
-    if (c < least[length] || c > 0x10FFFF || (c >= 0xD800 && c < 0xE000)) return 1;
+    *code = BROKEN;
+    if (length == 0 || c < least[length] || c > 0x10FFFF || (c >= 0xD800 && c < 0xE000)) return 1;
     *code = c;
     return length;
 }
@@ -2096,18 +2094,7 @@ static size_t utf8_character(const uint8_t* s, size_t n, uint32_t* code) {
 static int character_class(const Tokenizer* t, const uint8_t* s, size_t n, size_t* length) {
     uint32_t code;
     *length = utf8_character(s, n, &code);
-    size_t low = 0, high = t->range_count;
-    while (low < high) {
-        size_t middle = (low + high) / 2;
-        const uint32_t* range = t->ranges + 3 * middle;
-        if (code > range[1])
-            low = middle + 1;
-        else if (code < range[0])
-            high = middle;
-        else
-            return (int)range[2];
-    }
-    return OTHER;
+    return t->classes[code];
 }
 
 // Length of the first piece of text that GPT-2's pattern, above, cuts off; its alternatives are tried in order.
@@ -2128,86 +2115,75 @@ static size_t piece_length(const Tokenizer* t, const uint8_t* s, size_t n) {
     return end == n || end == last ? end : end - last;
 }
 
-// Two neighbouring parts of a piece that make a token: the first begins at byte `left`, both have `length` bytes.
-typedef struct {
-    int token;
-    uint32_t left, length;
-} Join;
-
-static bool join_before(Join a, Join b) { return a.token != b.token ? a.token < b.token : a.left < b.left; }
-
-static void heap_push(Join* heap, size_t* count, Join join) {
-    size_t i = (*count)++;
-    for (; i > 0 && join_before(join, heap[(i - 1) / 2]); i = (i - 1) / 2) heap[i] = heap[(i - 1) / 2];
+// Two neighbouring parts of a piece that make a token are a join: one number, the token * 2^32 + the byte where the
+// first part begins, so that the least is the one to do next. Joins wait in a heap: heap[0] is their number, heap[1] the
+// least, and none is less than the one at half its place.
+static void heap_push(uint64_t* heap, uint64_t join) {
+    size_t i = ++heap[0];
+    for (; i > 1 && join < heap[i / 2]; i /= 2) heap[i] = heap[i / 2];
     heap[i] = join;
 }
 
-static Join heap_pop(Join* heap, size_t* count) {
-    Join top = heap[0], last = heap[--*count];
-    size_t i = 0;
-    for (size_t child; (child = 2 * i + 1) < *count; i = child) {
-        if (child + 1 < *count && join_before(heap[child + 1], heap[child])) child++;
-        if (!join_before(heap[child], last)) break;
+static uint64_t heap_pop(uint64_t* heap) {
+    uint64_t least = heap[1], last = heap[heap[0]--];
+    size_t i = 1;
+    for (size_t child; (child = 2 * i) <= heap[0]; i = child) {
+        if (child < heap[0] && heap[child + 1] < heap[child]) child++;
+        if (last < heap[child]) break;
         heap[i] = heap[child];
     }
     heap[i] = last;
-    return top;
+    return least;
 }
 
-// Working memory of encode(): a part begins at byte i if size[i] > 0; before[i] is where the part before it begins.
-typedef struct {
-    uint32_t *size, *before;
-    Join* heap; // at most 3 joins a byte are ever pushed: one at first, two when it is joined
-    size_t room;
-} Parts;
-
-static void push_join(const Tokenizer* t, const uint8_t* s, size_t n, Parts* p, size_t* count, size_t left) {
-    size_t right = left + p->size[left];
-    if (right >= n) return;
-    Join join = {find_token(t, s + left, p->size[left] + p->size[right]), (uint32_t)left, 0};
-    join.length = p->size[left] + p->size[right];
-    if (join.token >= 0) heap_push(p->heap, count, join);
+// A part of the piece s begins at byte i if size[i] > 0. Pushes the join of the part at `left` and the next, if any.
+static void push_join(const Tokenizer* t, const uint8_t* s, size_t n, const uint32_t* size, uint64_t* heap,
+                      size_t left) {
+    size_t right = left + size[left];
+    int token = right < n ? find_token(t, s + left, size[left] + size[right]) : -1;
+    if (token >= 0) heap_push(heap, (uint64_t)token << 32 | left);
 }
 
-static size_t encode_piece(const Tokenizer* t, const uint8_t* s, size_t n, Parts* p, int* tokens) {
-    size_t count = 0, made = 0;
-    for (size_t i = 0; i < n; i++) {
-        p->size[i] = 1;
-        p->before[i] = (uint32_t)(i ? i - 1 : 0);
-    }
-    for (size_t i = 0; i + 1 < n; i++) push_join(t, s, n, p, &count, i);
-    while (count) {
-        Join join = heap_pop(p->heap, &count);
-        size_t left = join.left, right = left + p->size[left];
+// size and heap are working memory: for n parts, and for 3n joins, since each byte is joined once at most, whereupon
+// two new ones are pushed.
+static size_t encode_piece(const Tokenizer* t, const uint8_t* s, size_t n, uint32_t* size, uint64_t* heap,
+                           int* tokens) {
+    size_t made = 0, length;
+    for (size_t i = 0; i < n; i++) size[i] = 1;
+    for (size_t i = 0; i < n; i++) push_join(t, s, n, size, heap, i);
+    while (heap[0]) {
+        uint64_t join = heap_pop(heap);
+        size_t left = join & UINT32_MAX, right = left + size[left];
+        token_string(t, (int)(join >> 32), &length);
         // Parts that have been joined with others since are not what was pushed.
-        if (right >= n || p->size[left] + p->size[right] != join.length) continue;
-        p->size[left] = join.length;
-        p->size[right] = 0;
-        if (left + join.length < n) p->before[left + join.length] = (uint32_t)left;
-        push_join(t, s, n, p, &count, left);
-        if (left > 0) push_join(t, s, n, p, &count, p->before[left]);
+        if (right >= n || size[left] + size[right] != length) continue;
+        size[left] = (uint32_t)length;
+        size[right] = 0;
+        push_join(t, s, n, size, heap, left);
+        while (left > 0 && !size[--left]) continue; // to the part before, if there is one
+        push_join(t, s, n, size, heap, left);
     }
-    for (size_t i = 0; i < n; i += p->size[i]) tokens[made++] = find_token(t, s + i, p->size[i]);
+    for (size_t i = 0; i < n; i += size[i]) tokens[made++] = find_token(t, s + i, size[i]);
     return made;
 }
 
 // Encodes n bytes, any bytes. tokens has room for n. Returns the number of tokens.
 static size_t encode(const Tokenizer* t, const uint8_t* text, size_t n, int* tokens) {
-    Parts p = {NULL, NULL, NULL, 0};
-    size_t made = 0;
+    uint32_t* size = NULL;
+    uint64_t* heap = NULL;
+    size_t room = 0, made = 0;
     if (n >= UINT32_MAX / 4) die("a text of more than 1 GB cannot be encoded at once");
     for (size_t at = 0, length; at < n; at += length) {
         length = piece_length(t, text + at, n - at);
-        if (length > p.room) {
-            p.room = 2 * length;
-            free(p.size), free(p.before), free(p.heap);
-            p.size = (uint32_t*)allocate(p.room, sizeof *p.size, "encoding");
-            p.before = (uint32_t*)allocate(p.room, sizeof *p.before, "encoding");
-            p.heap = (Join*)allocate(3 * p.room, sizeof *p.heap, "encoding");
+        if (length > room) {
+            room = 2 * length;
+            free(size), free(heap);
+            size = (uint32_t*)allocate(room, sizeof *size, "encoding");
+            heap = (uint64_t*)allocate(3 * room + 1, sizeof *heap, "encoding");
         }
-        made += encode_piece(t, text + at, length, &p, tokens + made);
+        made += encode_piece(t, text + at, length, size, heap, tokens + made);
     }
-    free(p.size), free(p.before), free(p.heap);
+    free(size), free(heap);
     return made;
 }
 
@@ -2225,14 +2201,10 @@ static void utf8_print(Utf8Printer* p, const uint8_t* s, size_t n, bool last) {
             n--;
         }
         uint32_t code;
-        uint8_t lead = p->bytes[0];
         size_t length = utf8_character(p->bytes, p->count, &code);
-        size_t wanted = lead >= 0xF8 ? 1 : lead >= 0xF0 ? 4 : lead >= 0xE0 ? 3 : lead >= 0xC0 ? 2 : 1;
-        bool prefix = p->count < wanted;
-        for (size_t i = 1; i < p->count; i++) prefix = prefix && (p->bytes[i] & 0xC0) == 0x80;
-        if (code == UINT32_MAX && prefix && n) continue;
-        if (code == UINT32_MAX && prefix && !last) return;
-        if (code == UINT32_MAX)
+        if (code == UNFINISHED && n) continue;
+        if (code == UNFINISHED && !last) return;
+        if (code >= BROKEN)
             fputs("\xEF\xBF\xBD", stdout);
         else
             fwrite(p->bytes, 1, length, stdout);
@@ -2265,7 +2237,7 @@ static void print_rest(void) { utf8_print(&generated, NULL, 0, true); }
 typedef struct {
     File file;
     const uint16_t* tokens;
-    size_t count, windows, slack; // tokens; windows; tokens that the cuts may be shifted by
+    size_t count, windows;
 } Shard;
 
 typedef struct {
@@ -2275,11 +2247,10 @@ typedef struct {
 
 static Shard open_shard(const char* path, size_t T) {
     Shard s;
-    memset(&s, 0, sizeof s);
     s.file = map_file(path, "; `python3 prepare_data.py` makes data/ from text");
     const int32_t* header = (const int32_t*)s.file.data;
-    if (s.file.size < HEADER * 4) die("%s is too short for a file of tokens", path);
-    if (header[0] != SHARD_MAGIC || header[1] != 1) die("%s is not a file of tokens (wrong magic number)", path);
+    if (s.file.size < HEADER * 4 || header[0] != SHARD_MAGIC || header[1] != 1)
+        die("%s is not a file of tokens, or is cut off", path);
     if (header[2] < 0 || s.file.size != HEADER * 4 + 2 * (uint64_t)header[2])
         die("%s is damaged: its header says %d tokens, its size says %zu", path, header[2],
             (s.file.size - HEADER * 4) / 2);
@@ -2287,7 +2258,6 @@ static Shard open_shard(const char* path, size_t T) {
     s.count = (size_t)header[2];
     size_t cuts = s.count ? (s.count - 1) / T : 0;
     s.windows = cuts > 1 ? cuts - 1 : cuts; // one is kept back as room for the shift
-    s.slack = s.windows ? s.count - 1 - s.windows * T : 0;
     return s;
 }
 
@@ -2320,7 +2290,8 @@ static void free_data(Data* d) {
 static void load_window(const Data* d, size_t index, uint64_t key, int* inputs, int* targets) {
     const Shard* s = d->shards;
     while (index >= s->windows) index -= (s++)->windows;
-    size_t start = index * d->T + (key ? random_bits(key, (uint64_t)(s - d->shards)) % (s->slack + 1) : 0);
+    size_t most = s->count - 1 - s->windows * d->T; // by how much the cuts may be shifted
+    size_t start = index * d->T + (key ? random_bits(key, (uint64_t)(s - d->shards)) % (most + 1) : 0);
     for (size_t i = 0; i <= d->T; i++) {
         int token = s->tokens[start + i];
         if ((size_t)token >= d->V)
@@ -2350,181 +2321,150 @@ static void load_batch(const Data* d, uint64_t seed, uint64_t taken, size_t B, i
 // has the weights under Hugging Face's names, AdamW's moments as adam.m.NAME and adam.v.NAME, and in its metadata
 // the options, the step and the place in the data: all that --resume needs to go on bit for bit.
 
+// JSON is read into a flat list: a pair for each string, number and word, whose key is the way to it. So of the text
+// {"a": {"b": [5, true]}} come the pairs a/b/0 = 5 and a/b/1 = true. What is too long is cut off.
+enum { MAX_PAIRS = 1 << 16, MAX_DIMENSIONS = 4 };
 typedef struct {
-    const char *start, *p, *end, *path;
+    char key[128], value[64];
+} Pair;
+
+typedef struct {
+    Pair* pairs; // in the order of their keys
+    size_t count;
+    const char *path, *text, *p; // while it is read: the file; its text, with a zero after it; what comes next
 } Json;
 
 __attribute__((noreturn)) static void json_fail(const Json* j, const char* what) {
-    die("%s is damaged: %s at byte %zu of its JSON", j->path, what, (size_t)(j->p - j->start));
+    die("%s is damaged: %s at byte %zu of its JSON", j->path, what, (size_t)(j->p - j->text));
 }
 
 // If c is the next character after white space, takes it.
 static bool json_take(Json* j, char c) {
-    while (j->p < j->end && (*j->p == ' ' || *j->p == '\n' || *j->p == '\t' || *j->p == '\r')) j->p++;
-    if (j->p == j->end || *j->p != c) return false;
+    j->p += strspn(j->p, " \n\t\r");
+    if (*j->p != c) return false;
     j->p++;
     return true;
 }
 
-static void json_expect(Json* j, char c) {
-    char what[] = "'?' missing";
-    what[1] = c;
-    if (!json_take(j, c)) json_fail(j, what);
-}
-
-// A string into out, which has room for `room` bytes; what does not fit is cut off. Names here are plain: escapes
-// other than \" \\ \/ are kept as they stand.
+// Names here are plain: escapes other than \" \\ \/ are kept as they stand.
 static void json_string(Json* j, char* out, size_t room) {
     size_t n = 0;
-    json_expect(j, '"');
-    while (j->p < j->end && *j->p != '"') {
-        if (*j->p == '\\' && j->p + 1 < j->end && strchr("\"\\/", j->p[1])) j->p++;
+    if (!json_take(j, '"')) json_fail(j, "'\"' missing");
+    for (; *j->p != '"'; j->p++) {
+        if (*j->p == '\\' && j->p[1] && strchr("\"\\/", j->p[1])) j->p++;
+        if (!*j->p) json_fail(j, "a string does not end");
         if (n + 1 < room) out[n++] = *j->p;
-        j->p++;
     }
-    if (j->p == j->end) json_fail(j, "a string does not end");
     j->p++;
     out[n] = 0;
 }
 
-// The next key of an object; false after its last. *keys: how many were taken, 0 before the first.
-static bool json_key(Json* j, size_t* keys, char* key, size_t room) {
-    if (!*keys) json_expect(j, '{');
-    bool more = *keys ? json_take(j, ',') : !json_take(j, '}');
-    if (!more && *keys) json_expect(j, '}');
-    if (!more) return false;
-    json_string(j, key, room);
-    json_expect(j, ':');
-    return ++*keys;
-}
-
-static uint64_t json_integer(Json* j) {
-    uint64_t value = 0;
-    json_take(j, ' ');
-    if (j->p == j->end || *j->p < '0' || *j->p > '9') json_fail(j, "a whole number is missing");
-    for (; j->p < j->end && *j->p >= '0' && *j->p <= '9'; j->p++)
-        if (__builtin_mul_overflow(value, 10u, &value) ||
-            __builtin_add_overflow(value, (uint64_t)(*j->p - '0'), &value))
-            json_fail(j, "too large a number");
-    return value;
-}
-
-static void json_skip(Json* j, int depth) {
-    char ignored[2];
+// Adds the pairs of the value that comes next, to which `key` leads. Two prefixes are left out: of metadata, and of
+// names in a model that was saved with its head.
+static void json_value(Json* j, const char* key, int depth) {
+    char name[96], inner[256];
+    bool object = json_take(j, '{');
     if (depth > 64) json_fail(j, "too deep a nesting");
-    size_t keys = 0;
-    json_take(j, ' '); // the space before the value
-    if (j->p < j->end && *j->p == '{') {
-        while (json_key(j, &keys, ignored, sizeof ignored)) json_skip(j, depth + 1);
-    } else if (json_take(j, '[')) {
-        if (json_take(j, ']')) return;
-        do json_skip(j, depth + 1);
-        while (json_take(j, ','));
-        json_expect(j, ']');
-    } else if (j->p < j->end && *j->p == '"') {
-        json_string(j, ignored, sizeof ignored);
-    } else {
-        const char* start = j->p;
-        while (j->p < j->end && strchr("+-.0123456789abcdefghijklmnopqrstuvwxyzE", *j->p) && *j->p) j->p++;
-        if (j->p == start) json_fail(j, "a value is missing");
+    if (object || json_take(j, '[')) {
+        char close = object ? '}' : ']';
+        size_t n = 0;
+        if (json_take(j, close)) return;
+        do {
+            snprintf(name, sizeof name, "%zu", n++);
+            if (object) json_string(j, name, sizeof name);
+            if (object && !json_take(j, ':')) json_fail(j, "':' missing");
+            snprintf(inner, sizeof inner, "%.127s%s%s", key, *key ? "/" : "", name);
+            json_value(j, inner, depth + 1);
+        } while (json_take(j, ','));
+        if (!json_take(j, close)) json_fail(j, object ? "'}' missing" : "']' missing");
+        return;
     }
+    if (j->count == MAX_PAIRS) json_fail(j, "too long a list");
+    Pair* pair = &j->pairs[j->count++];
+    size_t n = strspn(j->p, "+-.0123456789abcdefghijklmnopqrstuvwxyzE");
+    key += !strncmp(key, "__metadata__/", 13) ? 13 : !strncmp(key, "transformer.", 12) ? 12 : 0;
+    snprintf(pair->key, sizeof pair->key, "%.127s", key);
+    snprintf(pair->value, sizeof pair->value, "%.*s", (int)min_size(n, sizeof pair->value - 1), j->p);
+    if (!n && *j->p != '"') json_fail(j, "a value is missing");
+    if (!n) json_string(j, pair->value, sizeof pair->value);
+    j->p += n;
 }
 
-enum { MAX_ENTRIES = 1 << 14, MAX_DIMENSIONS = 4 };
+static int compare_pairs(const void* a, const void* b) { return strcmp(((const Pair*)a)->key, ((const Pair*)b)->key); }
+
+// The file's `length` bytes at data, which must be an object.
+static Json read_json(const char* path, const uint8_t* data, size_t length) {
+    char* text = (char*)allocate(length + 1, 1, path);
+    memcpy(text, data, length);
+    Pair* pairs = (Pair*)allocate(min_size(length / 2, MAX_PAIRS), sizeof(Pair), path); // a value and what is before it
+    Json j = {pairs, 0, path, text, text};
+    if (*text != '{') json_fail(&j, "'{' missing");
+    json_value(&j, "", 0);
+    json_take(&j, ' ');
+    if (j.p != text + length) json_fail(&j, "something follows the object");
+    free(text);
+    qsort(j.pairs, j.count, sizeof(Pair), compare_pairs);
+    for (size_t i = 1; i < j.count; i++)
+        if (!compare_pairs(&j.pairs[i - 1], &j.pairs[i])) die("%s is damaged: it has %s twice", path, j.pairs[i].key);
+    return j;
+}
+
+__attribute__((format(printf, 2, 3))) static const Pair* find_pair(const Json* j, const char* key, ...) {
+    Pair wanted;
+    va_list args;
+    va_start(args, key);
+    vsnprintf(wanted.key, sizeof wanted.key, key, args);
+    va_end(args);
+    return (const Pair*)bsearch(&wanted, j->pairs, j->count, sizeof(Pair), compare_pairs);
+}
+
+static uint64_t whole_number(const char* path, const Pair* pair) {
+    char* end;
+    errno = 0;
+    uint64_t number = strtoull(pair->value, &end, 10);
+    if (*pair->value < '0' || *pair->value > '9' || *end || errno)
+        die("%s is damaged: its %s is '%s', not a whole number", path, pair->key, pair->value);
+    return number;
+}
+
 typedef struct {
-    char name[96], type[8];
+    char name[96];
+    const char* type;
     size_t dimensions, shape[MAX_DIMENSIONS], from, to;
 } Entry;
 
 typedef struct {
-    char key[64], value[64];
-} Pair;
-
-typedef struct {
     File file;
     const uint8_t* data;
-    size_t entry_count, pair_count;
-    Entry* entries; // in the order of their bytes
-    Pair* pairs;
+    size_t entry_count;
+    Entry* entries;
+    Json json;
 } Checkpoint;
 
 static size_t type_size(const char* type) {
     return !strcmp(type, "F32") ? 4 : !strcmp(type, "F16") || !strcmp(type, "BF16") ? 2 : 0;
 }
 
-static int compare_entries(const void* a, const void* b) {
-    const Entry *x = (const Entry*)a, *y = (const Entry*)b;
-    return x->from != y->from ? (x->from > y->from) - (x->from < y->from) : (x->to > y->to) - (x->to < y->to);
-}
-
-static int compare_names(const void* a, const void* b) {
-    return strcmp(((const Entry*)a)->name, ((const Entry*)b)->name);
-}
-
-static void parse_entry(Json* j, Entry* e) {
-    char key[32];
-    size_t keys = 0;
-    e->dimensions = e->to = SIZE_MAX; // until they are found
-    while (json_key(j, &keys, key, sizeof key))
-        if (!strcmp(key, "dtype")) {
-            json_string(j, e->type, sizeof e->type);
-        } else if (!strcmp(key, "shape")) {
-            e->dimensions = 0;
-            json_expect(j, '[');
-            if (json_take(j, ']')) continue;
-            do {
-                if (e->dimensions == MAX_DIMENSIONS) json_fail(j, "too many dimensions");
-                e->shape[e->dimensions++] = json_integer(j);
-            } while (json_take(j, ','));
-            json_expect(j, ']');
-        } else if (!strcmp(key, "data_offsets")) {
-            json_expect(j, '[');
-            e->from = json_integer(j);
-            json_expect(j, ',');
-            e->to = json_integer(j);
-            json_expect(j, ']');
-        } else
-            json_skip(j, 0);
-    if (!e->type[0] || e->dimensions == SIZE_MAX || e->to == SIZE_MAX)
-        json_fail(j, "a tensor without dtype, shape or data_offsets");
-}
-
-static const char* metadata(const Checkpoint* c, const char* key) {
-    for (size_t i = 0; i < c->pair_count; i++)
-        if (!strcmp(c->pairs[i].key, key)) return c->pairs[i].value;
-    return NULL;
-}
-
-static void parse_metadata(Json* j, Checkpoint* c) {
-    char key[64];
-    for (size_t keys = 0; json_key(j, &keys, key, sizeof key);) {
-        if (metadata(c, key)) json_fail(j, "a key that stands there twice");
-        if (c->pair_count == 256) json_fail(j, "too much metadata");
-        Pair* pair = &c->pairs[c->pair_count++];
-        memcpy(pair->key, key, sizeof key);
-        json_string(j, pair->value, sizeof pair->value);
+// The rest of the entry of the tensor e->name. Its bytes must be as many as its shape says, and none of them another's.
+static void read_entry(const Checkpoint* c, Entry* e, size_t data_size) {
+    const char *path = c->file.path, *name = e->name;
+    const Pair *type = find_pair(&c->json, "%s/dtype", name), *from = find_pair(&c->json, "%s/data_offsets/0", name);
+    const Pair *to = find_pair(&c->json, "%s/data_offsets/1", name), *length;
+    if (!type || !from || !to) die("%s is damaged: tensor %s has no dtype or data_offsets", path, name);
+    e->type = type->value;
+    e->from = whole_number(path, from);
+    e->to = whole_number(path, to);
+    size_t bytes = type_size(e->type);
+    for (; (length = find_pair(&c->json, "%s/shape/%zu", name, e->dimensions)); e->dimensions++) {
+        if (e->dimensions == MAX_DIMENSIONS) die("%s: tensor %s has over %d dimensions", path, name, MAX_DIMENSIONS);
+        size_t n = e->shape[e->dimensions] = whole_number(path, length);
+        if (__builtin_mul_overflow(bytes, n, &bytes)) die("%s: tensor %s is too large", path, name);
     }
-}
-
-// That the tensors' bytes follow one another from the first to the last, with no name given twice.
-static void check_entries(Checkpoint* c, size_t data_size) {
-    const char* path = c->file.path;
-    if (c->entry_count) qsort(c->entries, c->entry_count, sizeof(Entry), compare_names);
-    for (size_t i = 1; i < c->entry_count; i++)
-        if (!strcmp(c->entries[i - 1].name, c->entries[i].name)) die("%s has two tensors %s", path, c->entries[i].name);
-    if (c->entry_count) qsort(c->entries, c->entry_count, sizeof(Entry), compare_entries);
-    size_t at = 0;
-    for (size_t i = 0; i < c->entry_count; i++) {
-        const Entry* e = &c->entries[i];
-        if (e->from != at || e->to < e->from || e->to > data_size)
-            die("%s is damaged: the place of tensor %s is wrong", path, e->name);
-        size_t bytes = type_size(e->type);
-        for (size_t d = 0; d < e->dimensions; d++)
-            if (__builtin_mul_overflow(bytes, e->shape[d], &bytes)) die("%s: tensor %s is too large", path, e->name);
-        if (bytes && bytes != e->to - e->from) die("%s is damaged: tensor %s has the wrong size", path, e->name);
-        at = e->to;
-    }
-    if (at != data_size) die("%s is damaged: %zu bytes belong to no tensor", path, data_size - at);
+    bool misplaced = e->from > e->to || e->to > data_size;
+    for (const Entry* other = c->entries; other < e; other++)
+        misplaced = misplaced || (e->from < other->to && other->from < e->to);
+    if (misplaced) die("%s is damaged: the place of tensor %s is wrong", path, name);
+    if (bytes && bytes != e->to - e->from) die("%s is damaged: tensor %s has the wrong size", path, name);
 }
 
 static Checkpoint open_checkpoint(const char* path, const char* advice) {
@@ -2535,49 +2475,35 @@ static Checkpoint open_checkpoint(const char* path, const char* advice) {
     if (c.file.size >= 8) memcpy(&length, c.file.data, 8);
     if (c.file.size < 10 || length > c.file.size - 8 || length > 100000000 || c.file.data[8] != '{')
         die("%s is not a safetensors file, or is cut off", path);
+    size_t size = c.file.size - 8 - length, used = 0;
     c.data = c.file.data + 8 + length;
-    c.pairs = (Pair*)allocate(256, sizeof(Pair), "metadata");
-    size_t room = 0;
-    const char* text = (const char*)c.file.data + 8;
-    Json j = {text, text, text + length, path};
-    char name[96];
-    for (size_t keys = 0; json_key(&j, &keys, name, sizeof name);) {
-        if (!strcmp(name, "__metadata__")) {
-            parse_metadata(&j, &c);
-            continue;
-        }
-        if (c.entry_count == MAX_ENTRIES) json_fail(&j, "too many tensors");
-        if (c.entry_count == room) {
-            room = room ? 2 * room : 256;
-            c.entries = (Entry*)realloc(c.entries, room * sizeof(Entry));
-            if (!c.entries) die("no memory for the list of tensors");
-        }
-        Entry* e = &c.entries[c.entry_count++];
-        memset(e, 0, sizeof *e); // a model saved with its head has a prefix before its names
-        snprintf(e->name, sizeof e->name, "%s", name + (strncmp(name, "transformer.", 12) ? 0 : 12));
-        parse_entry(&j, e);
+    c.json = read_json(path, c.file.data + 8, length);
+    c.entries = (Entry*)allocate(c.json.count, sizeof(Entry), "the list of tensors");
+    for (size_t i = 0; i < c.json.count; i++) {
+        Entry* e = &c.entries[c.entry_count];
+        char last[8] = "";
+        if (sscanf(c.json.pairs[i].key, "%95[^/]/%7s", e->name, last) < 2 || strcmp(last, "dtype")) continue;
+        read_entry(&c, e, size);
+        used += e->to - e->from;
+        c.entry_count++;
     }
-    json_take(&j, ' ');
-    if (j.p != j.end) json_fail(&j, "something follows the object");
-    check_entries(&c, c.file.size - 8 - length);
+    if (used != size) die("%s is damaged: %zu bytes belong to no tensor", path, size - used);
     return c;
 }
 
 static void close_checkpoint(Checkpoint* c) {
     free(c->entries);
-    free(c->pairs);
+    free(c->json.pairs);
     unmap_file(&c->file);
 }
 
-// A whole number that the metadata holds.
+static const char* metadata(const Checkpoint* c, const char* key) {
+    const Pair* pair = find_pair(&c->json, "%s", key);
+    return pair ? pair->value : NULL;
+}
+
 static uint64_t metadata_number(const Checkpoint* c, const char* key) {
-    const char* text = metadata(c, key);
-    char* end;
-    errno = 0;
-    uint64_t number = strtoull(text, &end, 10);
-    if (*text < '0' || *text > '9' || *end || errno)
-        die("%s is damaged: its %s is '%s', not a whole number", c->file.path, key, text);
-    return number;
+    return whole_number(c->file.path, find_pair(&c->json, "%s", key));
 }
 
 static const Entry* find_entry(const Checkpoint* c, const char* prefix, const char* name) {
@@ -2646,52 +2572,39 @@ static void check_foreign(const Checkpoint* c, const Model* model) {
     const Entry* wte = find_entry(c, "", "wte.weight");
     for (size_t i = 0; i < c->entry_count; i++) {
         const Entry* e = &c->entries[i];
-        const char* name = e->name;
-        size_t n = strlen(name);
-        bool known = !strncmp(name, "adam.", 5) || (n > 10 && !strcmp(name + n - 10, ".attn.bias")) ||
-                     (n > 17 && !strcmp(name + n - 17, ".attn.masked_bias"));
+        const char *name = e->name, *part = strstr(name, ".attn.");
+        bool known =
+            !strncmp(name, "adam.", 5) || (part && (!strcmp(part, ".attn.bias") || !strcmp(part, ".attn.masked_bias")));
         for (size_t k = 0; k < model->tensor_count && !known; k++) known = !strcmp(name, model->tensors[k].name);
-        if (!strcmp(name, "lm_head.weight")) {
-            if (e->to - e->from != wte->to - wte->from ||
-                memcmp(c->data + e->from, c->data + wte->from, e->to - e->from))
-                die("%s: its head is not its token embedding, as GPT-2's is", c->file.path);
-            known = true;
-        }
-        if (!known) die("%s has a tensor %s, which a GPT-2 has not", c->file.path, e->name);
+        bool head = !strcmp(name, "lm_head.weight");
+        if (head &&
+            (e->to - e->from != wte->to - wte->from || memcmp(c->data + e->from, c->data + wte->from, e->to - e->from)))
+            die("%s: its head is not its token embedding, as GPT-2's is", c->file.path);
+        if (!known && !head) die("%s has a tensor %s, which a GPT-2 has not", c->file.path, e->name);
     }
 }
 
-// That config.json asks for nothing that this model would compute otherwise. value: JSON, as it stands in the file.
-static void check_config(const char* path, const char* key, const char* value, size_t C) {
-    bool same = true;
-    if (!strcmp(key, "activation_function"))
-        same = !strcmp(value, "\"gelu_new\"") || !strcmp(value, "\"gelu_pytorch_tanh\"");
-    if (!strcmp(key, "layer_norm_epsilon")) same = strtod(value, NULL) == 1e-5;
-    if (!strcmp(key, "scale_attn_weights")) same = !strcmp(value, "true");
-    if (!strcmp(key, "scale_attn_by_inverse_layer_idx")) same = !strcmp(value, "false");
-    if (!strcmp(key, "n_inner")) same = !strcmp(value, "null") || strtod(value, NULL) == 4 * (double)C;
-    if (!same) die("%s: %s is %s, which this program does not compute", path, key, value);
-}
-
-// The head count in the config.json beside a weights file, or 0.
+// The head count in the config.json beside a weights file, or 0. It may ask for nothing that this model would compute
+// otherwise.
 static size_t heads_from_config(const char* directory, size_t C) {
     const char* path = path_in(directory, "config.json");
-    char key[64], value[64];
     if (access(path, R_OK)) return 0;
     File file = map_file(path, "");
-    const char* text = (const char*)file.data;
-    Json j = {text, text, text + file.size, file.path};
+    Json j = read_json(file.path, file.data, file.size);
     size_t heads = 0;
-    for (size_t keys = 0; json_key(&j, &keys, key, sizeof key);) {
-        json_take(&j, ' '); // the space before the value
-        const char* start = j.p;
-        if (!strcmp(key, "n_head"))
-            heads = json_integer(&j);
-        else
-            json_skip(&j, 0);
-        snprintf(value, sizeof value, "%.*s", (int)min_size((size_t)(j.p - start), sizeof value - 1), start);
-        check_config(file.path, key, value, C);
+    for (const Pair* pair = j.pairs; pair < j.pairs + j.count; pair++) {
+        const char *key = pair->key, *value = pair->value;
+        bool same = true;
+        if (!strcmp(key, "n_head")) heads = whole_number(file.path, pair);
+        if (!strcmp(key, "activation_function"))
+            same = !strcmp(value, "gelu_new") || !strcmp(value, "gelu_pytorch_tanh");
+        if (!strcmp(key, "layer_norm_epsilon")) same = strtod(value, NULL) == 1e-5;
+        if (!strcmp(key, "scale_attn_weights")) same = !strcmp(value, "true");
+        if (!strcmp(key, "scale_attn_by_inverse_layer_idx")) same = !strcmp(value, "false");
+        if (!strcmp(key, "n_inner")) same = !strcmp(value, "null") || strtod(value, NULL) == 4 * (double)C;
+        if (!same) die("%s: %s is %s, which this program does not compute", file.path, key, value);
     }
+    free(j.pairs);
     unmap_file(&file);
     return heads;
 }
@@ -2733,9 +2646,8 @@ static void append(char** text, size_t* length, const char* format, ...) {
     char* more;
     int n = vasprintf(&more, format, args);
     va_end(args);
-    if (n < 0) die("no memory for the checkpoint's header");
-    *text = (char*)realloc(*text, *length + (size_t)n + 1);
-    if (!*text) die("no memory for the checkpoint's header");
+    if (n >= 0) *text = (char*)realloc(*text, *length + (size_t)n + 1);
+    if (n < 0 || !*text) die("no memory for the checkpoint's header");
     memcpy(*text + *length, more, (size_t)n + 1);
     *length += (size_t)n;
     free(more);
@@ -2747,16 +2659,15 @@ static const char* save_checkpoint(const char* path, const Model* model, bool tr
     static const char* const prefixes[] = {"", "adam.m.", "adam.v."};
     float* const blocks[] = {model->weights, model->moment1, model->moment2};
     char* text = NULL;
-    size_t length = 0, at = 0, sets = training ? 3 : 1;
+    size_t length = 0, at = 0, n = model->tensor_count, count = training ? 3 * n : n;
     append(&text, &length, "{\"__metadata__\":{\"format\":\"pt\"%s}", more_metadata);
-    for (size_t set = 0; set < sets; set++)
-        for (size_t i = 0; i < model->tensor_count; i++) {
-            const Tensor* t = &model->tensors[i];
-            append(&text, &length, ",\"%s%s\":{\"dtype\":\"F32\",\"shape\":[", prefixes[set], t->name);
-            if (t->rows) append(&text, &length, "%zu,", t->rows);
-            append(&text, &length, "%zu],\"data_offsets\":[%zu,%zu]}", t->columns, at, at + 4 * t->size);
-            at += 4 * t->size;
-        }
+    for (size_t i = 0; i < count; i++) {
+        const Tensor* t = &model->tensors[i % n];
+        append(&text, &length, ",\"%s%s\":{\"dtype\":\"F32\",\"shape\":[", prefixes[i / n], t->name);
+        if (t->rows) append(&text, &length, "%zu,", t->rows);
+        append(&text, &length, "%zu],\"data_offsets\":[%zu,%zu]}", t->columns, at, at + 4 * t->size);
+        at += 4 * t->size;
+    }
     append(&text, &length, "}%*s", (int)(7 - length % 8), ""); // tensors begin at a multiple of 8 bytes
     Output out;
     uint64_t header = length;
@@ -2765,16 +2676,15 @@ static const char* save_checkpoint(const char* path, const Model* model, bool tr
     output_write(&out, text, length);
     free(text);
     static float buffer[16384];
-    for (size_t set = 0; set < sets && !out.error; set++)
-        for (size_t i = 0; i < model->tensor_count; i++) {
-            const Tensor* t = &model->tensors[i];
-            for (size_t j = 0, n; j < t->size; j += n) {
-                n = min_size(16384, t->size - j);
-                device->to_host(buffer, blocks[set] + t->offset + j, n);
-                if (!all_finite(buffer, n)) output_failed(&out, "the model holds numbers that are not finite");
-                output_write(&out, buffer, n * sizeof(float));
-            }
+    for (size_t i = 0; i < count && !out.error; i++) {
+        const Tensor* t = &model->tensors[i % n];
+        for (size_t j = 0, part; j < t->size; j += part) {
+            part = min_size(16384, t->size - j);
+            device->to_host(buffer, blocks[i / n] + t->offset + j, part);
+            if (!all_finite(buffer, part)) output_failed(&out, "the model holds numbers that are not finite");
+            output_write(&out, buffer, part * sizeof(float));
         }
+    }
     output_replace(&out);
     return out.error;
 }
@@ -2788,10 +2698,9 @@ static void export_model(const char* directory, const Model* model) {
     if (error) die("cannot write %s/model.safetensors: %s; whatever stood there before is untouched", directory, error);
     Config c = model->config;
     const char* end_of_text = c.V == 50257 ? "50256" : "null"; // GPT-2's own; weights do not tell another's
-    char* text = NULL;
-    size_t length = 0;
-    append(
-        &text, &length,
+    char text[1024];
+    int length = snprintf(
+        text, sizeof text,
         "{\n  \"architectures\": [\"GPT2LMHeadModel\"],\n  \"model_type\": \"gpt2\",\n"
         "  \"vocab_size\": %zu,\n  \"n_positions\": %zu,\n  \"n_ctx\": %zu,\n  \"n_embd\": %zu,\n  \"n_layer\": %zu,\n"
         "  \"n_head\": %zu,\n  \"activation_function\": \"gelu_new\",\n  \"layer_norm_epsilon\": 1e-05,\n"
@@ -2799,10 +2708,9 @@ static void export_model(const char* directory, const Model* model) {
         "  \"torch_dtype\": \"float32\"\n}\n",
         c.V, c.T, c.T, c.C, c.L, c.H, end_of_text, end_of_text);
     Output out;
-    output_open(&out, path_in(directory, "config.json"), length);
-    output_write(&out, text, length);
+    output_open(&out, path_in(directory, "config.json"), (size_t)length);
+    output_write(&out, text, (size_t)length);
     output_finish(&out);
-    free(text);
 }
 
 // ====================================================================================================================
@@ -3125,7 +3033,7 @@ static Config choose_config(const Tokenizer* t, const Checkpoint* from) {
     Config config = opt.model;
     if (from) {
         const char* path = from->file.path;
-        for (const Pair* p = from->pairs; p < from->pairs + from->pair_count; p++)
+        for (const Pair* p = from->json.pairs; p < from->json.pairs + from->json.count; p++)
             if (!strncmp(p->key, "--", 2) && !find_option(p->key))
                 die("%s was made with %s %s, which this program does not know", path, p->key, p->value);
         config = read_config(from);

@@ -178,9 +178,9 @@ static void fuzz_utf8(const uint8_t* data, size_t size) {
     size_t length, other_length;
     uint32_t code;
     bool valid = true;
-    for (size_t i = 0; i < size && valid; valid = code != UINT32_MAX) i += utf8_character(data + i, size - i, &code);
+    for (size_t i = 0; i < size && valid; valid = code < BROKEN) i += utf8_character(data + i, size - i, &code);
     char* whole = printed(data, size, size, &length);
-    for (size_t i = 0; i < length; require(code != UINT32_MAX))
+    for (size_t i = 0; i < length; require(code < BROKEN))
         i += utf8_character((uint8_t*)whole + i, length - i, &code);
     if (valid) require(length == size && !memcmp(whole, data, size));
     for (size_t piece = 1; piece < 6; piece++) {
