@@ -40,7 +40,8 @@ its weights; merges.txt has nothing to add. Either way it must be GPT-2's to the
 THE FILES, all little-endian, written to the output folder (data/ unless --out says otherwise):
 
 train.bin, val.bin
-    256 int32   header: 20240520, 1, number of tokens, zeros
+    256 int32   header: 20240520, 1, number of tokens, in two words the fingerprint of tokenizer.bin (64-bit FNV-1a
+                        of its bytes), zeros
     uint16      the tokens
 
 tokenizer.bin
@@ -61,6 +62,9 @@ tokenizer.bin
     which they were made; in GPT-2's own order for kind 2, which has 50257 tokens, <|endoftext|> the last.
 """
 
+import signal
+signal.signal(signal.SIGINT, signal.SIG_DFL)    # while Python loads what follows, Ctrl-C just ends it
+
 import argparse
 import array
 import base64
@@ -73,7 +77,6 @@ import heapq
 import json
 import os
 import re
-import signal
 import struct
 import sys
 import sysconfig
@@ -500,9 +503,18 @@ def header(*values):
     return struct.pack("<256i", *values, *[0] * (256 - len(values)))
 
 
-def token_file(ids):
-    """The contents of train.bin or val.bin, in parts."""
-    return [header(TOKENS_MAGIC, TOKENS_VERSION, len(ids)), little_endian(ids)]
+def fingerprint(data):
+    """FNV-1a, by which train_gpt knows a tokenizer.bin."""
+    value = 0xCBF29CE484222325
+    for byte in data:
+        value = (value ^ byte) * 0x100000001B3 & 0xFFFFFFFFFFFFFFFF
+    return value
+
+
+def token_file(ids, tokenizer):
+    """The contents of train.bin or val.bin, in parts; tokenizer: those of tokenizer.bin."""
+    mark = struct.pack("<Q", fingerprint(b"".join(tokenizer)))
+    return [header(TOKENS_MAGIC, TOKENS_VERSION, len(ids), *struct.unpack("<2i", mark)), little_endian(ids)]
 
 
 def tokenizer_file(tokenizer):
@@ -613,6 +625,12 @@ def prepare(options):
         raise Failure(f"{options.out}: not a folder") from None
     if not os.access(options.out, os.W_OK | os.X_OK):
         raise Failure(f"{options.out}: no permission to write in this folder")
+    for name, magic in ("train.bin", TOKENS_MAGIC), ("val.bin", TOKENS_MAGIC), ("tokenizer.bin", TOKENIZER_MAGIC):
+        path = os.path.join(options.out, name)
+        if os.path.isfile(path) and os.path.getsize(path):
+            with open(path, "rb") as file:
+                if file.read(4) != struct.pack("<i", magic):
+                    raise Failure(f"{path} is not of this program and would be replaced: give --out another folder")
     documents, name = read_sources(options.sources) if options.sources else default_text(options.out)
     size = sum(map(len, documents))
     if size < MIN_TEXT:
@@ -626,8 +644,9 @@ def prepare(options):
         raise Failure(f"{name}: its last tenth is a single token, too little for validation; give more text")
     if len(train_ids) >= 1 << 31:
         raise Failure(f"{name}: {len(train_ids):,} tokens are more than a file can hold, 2,147,483,647")
-    write_files(options.out, {"train.bin": token_file(train_ids), "val.bin": token_file(val_ids),
-                              "tokenizer.bin": tokenizer_file(tokenizer)})
+    made = tokenizer_file(tokenizer)
+    write_files(options.out, {"train.bin": token_file(train_ids, made), "val.bin": token_file(val_ids, made),
+                              "tokenizer.bin": made})
 
     several = f"{len(documents):,} documents, " if len(documents) > 1 else ""
     count, wanted = len(tokenizer.tokens), options.vocab_size or DEFAULT_VOCAB
@@ -661,5 +680,6 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))     # an exit cleans up, the default does not
     sys.exit(main())
