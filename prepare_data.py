@@ -63,7 +63,8 @@ tokenizer.bin
 """
 
 import signal
-signal.signal(signal.SIGINT, signal.SIG_DFL)    # while Python loads what follows, Ctrl-C just ends it
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)    # while Python loads what follows, Ctrl-C just ends it
 
 import argparse
 import array
@@ -456,8 +457,26 @@ def files_below(folder):
     return sorted(filter(os.path.isfile, paths)), hidden
 
 
+def memory_available():
+    """Bytes, or None where the system does not say."""
+    try:
+        return int(re.search(r"MemAvailable: *(\d+) kB", read_file("/proc/meminfo").decode()).group(1)) << 10
+    except (OSError, AttributeError):
+        return None
+
+
+def warn_of_memory(sources):
+    """A text is held in memory several times over: as bytes, characters, pieces and tokens."""
+    paths = [path for source in sources for path in (files_below(source)[0] if os.path.isdir(source) else [source])]
+    needed, available = 8 * sum(map(os.path.getsize, paths)), memory_available()
+    if available is not None and needed > available:
+        warn(f"this text may take {needed / 1e9:.1f} GB of memory, and {available / 1e9:.1f} GB are available; "
+             "a part of it may do")
+
+
 def read_sources(sources):
     """The user's files and folders: (documents, what they are)."""
+    warn_of_memory(sources)
     documents = []
     for source in sources:
         if os.path.isdir(source):

@@ -3248,6 +3248,7 @@ typedef struct {
     uint64_t next;                                 // the window that is to be loaded next
     bool batch_loaded;                             // inputs and targets hold it and those after it
     size_t saved;                                  // the step that the checkpoint holds
+    uint64_t text_mark;                            // of the text that is trained on
     double retry;                                  // when to save again what could not be saved; 0: nothing
     struct stat own;                               // the checkpoint, if this run wrote it or began from it
     char checkpoint[MAX_PATH], log_path[MAX_PATH]; // the files themselves, not links to them
@@ -3283,7 +3284,7 @@ static const char* save_run(Run* run) {
     append(&text, &length, ",\"step\":\"%zu\",\"windows\":\"%llu\"", run->step, (unsigned long long)run->taken);
     append(&text, &length, ",\"tokenizer\":\"%016llx\",\"tokens\":\"%zu\",\"text\":\"%016llx\"",
            (unsigned long long)tokenizer_mark(&run->tokenizer), run->train.token_count,
-           (unsigned long long)data_mark(&run->train));
+           (unsigned long long)run->text_mark);
     for (int i = 0; i < OPTIONS; i++) {
         const Option* o = &options[i];
         if (!(o->use & SAVED) || (!o->initial && !o->given)) continue;
@@ -3436,7 +3437,8 @@ static void open_texts(Run* run, size_t V, const Checkpoint* resumed) {
         die("%s was trained on %s tokens, but there are %zu now: other data", resumed->file.path,
             metadata(resumed, "tokens"), run->train.token_count);
     char mark[32];
-    snprintf(mark, sizeof mark, "%016llx", (unsigned long long)data_mark(&run->train));
+    run->text_mark = data_mark(&run->train);
+    snprintf(mark, sizeof mark, "%016llx", (unsigned long long)run->text_mark);
     if (resumed && metadata(resumed, "text") && strcmp(metadata(resumed, "text"), mark))
         die("%s was trained on another text of %zu tokens", resumed->file.path, run->train.token_count);
     run->inputs = (int*)allocate(run->B * run->T, sizeof(int), "a batch");
