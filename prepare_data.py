@@ -62,9 +62,9 @@ tokenizer.bin
     which they were made; in GPT-2's own order for kind 2, which has 50257 tokens, <|endoftext|> the last.
 """
 
-import signal
+import _signal  # the part of signal that is there at once
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_DFL)    # while Python loads what follows, Ctrl-C just ends it
+    _signal.signal(_signal.SIGINT, _signal.SIG_DFL)     # while Python loads what follows, Ctrl-C just ends it
 
 import argparse
 import array
@@ -78,6 +78,7 @@ import heapq
 import json
 import os
 import re
+import signal
 import struct
 import sys
 import sysconfig

@@ -359,6 +359,30 @@ static void test_allocate(void) {
     CHECK(memory > 1e6 && memory < 1e15, "%.0f bytes of memory are available", memory);
 }
 
+// Limits of control groups: of version 2 in the group or in one above it, of version 1, and as a container sees them.
+static void test_cgroup_limit(void) {
+    static const char* const folders[] = {"c", "c/a", "c/a/b", "c/memory", "c/memory/d"};
+    for (size_t i = 0; i < 5; i++) mkdir(in_folder(folders[i]), 0777);
+    write_file(in_folder("list"), "0::/a/b\n", 8);
+    CHECK(cgroup_limit(in_folder("list"), in_folder("c")) == SIZE_MAX, "a limit where there is none");
+    write_file(in_folder("c/a/memory.max"), "max\n", 4);
+    write_file(in_folder("c/a/b/memory.max"), "70000000\n", 9);
+    CHECK(cgroup_limit(in_folder("list"), in_folder("c")) == 70000000, "the group's own limit");
+    write_file(in_folder("c/a/memory.max"), "60000000\n", 9);
+    CHECK(cgroup_limit(in_folder("list"), in_folder("c")) == 60000000, "the limit of the group above");
+    write_file(in_folder("c/memory.max"), "50000000\n", 9);
+    CHECK(cgroup_limit(in_folder("list"), in_folder("c")) == 50000000, "the topmost limit");
+    const char* first = "11:cpu,cpuacct:/x\n7:memory:/d\n1:name=systemd:/y\n";
+    write_file(in_folder("list"), first, strlen(first));
+    CHECK(cgroup_limit(in_folder("list"), in_folder("c")) == SIZE_MAX, "a limit of version 1 where there is none");
+    write_file(in_folder("c/memory/d/memory.limit_in_bytes"), "40000000\n", 9);
+    CHECK(cgroup_limit(in_folder("list"), in_folder("c")) == 40000000, "version 1");
+    write_file(in_folder("list"), "7:memory:/outside/of/here\n", 26);
+    write_file(in_folder("c/memory/memory.limit_in_bytes"), "30000000\n", 9);
+    CHECK(cgroup_limit(in_folder("list"), in_folder("c")) == 30000000, "a path that only the host has");
+    CHECK(cgroup_limit(in_folder("none"), in_folder("c")) == SIZE_MAX, "no list");
+}
+
 // ====================================================================================================================
 // Random numbers
 
@@ -4735,6 +4759,7 @@ static const struct {
     {"replace_file_impossible", test_replace_file_impossible, HOST},
     {"map_file", test_map_file, HOST},
     {"allocate", test_allocate, HOST},
+    {"cgroup_limit", test_cgroup_limit, HOST},
     // Random numbers
     {"random_bits", test_random_bits, HOST},
     {"random_uniform", test_random_uniform, HOST},

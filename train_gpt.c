@@ -3279,6 +3279,7 @@ static const char* save_run(Run* run) {
     if (!isfinite(take_loss(&run->model))) return "the model's loss is not a number any more";
     const char* error = is_foreign(run) ? keep_old(run->checkpoint) : NULL;
     if (error) return error;
+    stat(run->checkpoint, &run->own); // what is there now has another name, too
     char* text = NULL;
     size_t length = 0;
     append(&text, &length, ",\"step\":\"%zu\",\"windows\":\"%llu\"", run->step, (unsigned long long)run->taken);
