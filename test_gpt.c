@@ -4076,6 +4076,10 @@ static void check_run(Subject* s, const char* data, const char* variant) {
     CHECK_SUCCESS(cli("--resume --data %s --checkpoint %s", data, path), "resuming");
     CHECK(same_files(whole, path), "%s: resumed, the bits differ", s->name);
     CHECK_SUCCESS(cli("--generate 'the ' --tokens 80 --data %s --checkpoint %s", data, path), "generation");
+    const Result* exported = cli("--export %s --checkpoint %s", in_folder("exported"), path);
+    CHECK(beyond_gpt2(opt.model) ? exported->status == 1 && strstr(exported->err, beyond_gpt2(opt.model))
+                                 : !exported->status,
+          "%s: --export ends with status %d: %s", s->name, exported->status, exported->err);
     CHECK_SUCCESS(cli("--init %s --lr 0 --min-lr 0 --batch 3 --steps 1 --warmup 0 --val-batches 2 --data %s --log %s "
                       "--checkpoint %s",
                       whole, data, in_folder("again.csv"), in_folder("again.safetensors")),
