@@ -519,12 +519,14 @@ typedef struct {
 typedef enum {
     ONE,      // one for the model
     EACH,     // one for each layer; where no backward pass follows, the layers share one
+    AGAIN,    // like EACH; but with --recompute the layers share one in any case
     CACHE,    // one for each layer always: generation's keys and values
-    LOGITS,   // one, but for a single position in generation
+    LOGITS,   // one, but for a single position in generation, or for so many as a device takes at a time
     GRADIENT, // one, shared by all layers, and only in training
 } Kind;
 #define FIELD_ONE(type, name)      type* name;
 #define FIELD_EACH(type, name)     type* name[MAX_LAYERS];
+#define FIELD_AGAIN(type, name)    type* name[MAX_LAYERS];
 #define FIELD_CACHE(type, name)    type* name[MAX_LAYERS];
 #define FIELD_LOGITS(type, name)   type* name;
 #define FIELD_GRADIENT(type, name) type* name;
@@ -559,25 +561,25 @@ static float residual_std(size_t L) { return 0.02f / sqrtf(2 * (float)L); }
 // kind, type, field, width; c is the Config
 #define ACTIVATIONS(X)                                                                               \
     X(ONE,      real,  embedded,   c.C)      /* token + position */                                  \
-    X(EACH,     real,  ln1,        c.C)                                                              \
+    X(AGAIN,    real,  ln1,        c.C)                                                              \
     X(EACH,     float, ln1_mean,   1)                                                                \
     X(EACH,     float, ln1_rstd,   1)                                                                \
     X(CACHE,    real,  qkv,        3 * c.C)  /* queries, keys, values of all heads */                \
     X(EACH,     real,  att,        c.C)      /* the heads' outputs side by side */                   \
     X(EACH,     float, lse,        c.H)      /* log-sum-exp of each head's scores */                 \
     X(EACH,     real,  mid,        c.C)      /* residual stream after attention */                   \
-    X(EACH,     real,  ln2,        c.C)                                                              \
+    X(AGAIN,    real,  ln2,        c.C)                                                              \
     X(EACH,     float, ln2_mean,   1)                                                                \
     X(EACH,     float, ln2_rstd,   1)                                                                \
     X(EACH,     real,  fc,         4 * c.C)                                                          \
-    X(EACH,     real,  gelu,       4 * c.C)                                                          \
+    X(AGAIN,    real,  gelu,       4 * c.C)                                                          \
     X(EACH,     real,  out,        c.C)      /* residual stream after the MLP: the layer's output */ \
     X(ONE,      real,  lnf,        c.C)                                                              \
     X(ONE,      float, lnf_mean,   1)                                                                \
     X(ONE,      float, lnf_rstd,   1)                                                                \
     X(LOGITS,   real,  logits,     c.V)      /* in the backward pass their gradient */               \
-    X(LOGITS,   float, logits_lse, 1)                                                                \
-    X(LOGITS,   float, losses,     1)                                                                \
+    X(ONE,      float, logits_lse, 1)                                                                \
+    X(ONE,      float, losses,     1)                                                                \
     X(GRADIENT, real,  dresidual,  c.C)      /* the residual stream's, on its way down */            \
     X(GRADIENT, real,  dnormed,    c.C)      /* a layernorm's output's */                            \
     X(GRADIENT, real,  dqkv,       3 * c.C)                                                          \
@@ -592,7 +594,8 @@ typedef struct {
 } Parameters;
 
 typedef struct {
-    size_t B, T; // the most sequences, and positions in each
+    size_t B, T;       // the most sequences, and positions in each
+    size_t logit_rows; // positions of which there are logits at a time; 0: all
     bool training;
     float* block;
     void* extra; // what a GPU keeps besides
@@ -671,6 +674,17 @@ static void cpu_forward(Model* model, Activations* a, const int* tokens, const i
     model->loss_count += 1;
 }
 
+// --recompute: what the backward pass of layer l needs, and can have again from what was kept without a multiply (Chen
+// et al. 2016). It is 6 of the 16 C numbers that a layer keeps of a position.
+static bool recompute;
+static void cpu_recompute(Model* model, Activations* a, size_t l, const float* x, size_t rows) {
+    const Parameters* w = &model->w;
+    size_t C = model->config.C;
+    layernorm_forward(a->ln1[l], a->ln1_mean[l], a->ln1_rstd[l], x, w->ln1_w[l], w->ln1_b[l], rows, C);
+    layernorm_forward(a->ln2[l], a->ln2_mean[l], a->ln2_rstd[l], a->mid[l], w->ln2_w[l], w->ln2_b[l], rows, C);
+    gelu_forward(a->gelu[l], a->fc[l], rows * 4 * C);
+}
+
 // Adds to the gradients those of `share` times the mean loss of the forward pass just made on the same B and T; share
 // is one over the number of batches in a step. These are the same calls from the last to the first. Two gradients have
 // two sources. The residual stream is read by a branch and by the addition after it, which passes the gradient on
@@ -691,6 +705,7 @@ static void cpu_backward(Model* model, Activations* a, const int* tokens, const 
                        a->lnf_rstd, w->lnf_w, rows, C);                                               done("lnf");
     for (size_t l = L; l-- > 0;) {
         const float* x = l > 0 ? a->out[l - 1] : a->embedded;
+        if (recompute) cpu_recompute(model, a, l, x, rows);
         linear_backward(a->dfc, d->mlp_w[l], d->mlp_b[l], a->dresidual, a->gelu[l], w->mlp_w[l],
                         rows, 4 * C, C);                                                              done("mlp_w");
         gelu_backward(a->dfc, a->dfc, a->fc[l], rows * 4 * C);                                        done("gelu");
@@ -1836,9 +1851,10 @@ static size_t lay_out_activations(Activations* a, Config c, size_t real_size, vo
         Kind kind = table[i].kind;
         if (kind == GRADIENT && !a->training) continue;
         size_t rows = kind == LOGITS && !a->training ? 1 : a->B * a->T, start = size;
+        if (kind == LOGITS && a->logit_rows) rows = min_size(rows, a->logit_rows);
         size_t bytes = cache_lines(rows * table[i].width * table[i].size);
-        for (size_t l = 0; l < (kind == EACH || kind == CACHE ? c.L : 1); l++) {
-            bool shared = kind == EACH && !a->training && l > 0;
+        for (size_t l = 0; l < (kind == EACH || kind == AGAIN || kind == CACHE ? c.L : 1); l++) {
+            bool shared = l > 0 && (a->training ? kind == AGAIN && recompute : kind != CACHE);
             char* at = block && bytes ? (char*)block + (shared ? start : size) : NULL;
             memcpy((char*)a + table[i].slot + l * sizeof at, &at, sizeof at);
             if (!shared) size += bytes;
@@ -1939,6 +1955,7 @@ const Device cpu = {cpu_start, memory_available, cpu_memory, cpu_peak, cpu_creat
 // clang-format on
 static const Device* cuda_device;    // in a program built from train_gpt.cu
 static int (*compare_devices)(void); // likewise
+static int cuda_number;              // which GPU
 
 static void next_logits(float* logits, Model* model, Activations* a, const int* tokens, size_t T, size_t start) {
     device->forward(model, a, tokens, NULL, 1, T, start, false);
@@ -2726,10 +2743,14 @@ static struct {
     Config model;
     size_t steps, batch, accumulate, warmup, seed, val_every, val_batches, sample_every, save_every, tokens, top_k;
     double lr, min_lr, weight_decay, beta1, beta2, clip, temperature, top_p;
-    bool resume, compare, help, version;
+    bool resume, compare, memory, help, version;
 } opt;
 
-enum { SAVED = 1, SHAPE = 2, AGAIN = 4 }; // kept in checkpoints; a row of CONFIG; to be given again with a checkpoint
+enum {
+    SAVED = 1,
+    SHAPE = 2,
+    GIVEN_AGAIN = 4
+}; // kept in checkpoints; a row of CONFIG; to be given again with a checkpoint
 
 typedef struct {
     const char *group, *name, *argument, *initial, *help;
@@ -2746,7 +2767,7 @@ typedef struct {
 #define WHOLE(value, least, most, use) value, NULL, NULL, NULL, least, most, use, false
 #define REAL(value, least, most, use)  NULL, value, NULL, NULL, least, most, use, false
 #define TEXT(value)                    NULL, NULL, value, NULL, 0, 0, 0, false
-#define TEXT_AGAIN(value)              NULL, NULL, value, NULL, 0, 0, AGAIN, false
+#define TEXT_AGAIN(value)              NULL, NULL, value, NULL, 0, 0, GIVEN_AGAIN, false
 #define FLAG(value)                    NULL, NULL, NULL, value, 0, 0, 0, false
 #define CONFIG_OPTION(field, option, initial, least, most, help) \
     {"", option, "N", #initial, help, WHOLE(&opt.model.field, least, most, SAVED | SHAPE)},
@@ -2762,6 +2783,7 @@ static Option options[] = {
     {"training", "--steps", "N", "5000", "optimiser steps", WHOLE(&opt.steps, 1, 1e12, SAVED)},
     {"", "--batch", "N", "8", "sequences in a batch", WHOLE(&opt.batch, 1, MAX_SIZE, SAVED)},
     {"", "--accumulate", "N", "1", "batches in a step", WHOLE(&opt.accumulate, 1, 1 << 20, SAVED)},
+    {"", "--recompute", NULL, NULL, "compute layernorms and GELU twice instead of keeping them", FLAG(&recompute)},
     {"", "--lr", "X", "2e-3", "highest learning rate", REAL(&opt.lr, 0, 1e3, SAVED)},
     {"", "--min-lr", "X", NULL, "learning rate of the last step [lr/50]", REAL(&opt.min_lr, 0, 1e3, SAVED)},
     {"", "--warmup", "N", NULL, "steps over which the learning rate rises [steps/10]", WHOLE(&opt.warmup, 0, 1e12, SAVED)},
@@ -2783,8 +2805,9 @@ static Option options[] = {
     {"", "--temperature", "X", "0.8", "below 1 bolder, above wilder; 0: always the likeliest", REAL(&opt.temperature, 0, 1e3, 0)},
     {"", "--top-k", "N", "0", "draw from the N likeliest (0: all)", WHOLE(&opt.top_k, 0, MAX_SIZE, 0)},
     {"", "--top-p", "X", "1", "draw from the likeliest that sum to X", REAL(&opt.top_p, 1e-9, 1, 0)},
-    {"other", "--device", "NAME", NULL, "cpu or cuda [cuda, in a program built for it]", TEXT_AGAIN(&opt.device)},
-    {"", "--compare", NULL, NULL, "time a few steps on CPU and GPU, layer by layer, and end", FLAG(&opt.compare)},
+    {"other", "--device", "NAME", NULL, "cpu, cuda or cuda:N [cuda, in a program built for it]", TEXT_AGAIN(&opt.device)},
+    {"", "--compare", NULL, NULL, "time a few steps on CPU and GPU, or on --device, and end", FLAG(&opt.compare)},
+    {"", "--memory", NULL, NULL, "list the batches that fit in memories of some sizes, and end", FLAG(&opt.memory)},
     {"", "--tokenize", "FILE", NULL, "print the tokens of a text, one a line, and end", TEXT(&opt.tokenize)},
     {"", "--help", NULL, NULL, "this text", FLAG(&opt.help)},
     {"", "--version", NULL, NULL, "the program's version", FLAG(&opt.version)},
@@ -2906,8 +2929,12 @@ static void parse_command_line(int argc, char** argv) {
     if (opt.init && opt.resume) fail(2, "--init begins a run and --resume continues one: give one of them");
     if (opt.init) set_default("--lr", "3e-5"); // fine-tuning: small steps away from what was learned
     if (!opt.resume) derive_options();         // else when the checkpoint's are known
-    bool on_gpu = opt.device && !strcmp(opt.device, "cuda");
-    if (opt.device && !on_gpu && strcmp(opt.device, "cpu")) fail(2, "--device is cpu or cuda, not '%s'", opt.device);
+    bool on_gpu = opt.device && !strncmp(opt.device, "cuda", 4);
+    char* end = NULL;
+    if (on_gpu && opt.device[4] == ':' && opt.device[5] >= '0' && opt.device[5] <= '9')
+        cuda_number = (int)strtol(opt.device + 5, &end, 10);
+    if (opt.device && strcmp(opt.device, "cpu") && strcmp(opt.device, "cuda") && (!end || *end || cuda_number > 1000))
+        fail(2, "--device is cpu, cuda or cuda:N, not '%s'", opt.device);
     if ((on_gpu || opt.compare) && !cuda_device)
         fail(2, "this program is the CPU's; `make train_gpt_cu` builds the GPU's");
     if (opt.device) device = on_gpu ? cuda_device : &cpu;
@@ -3002,6 +3029,43 @@ static void print_config(Config c) {
 #define PRINT(field, option, initial, least, most, help) \
     if (c.field) printf(", %s %zu", &option[2], c.field);
     CONFIG(PRINT)
+}
+
+// The largest batch of the presets that fits in so many GiB, of which some are the system's or the driver's.
+static int run_memory(void) {
+    static const int sizes[] = {8, 12, 16, 24, 80};
+    enum { SIZES = sizeof sizes / sizeof *sizes };
+    const double GiB = 1 << 30, reserve = 0.75 * GiB;
+    size_t T = given("--context") ? opt.model.T : 1024;
+    printf("Sequences of %zu tokens in a batch, training in GiB of memory, less 0.75.\n\n%-12s %10s %9s", T, "",
+           "parameters", "a token");
+    for (int i = 0; i < SIZES; i++) printf("%9d GiB", sizes[i]);
+    puts("");
+    for (int i = 0; i < 2 * PRESETS; i++) {
+        const char* const* preset = presets[1 + i / 2];
+        recompute = i % 2;
+        Model model;
+        memset(&model, 0, sizeof model);
+        model.config.V = 50257, model.config.T = T, model.config.L = (size_t)atol(preset[1]);
+        model.config.H = (size_t)atol(preset[2]), model.config.C = (size_t)atol(preset[3]);
+        describe_parameters(&model);
+        free(model.tensors);
+        Config c = model.config;
+        double token = ((double)memory_needed(c, 2, true) - (double)memory_needed(c, 1, true)) / (double)T;
+        printf("%-12s %8.0f M %6.2f MB", recompute ? "  recompute" : preset[0], (double)model.parameter_count / 1e6,
+               token / 1e6);
+        for (int k = 0; k < SIZES; k++) {
+            size_t fits = 0;
+            while (fits < MAX_SIZE && (double)memory_needed(c, fits + 1, true) <= sizes[k] * GiB - reserve) fits++;
+            if (fits)
+                printf("%13zu", fits);
+            else
+                printf("%13s", "-");
+        }
+        puts("");
+    }
+    check_output();
+    return 0;
 }
 
 static void check_tokenizer(const Tokenizer* t, Config config, const char* path) {
@@ -3511,7 +3575,7 @@ static void print_options_again(void) {
     const char* plain = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_./,:+=@%";
     for (int i = 0; i < OPTIONS; i++) {
         const Option* o = &options[i];
-        if (!(o->use & AGAIN) || !o->given) continue;
+        if (!(o->use & GIVEN_AGAIN) || !o->given) continue;
         const char* value = *o->text;
         printf(" %s ", o->name);
         if (*value && !value[strspn(value, plain)]) {
@@ -3631,6 +3695,7 @@ static int train_gpt(int argc, char** argv) {
         if (opt.export_to) return run_export();
         if (opt.prompt) return run_generate();
         if (opt.compare) return compare_devices();
+        if (opt.memory) return run_memory();
         return run_training();
     }
     if (opt.help)
