@@ -4132,8 +4132,8 @@ static void check_validation(Subject* s) {
     }
 }
 
-// Whole runs: the same bits from any number of threads, and in two parts; and what is saved is the model that was
-// validated last.
+// Whole runs: the same bits from any number of threads, with --recompute, and in two parts; and what is saved is the
+// model that was validated last.
 static void check_run(Subject* s, const char* data, const char* variant) {
     const char *whole = in_folder("whole.safetensors"), *path = in_folder("part.safetensors");
     char run[9000];
@@ -4142,7 +4142,9 @@ static void check_run(Subject* s, const char* data, const char* variant) {
     const char* log = in_folder("log.csv");
     for (int threads = 1; threads <= 3; threads++) {
         child.threads = threads;
-        CHECK_SUCCESS(cli("%s --save-every 4 --log %s --checkpoint %s", run, log, threads == 1 ? whole : path), run);
+        CHECK_SUCCESS(cli("%s %s --save-every 4 --log %s --checkpoint %s", run, threads == 3 ? "--recompute" : "", log,
+                          threads == 1 ? whole : path),
+                      run);
         CHECK(threads == 1 || same_files(whole, path), "%s: %d threads give other bits than 1", s->name, threads);
     }
     child.threads = 0;
