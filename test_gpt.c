@@ -930,7 +930,7 @@ static Stored find_stored(const char* format, va_list args) {
     vsnprintf(s.name, sizeof s.name, format, args);
     const Entry* e = find_entry(&fixture.file, "", s.name);
     if (e) {
-        s.p = (const float*)(fixture.file.data + e->from);
+        s.p = (const float*)e->data;
         s.n = (e->to - e->from) / sizeof(float);
     }
     return s;
@@ -2746,7 +2746,7 @@ static const Config tiny = {256, 4, 6, 2, 2}; // V, T, C, H, L
 static void load_weights(const char* path) {
     Model m;
     opt.init = path;
-    load_for_use(&m, NULL);
+    load_for_use(&m, NULL, false);
     device->free_model(&m);
     opt.init = NULL;
 }
@@ -2845,7 +2845,7 @@ static void test_checkpoint_import(void) {
             write_file(in_folder("config.json"), "{\"n_head\": 2}", 13);
             Model m;
             opt.init = path;
-            load_for_use(&m, NULL);
+            load_for_use(&m, NULL, false);
             CHECK(!memcmp(&m.config, &tiny, sizeof tiny), "%s: another shape", types[type]);
             size_t at = 4, width = type_size(types[type]);
             for (size_t t = 0; t < m.tensor_count; t++)
@@ -4626,6 +4626,193 @@ static void test_cli_tokenize(void) {
     free_tokenizer(&t);
 }
 
+// ====================================================================================================================
+// Looking at attention
+
+static void open_view(View* v, Model model, const int* tokens, size_t n) {
+    memset(v, 0, sizeof *v);
+    v->model = model;
+    int* own = (int*)allocate(n, sizeof(int), "a test");
+    memcpy(own, tokens, n * sizeof(int));
+    create_view(v, own, n);
+    read_model_outputs(v);
+}
+
+static void close_view(View* v) {
+    free_view(v);
+    device->free_model(&v->model);
+}
+
+// Against PyTorch's, to which the scores' error counts as it is, not relative to them.
+static void compare_view(void) {
+    size_t T = fixture.T, L = fixture.L, H = fixture.H, pairs = T * T;
+    const int* tokens = stored_tokens("tokens", fixture.rows);
+    for (size_t b = 0; b < fixture.B && T > 1; b++) {
+        View v;
+        open_view(&v, fixture_model(), tokens + b * T, T);
+        for (size_t l = 0; l < L; l++) {
+            const float* right = find_entry(&fixture.file, "", "h.0.weights") ? stored("h.%zu.weights", l) : NULL;
+            for (size_t h = 0; h < H; h++) {
+                const float* p = view_weights(&v, l, h);
+                double error = 0, sum_error = 0;
+                for (size_t i = 0; i < T; i++) {
+                    double sum = 0;
+                    for (size_t j = 0; j < T; j++) {
+                        sum += p[i * T + j];
+                        if (right) error = larger(error, fabs(p[i * T + j] - right[(b * H + h) * pairs + i * T + j]));
+                        CHECK(j <= i ? p[i * T + j] >= 0 : p[i * T + j] == 0, "%zu looks at %zu: %g", i, j,
+                              p[i * T + j]);
+                    }
+                    sum_error = larger(sum_error, fabs(sum - 1));
+                }
+                CHECK(error <= (BFLOAT16 ? 0.05 : 1e-6), "%s, layer %zu, head %zu: a weight is wrong by %.1e",
+                      fixture.name, l, h, error);
+                CHECK(sum_error <= 3e-6, "%s, layer %zu, head %zu: weights sum to 1 within %.1e", fixture.name, l, h,
+                      sum_error);
+            }
+        }
+        close_view(&v);
+    }
+}
+static void test_view_weights(void) { for_each_fixture(compare_view); }
+
+// Maps of which every number can be told: tokens 5 6 5 6 5 6 5 6.
+static void test_view_patterns(void) {
+    enum { N = 8 };
+    static const int tokens[N] = {5, 6, 5, 6, 5, 6, 5, 6};
+    static const struct {
+        const char* pattern;
+        size_t back;            // every query looks back so far, or at the first token
+        double is[NUMBERS - 1]; // DISTANCE to INDUCTION
+    } maps[] = {{"itself", 0, {0, 1, 0, 0, 0, 0}},
+                {"previous", 1, {1, 0, 1, 1. / 7, 0, 1}}, // what stands before is what followed the copy
+                {"same", 2, {13. / 7, 0, 1. / 7, 2. / 7, 1, 0}},
+                {"first", N, {4, 0, 1. / 7, 1, 0.5, 0}}};
+    for (size_t m = 0; m < sizeof maps / sizeof *maps; m++) {
+        float p[N * N] = {0};
+        for (size_t i = 0; i < N; i++) p[i * N + (maps[m].back <= i ? i - maps[m].back : 0)] = 1;
+        HeadView head = describe_head(p, tokens, N);
+        CHECK(!strcmp(head.pattern, maps[m].pattern), "'%s', not %s", head.pattern, maps[m].pattern);
+        CHECK(head.is[ENTROPY] == 0, "%s: %g bits", maps[m].pattern, head.is[ENTROPY]);
+        for (int k = DISTANCE; k < NUMBERS; k++)
+            CHECK(fabs(head.is[k] - maps[m].is[k - 1]) < 1e-12, "%s: number %d is %g, not %g", maps[m].pattern, k,
+                  head.is[k], maps[m].is[k - 1]);
+    }
+    float even[N * N] = {0};
+    double bits = 0;
+    for (size_t i = 0; i < N * N; i++) even[i] = i % N <= i / N ? 1 / (float)(i / N + 1) : 0;
+    for (size_t i = 1; i < N; i++) bits += log2((double)i + 1) / (N - 1);
+    static const int different[N] = {0, 1, 2, 3, 4, 5, 6, 7};
+    HeadView head = describe_head(even, different, N);
+    CHECK(!strcmp(head.pattern, "uniform") && fabs(head.is[ENTROPY] - bits) < 1e-6 &&
+              fabs(head.is[DISTANCE] - 2) < 1e-6,
+          "even weights are '%s', %g bits, %g back", head.pattern, head.is[ENTROPY], head.is[DISTANCE]);
+    CHECK(isnan(head.is[SAME]) && isnan(head.is[INDUCTION]), "copies where there are none");
+}
+
+// The loss of the text if the output of head h in layer l is mean + gate (output - mean), layer by layer.
+static double gated_loss(const View* v, size_t layer, size_t h, float gate) {
+    Config c = v->model.config;
+    size_t rows = v->n - 1, C = c.C, D = C / c.H;
+    const Parameters* w = &v->model.w;
+    float *x = borrow(rows * C), *y = borrow(rows * C), *wide = borrow(rows * 4 * C), *mid = borrow(rows * 4 * C);
+    float *mean = borrow(rows), *rstd = borrow(rows), *lse = borrow(rows * c.H), *losses = borrow(rows);
+    embedding_forward(x, v->tokens, w->wte, w->wpe, 1, rows, 0, C);
+    for (size_t l = 0; l < c.L; l++) {
+        layernorm_forward(y, mean, rstd, x, w->ln1_w[l], w->ln1_b[l], rows, C);
+        linear_forward(wide, y, w->qkv_w[l], w->qkv_b[l], NULL, rows, C, 3 * C);
+        attention_forward(y, lse, wide, attention_of(c, 1, rows, 0));
+        for (size_t d = h * D; d < (h + 1) * D && l == layer; d++) {
+            double sum = 0;
+            for (size_t i = 0; i < rows; i++) sum += y[i * C + d] / (double)rows;
+            for (size_t i = 0; i < rows; i++) y[i * C + d] = (float)(sum + gate * (y[i * C + d] - sum));
+        }
+        linear_forward(x, y, w->att_w[l], w->att_b[l], borrow_copy(x, rows * C), rows, C, C);
+        layernorm_forward(y, mean, rstd, x, w->ln2_w[l], w->ln2_b[l], rows, C);
+        linear_forward(wide, y, w->fc_w[l], w->fc_b[l], NULL, rows, C, 4 * C);
+        gelu_forward(mid, wide, rows * 4 * C);
+        linear_forward(x, mid, w->mlp_w[l], w->mlp_b[l], borrow_copy(x, rows * C), rows, 4 * C, C);
+    }
+    layernorm_forward(y, mean, rstd, x, w->lnf_w, w->lnf_b, rows, C);
+    float *logits = borrow(rows * c.V), *logits_lse = borrow(rows);
+    matmul(logits, matrix(y, C), transposed(w->wte, C), NULL, NULL, rows, c.V, C);
+    cross_entropy_forward(losses, logits_lse, logits, v->targets, rows, c.V);
+    double loss = 0;
+    for (size_t i = 0; i < rows; i++) loss += losses[i] / (double)rows;
+    return loss;
+}
+
+// Without a head, and with a little of it: measured by changing W^O, and directly.
+static void test_view_ablation(void) {
+    for (size_t f = 0; f < FIXTURES; f++) {
+        if (strcmp(fixtures[f].name, "odd") && strcmp(fixtures[f].name, "tile65")) continue;
+        if (!open_fixture(f)) return;
+        View v;
+        open_view(&v, fixture_model(), stored_tokens("tokens", fixture.rows), fixture.T);
+        ablate(&v);
+        CHECK(v.loss == text_loss(&v), "%s: the weights are not as they were", fixture.name);
+        if (device == &cpu) {
+            double most = 0;
+            for (size_t i = 0; i < fixture.L * fixture.H; i++) most = fmax(most, fabs(v.heads[i].loss));
+            for (size_t i = 0; i < fixture.L * fixture.H; i++) {
+                size_t l = i / fixture.H, h = i % fixture.H, kept = borrowed_count;
+                double loss = gated_loss(&v, l, h, 0) - v.loss;
+                double gate = (gated_loss(&v, l, h, 0.99f) - gated_loss(&v, l, h, 1.01f)) / 0.02;
+                CHECK(fabs(v.heads[i].loss - loss) < 2e-6, "%s, layer %zu, head %zu: %.7f, not %.7f", fixture.name, l,
+                      h, v.heads[i].loss, loss);
+                CHECK(fabs(v.heads[i].gate - gate) < 1e-4, "%s, layer %zu, head %zu: gate %.7f, not %.7f", fixture.name,
+                      l, h, v.heads[i].gate, gate);
+                while (borrowed_count > kept) free(borrowed[--borrowed_count]);
+            }
+            CHECK(most > 1e-3, "%s: no head matters", fixture.name);
+        }
+        close_view(&v);
+        close_fixture();
+    }
+}
+
+// All 65536 numbers of half precision, what lies between neighbours, and what is too large.
+static void test_float_to_half(void) {
+    for (uint32_t h = 0; h < 0x7C00; h++) {
+        float x = half_to_float((uint16_t)h), next = half_to_float((uint16_t)(h + 1));
+        CHECK(float_to_half(x) == h && float_to_half(-x) == (h | 0x8000), "%g", x);
+        if (h == 0x7BFF) next = 65536;
+        float middle = (x + next) / 2;
+        CHECK(float_to_half(middle) == h + (h & 1), "between %g and %g: to even", x, next);
+        CHECK(float_to_half(nextafterf(middle, x)) == h, "below the middle of %g and %g", x, next);
+        CHECK(float_to_half(nextafterf(middle, next)) == h + 1, "above the middle of %g and %g", x, next);
+    }
+    CHECK(float_to_half(INFINITY) == 0x7C00 && float_to_half(-1e30f) == 0xFC00, "infinity");
+    CHECK(isnan(half_to_float(float_to_half(NAN))), "NaN");
+}
+
+// What --attention prints and writes, and what it refuses.
+static void test_attention_cli(void) {
+    const char *data = make_data(), *model = in_folder("gpt.safetensors"), *page = in_folder("page.html");
+    CHECK_SUCCESS(cli(SMALL_MODEL "--data %s --steps 2 --checkpoint %s", data, model), "training");
+#define LOOK "--data %s --checkpoint %s --html %s --attention "
+    const Result* r = cli(LOOK "'a text of bytes' --ablate", data, model, page);
+    CHECK_SUCCESS(r, "--attention");
+    CHECK(strstr(r->out, "layer head") && strstr(r->out, "gate+") && strstr(r->out, "in a browser") == NULL, "%s",
+          r->out);
+    char* text = read_file(page, NULL);
+    CHECK(text && strstr(text, "\"gate\":") && !strstr(text, "@DATA@") && !strstr(text, "\"live\":"), "the page");
+    free(text);
+    CHECK_SUCCESS(cli(LOOK "'a </script> text' --live", data, model, page), "a page over a page");
+    text = read_file(page, NULL);
+    CHECK(text && strstr(text, "\"live\":") && !strstr(text, "a </script>") && !strstr(text, "\"</script"), "the page");
+    free(text);
+    CHECK_FAILURE(cli(LOOK "'a text' --layer 9", data, model, page), 2, "the model has layers 0 to", "--layer 99");
+    CHECK_FAILURE(cli(LOOK "'a text' --head 99", data, model, page), 2, "the model has heads 0 to", "--head 99");
+    CHECK_FAILURE(cli(LOOK "x", data, model, page), 1, "at least two tokens", "a single token");
+    CHECK_FAILURE(cli(LOOK "'a text'", data, model, model), 1, "is not a page", "a page in place of the checkpoint");
+    CHECK_FAILURE(cli("--data %s --html %s --steps 1", data, page), 2, "--html has no effect without --attention",
+                  "--html");
+    CHECK_FAILURE(cli("--generate x --data %s --lr 1", data), 2, "--lr has no effect with --generate", "--lr");
+    CHECK_FAILURE(cli("--generate x --export y"), 2, "give one of them", "two things to do");
+#undef LOOK
+}
+
 #ifdef TWIN
 // ====================================================================================================================
 // The twin beside the CPU
@@ -5046,6 +5233,12 @@ static const struct {
     {"validation", test_validation, HOST},
     // Variants
     {"variants", test_variants, HOST},
+    // Looking at attention
+    {"view_weights", test_view_weights, DEVICE},
+    {"view_patterns", test_view_patterns, HOST},
+    {"view_ablation", test_view_ablation, DEVICE},
+    {"float_to_half", test_float_to_half, HOST},
+    {"attention_cli", test_attention_cli, HOST},
 #ifdef TWIN
     // The twin beside the CPU
     {"twin_matmul", test_twin_matmul, DEVICE},

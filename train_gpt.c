@@ -2450,14 +2450,15 @@ typedef struct {
     char name[96];
     const char* type;
     size_t dimensions, shape[MAX_DIMENSIONS], from, to;
+    const uint8_t* data;
 } Entry;
 
-typedef struct {
+typedef struct Checkpoint {
     File file;
-    const uint8_t* data;
-    size_t entry_count;
+    size_t entry_count, part_count;
     Entry* entries;
     Json json;
+    struct Checkpoint* parts; // of a model in several files
 } Checkpoint;
 
 static size_t type_size(const char* type) {
@@ -2486,7 +2487,7 @@ static void read_entry(const Checkpoint* c, Entry* e, size_t data_size) {
     if (bytes && bytes != e->to - e->from) die("%s is damaged: tensor %s has the wrong size", path, name);
 }
 
-static Checkpoint open_checkpoint(const char* path, const char* advice) {
+static Checkpoint open_file(const char* path, const char* advice) {
     Checkpoint c;
     memset(&c, 0, sizeof c);
     c.file = map_file(path, advice);
@@ -2495,7 +2496,6 @@ static Checkpoint open_checkpoint(const char* path, const char* advice) {
     if (c.file.size < 10 || length > c.file.size - 8 || length > 100000000 || c.file.data[8] != '{')
         die("%s is not a safetensors file, or is cut off", path);
     size_t size = c.file.size - 8 - length, used = 0;
-    c.data = c.file.data + 8 + length;
     c.json = read_json(path, c.file.data + 8, length);
     c.entries = (Entry*)allocate(c.json.count, sizeof(Entry), "the list of tensors");
     for (size_t i = 0; i < c.json.count; i++) {
@@ -2503,6 +2503,7 @@ static Checkpoint open_checkpoint(const char* path, const char* advice) {
         char last[8] = "";
         if (sscanf(c.json.pairs[i].key, "%95[^/]/%7s", e->name, last) < 2 || strcmp(last, "dtype")) continue;
         read_entry(&c, e, size);
+        e->data = c.file.data + 8 + length + e->from;
         used += e->to - e->from;
         c.entry_count++;
     }
@@ -2510,7 +2511,47 @@ static Checkpoint open_checkpoint(const char* path, const char* advice) {
     return c;
 }
 
+// A model in several files, as transformers saves large ones: {"weight_map": {"name": "file", ...}} says which tensor is
+// in which. Each file is opened once, and all their tensors are put into one list.
+static Checkpoint open_index(const char* path, const char* advice) {
+    enum { MAX_PARTS = 256 };
+    Checkpoint c;
+    memset(&c, 0, sizeof c);
+    c.file = map_file(path, advice);
+    c.json = read_json(path, c.file.data, c.file.size);
+    c.parts = (Checkpoint*)allocate(MAX_PARTS, sizeof *c.parts, "the list of files");
+    c.entries = (Entry*)allocate(c.json.count, sizeof(Entry), "the list of tensors");
+    char folder[MAX_PATH];
+    const char* slash = strrchr(path, '/');
+    snprintf(folder, sizeof folder, "%.*s", slash ? (int)(slash - path) : 1, slash ? path : ".");
+    path = c.file.path; // path_in() may have made the other
+    for (const Pair* pair = c.json.pairs; pair < c.json.pairs + c.json.count; pair++) {
+        if (strncmp(pair->key, "weight_map/", 11)) continue;
+        if (strchr(pair->value, '/')) die("%s names a file in another folder: %s", path, pair->value);
+        const char* name = path_in(folder, pair->value);
+        bool seen = false;
+        for (size_t i = 0; i < c.part_count; i++) seen = seen || !strcmp(c.parts[i].file.path, name);
+        if (seen) continue;
+        if (c.part_count == MAX_PARTS) die("%s lists over %d files", path, MAX_PARTS);
+        Checkpoint* part = &c.parts[c.part_count++];
+        *part = open_file(name, "");
+        if (part->entry_count > c.json.count - c.entry_count) die("%s does not list all tensors of %s", path, name);
+        memcpy(c.entries + c.entry_count, part->entries, part->entry_count * sizeof(Entry));
+        c.entry_count += part->entry_count;
+    }
+    for (const Entry* e = c.entries; e < c.entries + c.entry_count; e++)
+        for (const Entry* other = c.entries; other < e; other++)
+            if (!strcmp(e->name, other->name)) die("%s: tensor %s is in two files", path, e->name);
+    return c;
+}
+
+static Checkpoint open_checkpoint(const char* path, const char* advice) {
+    return (strstr(path, ".index.json") ? open_index : open_file)(path, advice);
+}
+
 static void close_checkpoint(Checkpoint* c) {
+    for (size_t i = 0; i < c->part_count; i++) close_checkpoint(&c->parts[i]);
+    free(c->parts);
     free(c->entries);
     free(c->json.pairs);
     unmap_file(&c->file);
@@ -2550,7 +2591,7 @@ static bool all_finite(const float* x, size_t n) {
 // Copies the first t->size numbers of a file's tensor to `to` on the device.
 static void load_tensor(const Checkpoint* c, const Entry* e, const Tensor* t, float* to) {
     float buffer[4096];
-    const uint8_t* from = c->data + e->from;
+    const uint8_t* from = e->data;
     size_t width = type_size(e->type);
     for (size_t i = 0, n; i < t->size; i += n) {
         n = min_size(4096, t->size - i);
@@ -2568,8 +2609,8 @@ static void load_tensor(const Checkpoint* c, const Entry* e, const Tensor* t, fl
     }
 }
 
-// Fills a block of the model (weights, or moments under their prefix) from a file. A position embedding longer than
-// the model's context is cut.
+// Fills a block of the model (weights, or moments under their prefix) from a file. Embeddings of more positions or
+// tokens than the model has are cut.
 static void load_block(const Checkpoint* c, const Model* model, const char* prefix, float* block) {
     for (size_t i = 0; i < model->tensor_count; i++) {
         const Tensor* t = &model->tensors[i];
@@ -2578,7 +2619,7 @@ static void load_block(const Checkpoint* c, const Model* model, const char* pref
         if (!type_size(e->type))
             die("%s: tensor %s is of type %s, not F32, F16 or BF16", c->file.path, e->name, e->type);
         size_t columns = e->dimensions ? e->shape[e->dimensions - 1] : 0, rows = e->dimensions > 1 ? e->shape[0] : 0;
-        bool cut = !strcmp(t->name, "wpe.weight") && rows > t->rows;
+        bool cut = (!strcmp(t->name, "wpe.weight") || !strcmp(t->name, "wte.weight")) && rows > t->rows;
         if (e->dimensions != (t->rows ? 2 : 1) || columns != t->columns || (rows != t->rows && !cut))
             die("%s: tensor %s has not the shape (%zu,%zu) of this model", c->file.path, e->name, t->rows, t->columns);
         load_tensor(c, e, t, block + t->offset);
@@ -2596,8 +2637,7 @@ static void check_foreign(const Checkpoint* c, const Model* model) {
             !strncmp(name, "adam.", 5) || (part && (!strcmp(part, ".attn.bias") || !strcmp(part, ".attn.masked_bias")));
         for (size_t k = 0; k < model->tensor_count && !known; k++) known = !strcmp(name, model->tensors[k].name);
         bool head = !strcmp(name, "lm_head.weight");
-        if (head &&
-            (e->to - e->from != wte->to - wte->from || memcmp(c->data + e->from, c->data + wte->from, e->to - e->from)))
+        if (head && (e->to - e->from != wte->to - wte->from || memcmp(e->data, wte->data, e->to - e->from)))
             die("%s: its head is not its token embedding, as GPT-2's is", c->file.path);
         if (!known && !head) die("%s has a tensor %s, which a GPT-2 has not", c->file.path, e->name);
     }
@@ -2708,28 +2748,140 @@ static const char* save_checkpoint(const char* path, const Model* model, bool tr
     return out.error;
 }
 
-// A folder that transformers' AutoModelForCausalLM.from_pretrained opens.
-static void export_model(const char* directory, const Model* model) {
+// The file in the folder, with what was written into a memory stream, which it closes.
+typedef struct {
+    char* text;
+    size_t length;
+    FILE* stream;
+} Text;
+
+static FILE* begin_text(Text* t) {
+    memset(t, 0, sizeof *t);
+    t->stream = open_memstream(&t->text, &t->length);
+    if (!t->stream) die("no memory for a text");
+    return t->stream;
+}
+
+static void end_text(Text* t, const char* directory, const char* name) {
+    if (fclose(t->stream)) die("no memory for %s", name);
+    Output out;
+    output_open(&out, path_in(directory, name), t->length);
+    output_write(&out, t->text, t->length);
+    output_finish(&out);
+    free(t->text);
+}
+
+// A token in the alphabet of GPT-2's vocabulary files: a letter for each byte, itself where that can be seen, else one
+// from U+0100 on. With `json` what JSON does not take as it is comes escaped.
+static void write_letters(FILE* f, const uint8_t* s, size_t n, bool json) {
+    for (const uint8_t* end = s + n; s < end; s++) {
+        unsigned b = *s, letter = b < 33     ? 256 + b
+                                  : b < 127  ? b
+                                  : b < 161  ? 256 + 33 + (b - 127)
+                                  : b == 173 ? 256 + 33 + 34
+                                             : b;
+        if (json && (b == '"' || b == '\\')) putc('\\', f);
+        if (letter < 128)
+            putc((int)letter, f);
+        else
+            putc((int)(0xC0 | letter >> 6), f), putc((int)(0x80 | (letter & 63)), f);
+    }
+}
+
+static void write_vocabulary(FILE* f, const Tokenizer* t) {
+    size_t length;
+    for (size_t i = 0; i < t->V; i++) {
+        const uint8_t* s = token_string(t, (int)i, &length);
+        fputs(i ? ",\n\"" : "{\n\"", f);
+        write_letters(f, s, length, true);
+        fprintf(f, "\": %zu", i);
+    }
+    fputs("\n}", f);
+}
+
+// All pairs of tokens that make a token, those of the lowest rank first: what encode() joins.
+static void write_merges(FILE* f, const Tokenizer* t, bool json) {
+    size_t length;
+    const char* between = "\n";
+    for (size_t i = 0; i < t->V; i++) {
+        const uint8_t* s = token_string(t, (int)i, &length);
+        for (size_t cut = 1; cut < length && (int)i != t->end_of_text; cut++) {
+            if (find_token(t, s, cut) < 0 || find_token(t, s + cut, length - cut) < 0) continue;
+            fputs(json ? between : "", f);
+            fputs(json ? "\"" : "", f);
+            write_letters(f, s, cut, json);
+            putc(' ', f);
+            write_letters(f, s + cut, length - cut, json);
+            fputs(json ? "\"" : "\n", f);
+            between = ",\n";
+        }
+    }
+}
+
+// The tokenizer's files, by which AutoTokenizer.from_pretrained encodes as encode() does, but for the end of text,
+// which transformers takes for the token wherever it stands in a text.
+static void export_tokenizer(const char* directory, const Tokenizer* t, Config c) {
+    Text text;
+    FILE* f = begin_text(&text);
+    size_t length = 0;
+    const char* end = t->end_of_text < 0 ? "" : (const char*)token_string(t, t->end_of_text, &length);
+    int n = (int)length;
+    write_vocabulary(f, t);
+    end_text(&text, directory, "vocab.json");
+    f = begin_text(&text);
+    fputs("#version: 0.2\n", f);
+    write_merges(f, t, false);
+    end_text(&text, directory, "merges.txt");
+    f = begin_text(&text);
+    fputs("{\n\"version\": \"1.0\", \"truncation\": null, \"padding\": null,\n\"added_tokens\": [", f);
+    if (n)
+        fprintf(f,
+                "{\"id\": %d, \"content\": \"%.*s\", \"single_word\": false, \"lstrip\": false, \"rstrip\": false, "
+                "\"normalized\": false, \"special\": true}",
+                t->end_of_text, n, end);
+    fputs("],\n\"normalizer\": null,\n"
+          "\"pre_tokenizer\": {\"type\": \"ByteLevel\", \"add_prefix_space\": false, \"trim_offsets\": true, "
+          "\"use_regex\": true},\n\"post_processor\": null,\n"
+          "\"decoder\": {\"type\": \"ByteLevel\", \"add_prefix_space\": false, \"trim_offsets\": true, "
+          "\"use_regex\": true},\n\"model\": {\"type\": \"BPE\", \"dropout\": null, \"unk_token\": null, "
+          "\"continuing_subword_prefix\": null, \"end_of_word_suffix\": null, \"fuse_unk\": false, "
+          "\"byte_fallback\": false,\n\"vocab\": ",
+          f);
+    write_vocabulary(f, t);
+    fputs(",\n\"merges\": [", f);
+    write_merges(f, t, true);
+    fputs("]}\n}\n", f);
+    end_text(&text, directory, "tokenizer.json");
+    f = begin_text(&text);
+    fputs("{\n  \"tokenizer_class\": \"PreTrainedTokenizerFast\",\n  \"clean_up_tokenization_spaces\": false,\n", f);
+    if (n) fprintf(f, "  \"bos_token\": \"%.*s\",\n  \"eos_token\": \"%.*s\",\n", n, end, n, end);
+    fprintf(f, "  \"model_max_length\": %zu\n}\n", c.T);
+    end_text(&text, directory, "tokenizer_config.json");
+}
+
+// A folder that transformers' from_pretrained opens. t: NULL if there is none that belongs to the model.
+static void export_model(const char* directory, const Model* model, const Tokenizer* t) {
     const char* beyond = beyond_gpt2(model->config);
     if (beyond) die("a model made with %s is not one that transformers' GPT-2 computes", beyond);
     if (mkdir(directory, 0777) && errno != EEXIST) die("cannot make the folder %s: %s", directory, strerror(errno));
     const char* error = save_checkpoint(path_in(directory, "model.safetensors"), model, false, "");
     if (error) die("cannot write %s/model.safetensors: %s; whatever stood there before is untouched", directory, error);
     Config c = model->config;
-    const char* end_of_text = c.V == 50257 ? "50256" : "null"; // GPT-2's own; weights do not tell another's
-    char text[1024];
-    int length = snprintf(
-        text, sizeof text,
-        "{\n  \"architectures\": [\"GPT2LMHeadModel\"],\n  \"model_type\": \"gpt2\",\n"
-        "  \"vocab_size\": %zu,\n  \"n_positions\": %zu,\n  \"n_ctx\": %zu,\n  \"n_embd\": %zu,\n  \"n_layer\": %zu,\n"
-        "  \"n_head\": %zu,\n  \"activation_function\": \"gelu_new\",\n  \"layer_norm_epsilon\": 1e-05,\n"
-        "  \"bos_token_id\": %s,\n  \"eos_token_id\": %s,\n  \"tie_word_embeddings\": true,\n"
-        "  \"torch_dtype\": \"float32\"\n}\n",
-        c.V, c.T, c.T, c.C, c.L, c.H, end_of_text, end_of_text);
-    Output out;
-    output_open(&out, path_in(directory, "config.json"), (size_t)length);
-    output_write(&out, text, (size_t)length);
-    output_finish(&out);
+    char end_of_text[16] = "null";
+    if (t && t->end_of_text >= 0) snprintf(end_of_text, sizeof end_of_text, "%d", t->end_of_text);
+    if (!t && c.V == 50257) snprintf(end_of_text, sizeof end_of_text, "50256"); // GPT-2's own
+    Text text;
+    fprintf(begin_text(&text),
+            "{\n  \"architectures\": [\"GPT2LMHeadModel\"],\n  \"model_type\": \"gpt2\",\n  \"vocab_size\": %zu,\n"
+            "  \"n_positions\": %zu,\n  \"n_ctx\": %zu,\n  \"n_embd\": %zu,\n  \"n_layer\": %zu,\n  \"n_head\": %zu,\n"
+            "  \"activation_function\": \"gelu_new\",\n  \"layer_norm_epsilon\": 1e-05,\n"
+            "  \"bos_token_id\": %s,\n  \"eos_token_id\": %s,\n  \"tie_word_embeddings\": true,\n"
+            "  \"torch_dtype\": \"float32\"\n}\n",
+            c.V, c.T, c.T, c.C, c.L, c.H, end_of_text, end_of_text);
+    end_text(&text, directory, "config.json");
+    fprintf(begin_text(&text), "{\n  \"bos_token_id\": %s,\n  \"eos_token_id\": %s\n}\n", end_of_text, end_of_text);
+    end_text(&text, directory, "generation_config.json");
+    if (t) export_tokenizer(directory, t, c);
 }
 
 // ====================================================================================================================
@@ -2739,18 +2891,17 @@ static void export_model(const char* directory, const Model* model) {
 // remembers of the run that wrote it.
 
 static struct {
-    const char *data, *train, *val, *preset, *init, *log, *checkpoint, *export_to, *prompt, *tokenize, *device;
+    const char *data, *train, *val, *preset, *init, *log, *checkpoint, *export_to, *prompt, *tokenize, *device,
+        *attention, *html;
     Config model;
-    size_t steps, batch, accumulate, warmup, seed, val_every, val_batches, sample_every, save_every, tokens, top_k;
+    size_t steps, batch, accumulate, warmup, seed, val_every, val_batches, sample_every, save_every, tokens, top_k,
+        layer, head;
     double lr, min_lr, weight_decay, beta1, beta2, clip, temperature, top_p;
-    bool resume, compare, memory, help, version;
+    bool resume, compare, memory, ablate, live, help, version;
 } opt;
 
-enum {
-    SAVED = 1,
-    SHAPE = 2,
-    GIVEN_AGAIN = 4
-}; // kept in checkpoints; a row of CONFIG; to be given again with a checkpoint
+// Kept in checkpoints; a row of CONFIG; to be given again with a checkpoint.
+enum { SAVED = 1, SHAPE = 2, GIVEN_AGAIN = 4 };
 
 typedef struct {
     const char *group, *name, *argument, *initial, *help;
@@ -2805,6 +2956,12 @@ static Option options[] = {
     {"", "--temperature", "X", "0.8", "below 1 bolder, above wilder; 0: always the likeliest", REAL(&opt.temperature, 0, 1e3, 0)},
     {"", "--top-k", "N", "0", "draw from the N likeliest (0: all)", WHOLE(&opt.top_k, 0, MAX_SIZE, 0)},
     {"", "--top-p", "X", "1", "draw from the likeliest that sum to X", REAL(&opt.top_p, 1e-9, 1, 0)},
+    {"look", "--attention", "TEXT", NULL, "show what every head attends to in TEXT, and end", TEXT(&opt.attention)},
+    {"", "--layer", "N", NULL, "the layer, from 0, whose map is drawn [the clearest]", WHOLE(&opt.layer, 0, MAX_LAYERS, 0)},
+    {"", "--head", "N", NULL, "the head, from 0", WHOLE(&opt.head, 0, MAX_SIZE, 0)},
+    {"", "--html", "FILE", "attention.html", "a page with all heads, for a browser", TEXT(&opt.html)},
+    {"", "--ablate", NULL, NULL, "measure what the loss is without each head", FLAG(&opt.ablate)},
+    {"", "--live", NULL, NULL, "put the model into the page: it answers as one types", FLAG(&opt.live)},
     {"other", "--device", "NAME", NULL, "cpu, cuda or cuda:N [cuda, in a program built for it]", TEXT_AGAIN(&opt.device)},
     {"", "--compare", NULL, NULL, "time a few steps on CPU and GPU, or on --device, and end", FLAG(&opt.compare)},
     {"", "--memory", NULL, NULL, "list the batches that fit in memories of some sizes, and end", FLAG(&opt.memory)},
@@ -2902,6 +3059,33 @@ static void derive_options(void) {
     if (opt.min_lr > opt.lr) fail(2, "--min-lr %g is above --lr %g", opt.min_lr, opt.lr);
 }
 
+// Each way to use the program, and which options mean something there. Training takes what is not listed under USES.
+#define USES " --layer --head --html --ablate --live "
+static const struct {
+    const char *way, *takes;
+} ways[] = {
+    {"--tokenize", " --data --checkpoint "},
+    {"--export", " --data --init --checkpoint --context --device "},
+    {"--generate", " --data --init --checkpoint --context --device --seed --tokens --temperature --top-k --top-p "},
+    {"--attention", " --data --init --checkpoint --context --device --tokens" USES}};
+
+// An option that changes nothing is a misunderstanding, and said.
+static void check_effects(void) {
+    const char *way = NULL, *takes = USES;
+    for (size_t i = 0; i < sizeof ways / sizeof *ways; i++)
+        if (given(ways[i].way)) {
+            if (way) fail(2, "%s or %s: give one of them", way, ways[i].way);
+            way = ways[i].way, takes = ways[i].takes;
+        }
+    for (const Option* o = options; o < options + OPTIONS; o++) {
+        char name[64];
+        snprintf(name, sizeof name, " %s ", o->name);
+        if (!o->given || (way && !strcmp(o->name, way))) continue;
+        if (way && !strstr(takes, name) && !(o->use & SHAPE)) fail(2, "%s has no effect with %s", o->name, way);
+        if (!way && strstr(takes, name)) fail(2, "%s has no effect without --attention", o->name);
+    }
+}
+
 static void parse_command_line(int argc, char** argv) {
     for (int i = 0; i < OPTIONS; i++)
         if (options[i].initial) set_option(&options[i], options[i].initial, 2, "");
@@ -2991,10 +3175,19 @@ static const char* data_pattern(const char* name) {
     return pattern;
 }
 
-// Where --init points: a file, or the model.safetensors in a folder.
+// Where --init points: a file, or in a folder the model.safetensors, or the index of several.
 static const char* weights_path(void) {
+    static const char* const names[] = {"model.safetensors", "model.safetensors.index.json"};
+    static const char old[] = "pytorch_model.bin";
     struct stat info;
-    return stat(opt.init, &info) || !S_ISDIR(info.st_mode) ? opt.init : path_in(opt.init, "model.safetensors");
+    const char* slash = strrchr(opt.init, '/');
+    if (!strcmp(slash ? slash + 1 : opt.init, old) ||
+        (access(path_in(opt.init, names[0]), R_OK) && !access(path_in(opt.init, old), R_OK)))
+        die("%s is in Python's own format, which may run programs: python3 dev/check/to_safetensors.py %s", old,
+            opt.init);
+    if (stat(opt.init, &info) || !S_ISDIR(info.st_mode)) return opt.init;
+    return path_in(opt.init,
+                   names[access(path_in(opt.init, names[0]), R_OK) && !access(path_in(opt.init, names[1]), R_OK)]);
 }
 
 // Training also samples: the activations of one more sequence, being what memory() grows by from none to one.
@@ -3068,8 +3261,14 @@ static int run_memory(void) {
     return 0;
 }
 
+// Some vocabularies were extended by a few tokens, or padded to a round number.
+static bool is_extended(const Tokenizer* t, size_t V) { return t->V < V && V - t->V <= t->V / 50; }
+
 static void check_tokenizer(const Tokenizer* t, Config config, const char* path) {
-    if (t->V != config.V)
+    if (opt.init && is_extended(t, config.V))
+        printf("%s has a vocabulary of %zu: the first %zu, which %s knows, are used\n", path, config.V, t->V,
+               t->file.path);
+    else if (t->V != config.V)
         die("%s has a vocabulary of %zu, but %s has %zu tokens: prepare the data with the model's tokenizer "
             "(prepare_data.py --tokenizer)",
             path, config.V, t->file.path, t->V);
@@ -3105,15 +3304,15 @@ static Config choose_config(const Tokenizer* t, const Checkpoint* from) {
     return config;
 }
 
-// The model of a checkpoint, or of --init, ready to generate or to be exported.
-static void load_for_use(Model* model, const Tokenizer* t) {
+// The model of a checkpoint, or of --init, ready to be used; with room for gradients if it is `training`.
+static void load_for_use(Model* model, const Tokenizer* t, bool training) {
     Checkpoint c = open_checkpoint(opt.init ? weights_path() : opt.checkpoint,
                                    "; `./train_gpt` trains a model, --init takes one from elsewhere");
     memset(model, 0, sizeof *model);
     model->config = choose_config(t, &c);
     device->start();
     check_memory(model->config, 1, false);
-    device->create_model(model, false);
+    device->create_model(model, training);
     load_block(&c, model, "", model->weights);
     check_foreign(&c, model);
     close_checkpoint(&c);
@@ -3124,7 +3323,7 @@ static int run_generate(void) {
     Activations a;
     memset(&a, 0, sizeof a);
     Tokenizer t = load_tokenizer(data_path("tokenizer.bin"));
-    load_for_use(&model, &t);
+    load_for_use(&model, &t, false);
     device->create_activations(&a, &model, 1, model.config.T, false);
     size_t n = strlen(opt.prompt);
     int* prompt = (int*)allocate(n + 1, sizeof(int), "the prompt");
@@ -3154,10 +3353,18 @@ static int run_tokenize(void) {
 
 static int run_export(void) {
     Model model;
-    load_for_use(&model, NULL);
-    export_model(opt.export_to, &model);
-    printf("%s opens with transformers' AutoModelForCausalLM.from_pretrained(\"%s\")\n", opt.export_to, opt.export_to);
+    Tokenizer t;
+    load_for_use(&model, NULL, false);
+    const char* path = data_path("tokenizer.bin");
+    bool known = given("--data") || !access(path, R_OK);
+    if (known) t = load_tokenizer(path);
+    if (given("--data")) check_tokenizer(&t, model.config, opt.init ? opt.init : opt.checkpoint);
+    bool fits = known && (t.V == model.config.V || is_extended(&t, model.config.V));
+    export_model(opt.export_to, &model, fits ? &t : NULL);
+    printf("%s opens with transformers' AutoModelForCausalLM.from_pretrained(\"%s\")", opt.export_to, opt.export_to);
+    puts(fits ? ", and with AutoTokenizer's" : "; no tokenizer was written: --data has none for its vocabulary");
     check_output();
+    if (known) free_tokenizer(&t);
     device->free_model(&model);
     return 0;
 }
@@ -3672,7 +3879,559 @@ static int run_training(void) {
     return 0;
 }
 
-// The program; tests call it under this name.
+// ====================================================================================================================
+// Looking at attention
+//
+// --attention TEXT shows what every head of a model attends to in a text: a table of numbers, the map of one head, and
+// with --html a page with all of them. Weights tell where a head looks, not whether that matters; --ablate measures it.
+
+// p (T,T): the weights of one head, e^(score - lse) from what the forward pass keeps; 0 where a key is hidden.
+// qkv (T,3C), lse (T,H): of one sequence.
+static void attention_weights(float* p, const float* qkv, const float* lse, Attention a, size_t h) {
+    size_t C = a.H * a.D;
+    memset(p, 0, a.T * a.T * sizeof(float));
+    for (size_t i = 0; i < a.T; i++) {
+        Range seen = visible_keys(a, i);
+        const float* q = qkv + i * 3 * C + h * a.D;
+        for (size_t j = seen.first; j < seen.end; j++) {
+            const float* k = qkv + j * 3 * C + C + h * a.D;
+            p[i * a.T + j] = expf(dot(q, k, a.D) / sqrtf((float)a.D) - lse[i * a.H + h]);
+        }
+    }
+}
+
+// What is said of a head: means over the queries from the second on. The last two are means over the queries whose
+// token stood in the text before: the weight on those earlier copies, and on what followed them (NAN if there are
+// none). A head that puts much there can continue a pattern which it sees for the second time ("induction head",
+// Olsson et al. 2022).
+enum { ENTROPY, DISTANCE, ITSELF, PREVIOUS, FIRST, SAME, INDUCTION, NUMBERS };
+typedef struct {
+    double is[NUMBERS];
+    const char* pattern;
+    double loss, gate; // by how much the text's loss rises without the head; what its gradient predicts of that
+} HeadView;
+
+// n > 1 tokens.
+static HeadView describe_head(const float* p, const int* tokens, size_t n) {
+    HeadView head;
+    memset(&head, 0, sizeof head);
+    double copies = 0, *is = head.is, even_entropy = 0, even_distance = 0, queries = (double)(n - 1);
+    for (size_t i = 1; i < n; i++) {
+        bool copied = false;
+        for (size_t j = 0; j <= i; j++) {
+            double w = p[i * n + j];
+            is[ENTROPY] -= w > 0 ? w * log2(w) : 0;
+            is[DISTANCE] += w * (double)(i - j);
+            if (j < i && tokens[j] == tokens[i]) {
+                copied = true;
+                is[SAME] += w;
+                is[INDUCTION] += p[i * n + j + 1];
+            }
+        }
+        is[ITSELF] += p[i * n + i];
+        is[PREVIOUS] += p[i * n + i - 1];
+        is[FIRST] += p[i * n];
+        copies += copied;
+        even_entropy += log2((double)(i + 1)); // of weights that are all the same
+        even_distance += (double)i / 2;
+    }
+    for (int k = 0; k < NUMBERS; k++) is[k] /= k == SAME || k == INDUCTION ? copies : queries;
+    head.pattern = is[FIRST] > 0.5                                 ? "first"
+                   : is[PREVIOUS] > 0.5                            ? "previous"
+                   : is[ITSELF] > 0.5                              ? "itself"
+                   : is[SAME] > 0.5                                ? "same"
+                   : is[INDUCTION] > 0.5                           ? "induction"
+                   : is[ENTROPY] > 0.95 * even_entropy / queries   ? "uniform"
+                   : is[DISTANCE] < 0.25 * even_distance / queries ? "local"
+                   : is[ENTROPY] > 0.75 * even_entropy / queries   ? "broad"
+                                                                   : "";
+    return head;
+}
+
+// All that is shown of a text.
+typedef struct {
+    Model model;
+    Tokenizer tokenizer;
+    Activations a;
+    Attention shape;
+    size_t n, L, H;
+    int *tokens, *targets;      // (n); a target is the next token, and the last one's is not counted
+    float *qkv, *lse, *weights; // (L,n,3C), (L,n,H), (L,H,n,n)
+    float* logits;              // (n,V)
+    HeadView* heads;            // (L,H)
+    size_t layer, head;         // which map is drawn
+    double loss, correlation;   // of the text; of the measured and the predicted rise of the loss
+} View;
+
+// Room for what is shown of n > 1 tokens, which become the view's, under the view's model.
+static void create_view(View* v, int* tokens, size_t n) {
+    Config c = v->model.config;
+    v->n = n, v->L = c.L, v->H = c.H, v->shape = attention_of(c, 1, n, 0);
+    v->tokens = tokens;
+    v->targets = (int*)allocate(n, sizeof(int), "the text");
+    for (size_t i = 0; i < n; i++) v->targets[i] = tokens[min_size(i + 1, n - 1)];
+    device->create_activations(&v->a, &v->model, 1, n, true);
+    v->qkv = (float*)allocate(c.L * n * 3 * c.C, sizeof(float), "queries and keys");
+    v->lse = (float*)allocate(c.L * n * c.H, sizeof(float), "log-sum-exps");
+    v->weights = (float*)allocate(c.L * c.H * n * n, sizeof(float), "attention's weights");
+    v->logits = (float*)allocate(n * c.V, sizeof(float), "logits");
+    v->heads = (HeadView*)allocate(c.L * c.H, sizeof(HeadView), "the table of heads");
+}
+
+static void free_view(View* v) {
+    device->free_activations(&v->a);
+    free(v->tokens), free(v->targets), free(v->qkv), free(v->lse), free(v->weights), free(v->logits), free(v->heads);
+}
+
+static float* view_weights(const View* v, size_t l, size_t h) { return v->weights + (l * v->H + h) * v->n * v->n; }
+
+// Mean loss of the tokens after the first.
+static double text_loss(View* v) {
+    device->forward(&v->model, &v->a, v->tokens, v->targets, 1, v->n - 1, 0, true);
+    return take_loss(&v->model);
+}
+
+static void read_model_outputs(View* v) {
+    Config c = v->model.config;
+    device->forward(&v->model, &v->a, v->tokens, v->targets, 1, v->n, 0, true);
+    take_loss(&v->model);
+    for (size_t l = 0; l < v->L; l++) {
+        float *qkv = v->qkv + l * v->n * 3 * c.C, *lse = v->lse + l * v->n * v->H;
+        device->read_activation(qkv, &v->a, v->a.qkv[l], v->n * 3 * c.C);
+        device->read_activation(lse, &v->a, v->a.lse[l], v->n * v->H);
+        for (size_t h = 0; h < v->H; h++) {
+            attention_weights(view_weights(v, l, h), qkv, lse, v->shape, h);
+            v->heads[l * v->H + h] = describe_head(view_weights(v, l, h), v->tokens, v->n);
+        }
+    }
+    device->read_activation(v->logits, &v->a, v->a.logits, v->n * c.V);
+    v->loss = text_loss(v);
+}
+
+// A head's output always the same, its mean over the text: W^O's rows of the head become 0, and what they make of the
+// mean goes into the bias. So nothing has to be changed inside the network.
+//
+// The gradient's answer to the same question: put a gate g before the difference between the head's output and its
+// mean. Then W^O's rows w are scaled by g, and the bias gains (1 - g) mean w; so dloss/dg = sum of dw w - db mean w, and
+// taking the gate from 1 to 0 should raise the loss by -dloss/dg, if it were a straight line.
+static void ablate(View* v) {
+    Config c = v->model.config;
+    size_t D = c.C / c.H, count = v->L * v->H;
+    float *w = (float*)allocate(2 * (c.C + 1) * c.C, sizeof(float), "a layer's weights"), *b = w + c.C * c.C;
+    float *dw = b + c.C, *db = dw + c.C * c.C, *att = (float*)allocate(v->n * c.C, sizeof(float), "heads' outputs");
+    float *cut = (float*)allocate(D * c.C + c.C, sizeof(float), "a head's weights"), *bias = cut + D * c.C;
+    double* means = (double*)allocate(v->L * c.C, sizeof(double), "heads' means");
+    text_loss(v);
+    device->backward(&v->model, &v->a, v->tokens, v->targets, 1, v->n - 1, 1);
+    device->wait(&v->model);
+    for (size_t l = 0; l < v->L; l++) {
+        device->read_activation(att, &v->a, v->a.att[l], (v->n - 1) * c.C);
+        for (size_t i = 0; i < (v->n - 1) * c.C; i++) means[l * c.C + i % c.C] += att[i] / (double)(v->n - 1);
+    }
+    for (size_t l = 0; l < v->L; l++) {
+        device->to_host(w, v->model.w.att_w[l], c.C * c.C);
+        device->to_host(b, v->model.w.att_b[l], c.C);
+        device->to_host(dw, v->model.d.att_w[l], c.C * c.C);
+        device->to_host(db, v->model.d.att_b[l], c.C);
+        for (size_t h = 0; h < v->H; h++) {
+            HeadView* head = &v->heads[l * v->H + h];
+            float *rows = w + h * D * c.C, *drows = dw + h * D * c.C;
+            memset(cut, 0, D * c.C * sizeof(float));
+            memcpy(bias, b, c.C * sizeof(float));
+            for (size_t d = 0; d < D; d++)
+                for (size_t o = 0; o < c.C; o++) {
+                    double moved = means[l * c.C + h * D + d] * rows[d * c.C + o];
+                    bias[o] += (float)moved;
+                    head->gate -= (double)drows[d * c.C + o] * rows[d * c.C + o] - db[o] * moved;
+                }
+            device->to_device(v->model.w.att_w[l] + h * D * c.C, cut, D * c.C);
+            device->to_device(v->model.w.att_b[l], bias, c.C);
+            head->loss = text_loss(v) - v->loss;
+            device->to_device(v->model.w.att_w[l] + h * D * c.C, rows, D * c.C);
+        }
+        device->to_device(v->model.w.att_b[l], b, c.C);
+    }
+    // Spearman's correlation: of the ranks. Equal values, which do not occur, would get ranks in order.
+    double squares = 0;
+    for (size_t i = 0; i < count; i++) {
+        double ranks = 0;
+        for (size_t k = 0; k < count; k++)
+            ranks += (v->heads[k].loss < v->heads[i].loss) - (v->heads[k].gate < v->heads[i].gate);
+        squares += ranks * ranks;
+    }
+    v->correlation = count > 1 ? 1 - 6 * squares / ((double)count * ((double)count * (double)count - 1)) : NAN;
+    free(w), free(att), free(cut), free(means);
+}
+
+// The next character of a token's text for a map's edge, where each must be one column wide: code points of which that
+// is not certain become '?'. Advances *at; returns the bytes to print, until the next call.
+static const char* label_character(const uint8_t* s, size_t n, size_t* at) {
+    static char shown[5];
+    uint32_t code;
+    size_t length = utf8_character(s + *at, n - *at, &code);
+    const uint8_t* from = s + *at;
+    *at += length;
+    if (code == ' ') return "\xC2\xB7";      // a middle dot
+    if (code == '\n') return "\xE2\x86\xB5"; // an arrow
+    bool narrow = (code > 0x20 && code < 0x7F) || (code > 0xA0 && code < 0x300 && code != 0xAD) ||
+                  (code >= 0x370 && code < 0x483) || (code >= 0x48A && code < 0x530);
+    if (!narrow) return "?";
+    memcpy(shown, from, length);
+    shown[length] = 0;
+    return shown;
+}
+
+// The first characters of a token's text, each by itself; their number.
+enum { LABEL = 10 };
+static size_t label(const View* v, size_t i, char shown[LABEL][5]) {
+    size_t length, count = 0;
+    const uint8_t* s = token_string(&v->tokenizer, v->tokens[i], &length);
+    for (size_t at = 0; at < length && count < LABEL;) strcpy(shown[count++], label_character(s, length, &at));
+    return count;
+}
+
+// Breaks lines at spaces.
+static void print_wrapped(const char* text, size_t columns) {
+    for (size_t at = 0, length; *text; text += length) {
+        length = strcspn(text + 1, " ") + 1;
+        bool fits = at + length <= columns;
+        printf("%s%.*s", fits ? "" : "\n", (int)(length - !fits), text + !fits);
+        at = fits ? at + length : length - 1;
+    }
+    putchar('\n');
+}
+
+// The map of the chosen head: a row a query, a column a key, darker for more. As many keys as fit.
+static void print_map(const View* v, size_t columns) {
+    const char* const shades[] = {" ", "\xE2\x96\x91", "\xE2\x96\x92", "\xE2\x96\x93", "\xE2\x96\x88"};
+    const float* p = view_weights(v, v->layer, v->head);
+    char shown[LABEL][5];
+    size_t fit = columns > LABEL + 4 ? columns - LABEL - 4 : 1, wide = 2 * v->n <= fit ? 2 : 1;
+    size_t keys = min_size(v->n, fit / wide), height = 0;
+    char text[200];
+    int length = snprintf(text, sizeof text,
+                          "layer %zu, head %zu: each row a token that asks, each column one that is looked at",
+                          v->layer, v->head);
+    if (keys < v->n)
+        snprintf(text + length, sizeof text - (size_t)length, "; the first %zu of %zu tokens, as many as fit", keys,
+                 v->n);
+    putchar('\n');
+    print_wrapped(text, columns);
+    putchar('\n');
+    for (size_t j = 0; j < keys; j++) height = label(v, j, shown) > height ? label(v, j, shown) : height;
+    for (size_t row = 0; row < height; row++) { // the keys, read downwards
+        printf("%*s", LABEL + 2, "");
+        for (size_t j = 0; j < keys; j++) {
+            size_t above = height - label(v, j, shown);
+            printf("%s%s", row < above ? " " : shown[row - above], wide == 2 ? " " : "");
+        }
+        putchar('\n');
+    }
+    for (size_t i = 0; i < keys; i++) {
+        size_t count = label(v, i, shown);
+        printf("%*s", (int)(LABEL - count), "");
+        for (size_t k = 0; k < count; k++) fputs(shown[k], stdout);
+        fputs(" |", stdout);
+        for (size_t j = 0; j <= i; j++) {
+            double w = p[i * v->n + j];
+            const char* shade = shades[w < 0.05 ? 0 : w < 0.2 ? 1 : w < 0.4 ? 2 : w < 0.7 ? 3 : 4];
+            printf("%s%s", shade, wide == 2 ? shade : "");
+        }
+        putchar('\n');
+    }
+    puts("\nup to 5, 20, 40, 70, 100 %: ' ' \xE2\x96\x91 \xE2\x96\x92 \xE2\x96\x93 \xE2\x96\x88");
+}
+
+// As many columns as fit, the pattern last.
+static void print_heads(const View* v, size_t columns) {
+    static const char* const titles[] = {"bits", "back", "self", "prev", "first", "same", "induc", "loss+", "gate+"};
+    enum { NAMES = 10, PATTERN = 12, WIDTH = 6, ALL = NUMBERS + 2 };
+    size_t fit = columns > NAMES + PATTERN ? (columns - NAMES - PATTERN) / WIDTH : 0;
+    size_t cells = min_size(opt.ablate ? ALL : NUMBERS, fit);
+    char text[600];
+    printf("layer head");
+    for (size_t k = 0; k < cells; k++) printf("%*s", k < NUMBERS ? 6 : 7, titles[k]);
+    putchar('\n');
+    for (size_t i = 0; i < v->L * v->H; i++) {
+        const HeadView* head = &v->heads[i];
+        printf("%5zu %4zu", i / v->H, i % v->H);
+        for (size_t k = 0; k < cells; k++)
+            if (k < ITSELF || k >= NUMBERS)
+                printf(k == DISTANCE  ? "%6.1f"
+                       : k == ENTROPY ? "%6.2f"
+                                      : "%7.3f",
+                       k < ITSELF     ? head->is[k]
+                       : k == NUMBERS ? head->loss
+                                      : head->gate);
+            else if (isnan(head->is[k]))
+                printf("%6s", "-");
+            else
+                printf("%5.0f%%", 100 * head->is[k]);
+        printf(*head->pattern ? " %s\n" : "\n", head->pattern);
+    }
+    putchar('\n');
+    print_wrapped(
+        "bits: entropy of a query's weights; back: mean distance looked back; then the share of weight on the "
+        "token itself, the one before, the first one, an earlier copy of itself, and what followed that copy",
+        columns);
+    snprintf(text, sizeof text,
+             "loss+: rise of the text's loss (%.4f) with the head's output set to its mean; gate+: what its gradient "
+             "predicts of that; rank correlation of the two: %.2f",
+             v->loss, v->correlation);
+    if (opt.ablate) print_wrapped(text, columns);
+}
+
+// The page: dev/view/attention.html, with the numbers as JSON in place of one word of it.
+#define PAGE_MARK "<meta name=\"generator\" content=\"train_gpt\">"
+
+// A JSON string that is safe within a page's script: what could end that is escaped, what is no UTF-8 replaced.
+static void write_text(FILE* f, const uint8_t* s, size_t n) {
+    putc('"', f);
+    for (size_t at = 0, length; at < n; at += length) {
+        uint32_t code;
+        length = utf8_character(s + at, n - at, &code);
+        if (code >= BROKEN)
+            fputs("\\ufffd", f);
+        else if (code < 0x20 || code == 0x7F || strchr("\"\\<>&", (int)min_size(code, 0x80)))
+            fprintf(f, "\\u%04x", code);
+        else
+            fwrite(s + at, 1, length, f);
+    }
+    putc('"', f);
+}
+
+static void write_base64(FILE* f, const void* data, size_t n) {
+    static const char digits[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    const uint8_t* s = (const uint8_t*)data;
+    putc('"', f);
+    for (size_t i = 0; i < n; i += 3) {
+        uint32_t three = (uint32_t)s[i] << 16 | (i + 1 < n ? (uint32_t)s[i + 1] << 8 : 0) | (i + 2 < n ? s[i + 2] : 0);
+        for (size_t k = 0; k < 4; k++) putc(i + k <= n ? digits[three >> (18 - 6 * k) & 63] : '=', f);
+    }
+    putc('"', f);
+}
+
+// To the nearest half-precision number, ties to even.
+static uint16_t float_to_half(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    uint16_t sign = (uint16_t)(bits >> 16 & 0x8000);
+    float size = fabsf(x);
+    if (!(size < 65520)) return isnan(x) ? 0x7E00 : sign | 0x7C00;
+    if (size < 6.103515625e-5f) return sign | (uint16_t)lrintf(size * 16777216.0f); // in steps of 2^-24
+    bits = (bits & 0x7FFFFFFF) - (112u << 23);
+    bits += 0xFFF + (bits >> 13 & 1);
+    return sign | (uint16_t)(bits >> 13);
+}
+
+// Everything that the page needs to compute the model itself: all weights in half precision, and the tokenizer's file.
+static void write_live(FILE* f, const View* v) {
+    float* w = (float*)allocate(v->model.block_size, sizeof(float), "the weights");
+    uint16_t* half = (uint16_t*)allocate(v->model.block_size, sizeof(uint16_t), "the weights in half precision");
+    device->to_host(w, v->model.weights, v->model.block_size);
+    fputs(",\n\"live\":{\"weights\":{", f);
+    for (size_t i = 0; i < v->model.tensor_count; i++) {
+        const Tensor* t = &v->model.tensors[i];
+        for (size_t j = 0; j < t->size; j++) half[j] = float_to_half(w[t->offset + j]);
+        fprintf(f, "%s\n\"%s\":", i ? "," : "", t->name);
+        write_base64(f, half, t->size * sizeof *half);
+    }
+    fputs("},\n\"tokenizer\":", f);
+    write_base64(f, v->tokenizer.file.data, v->tokenizer.file.size);
+    fputs("}", f);
+    free(w), free(half);
+}
+
+// After each position: the true next token's rank and bits, and the likeliest.
+static void write_next(FILE* f, const View* v) {
+    enum { SHOWN = 10 };
+    size_t V = v->model.config.V, length;
+    fputs(",\n\"next\":[", f);
+    for (size_t i = 0; i < v->n; i++) {
+        const float* row = v->logits + i * V;
+        double sum = 0, largest = row[0];
+        size_t rank = 1, top[SHOWN], count = 0;
+        for (size_t t = 0; t < V; t++) largest = fmax(largest, row[t]);
+        for (size_t t = 0; t < V; t++) {
+            sum += exp(row[t] - largest);
+            rank += row[t] > row[v->targets[i]];
+            size_t k = count < SHOWN ? count++ : SHOWN;
+            for (; k > 0 && row[t] > row[top[k - 1]]; k--)
+                if (k < SHOWN) top[k] = top[k - 1];
+            if (k < SHOWN) top[k] = t;
+        }
+        fprintf(f, "%s\n{", i ? "," : "");
+        if (i + 1 < v->n)
+            fprintf(f, "\"rank\":%zu,\"bits\":%.6g,", rank, (log(sum) + largest - row[v->targets[i]]) / log(2));
+        fputs("\"top\":[", f);
+        for (size_t k = 0; k < count; k++) {
+            const uint8_t* s = token_string(&v->tokenizer, (int)top[k], &length);
+            fprintf(f, "%s[%.6g,", k ? "," : "", exp(row[top[k]] - largest) / sum);
+            write_text(f, s, length);
+            fputs("]", f);
+        }
+        fputs("]}", f);
+    }
+    fputs("]", f);
+}
+
+// Weights of all heads in 8 bits (so wrong by at most 1/510), row by row up to the diagonal; the chosen head's scores
+// q . k and log-sum-exps as they are, from which the page computes its weights anew.
+static void write_data(FILE* f, const View* v) {
+    Config c = v->model.config;
+    size_t n = v->n, D = c.C / c.H, count = 0, length;
+    const uint8_t* s;
+    uint8_t* bytes = (uint8_t*)allocate(v->L * v->H * n * n, 1, "weights in 8 bits");
+    float* chosen = (float*)allocate(n * n + n, sizeof(float), "scores");
+    fputs("{\"model\":", f);
+    const char *path = opt.init ? opt.init : opt.checkpoint, *slash = strrchr(path, '/');
+    const char* name = slash && slash[1] ? slash + 1 : path; // not the folders: pages are given away
+    write_text(f, (const uint8_t*)name, strlen(name));
+    fprintf(f, ",\"V\":%zu,\"T\":%zu,\"C\":%zu,\"H\":%zu,\"L\":%zu,\"n\":%zu,\"loss\":%.9g,\n\"tokens\":[", c.V, c.T,
+            c.C, c.H, c.L, n, v->loss);
+    for (size_t i = 0; i < n; i++) {
+        if (i) putc(',', f);
+        s = token_string(&v->tokenizer, v->tokens[i], &length);
+        write_text(f, s, length);
+    }
+    fputs("],\n\"ids\":[", f);
+    for (size_t i = 0; i < n; i++) fprintf(f, "%s%d", i ? "," : "", v->tokens[i]);
+    fputs("],\n\"heads\":[", f);
+    for (size_t i = 0; i < v->L * v->H; i++) {
+        const HeadView* head = &v->heads[i];
+        fprintf(f, "%s\n{\"pattern\":\"%s\",\"numbers\":[", i ? "," : "", head->pattern);
+        for (int k = 0; k < NUMBERS; k++)
+            fprintf(f, isnan(head->is[k]) ? "%snull" : "%s%.6g", k ? "," : "", head->is[k]);
+        fputs("]", f);
+        if (opt.ablate) fprintf(f, ",\"loss\":%.6g,\"gate\":%.6g", head->loss, head->gate);
+        fputs("}", f);
+    }
+    fputs("]", f);
+    if (opt.ablate && !isnan(v->correlation)) fprintf(f, ",\"correlation\":%.6g", v->correlation);
+    for (size_t l = 0; l < v->L; l++)
+        for (size_t h = 0; h < v->H; h++)
+            for (size_t i = 0; i < n; i++)
+                for (size_t j = 0; j <= i; j++)
+                    bytes[count++] = (uint8_t)lrintf(255 * fminf(1, view_weights(v, l, h)[i * n + j]));
+    fputs(",\n\"weights\":", f);
+    write_base64(f, bytes, count);
+    count = 0;
+    for (size_t i = 0; i < n; i++)
+        for (size_t j = 0; j <= i; j++) {
+            const float* q = v->qkv + (v->layer * n + i) * 3 * c.C + v->head * D;
+            const float* k = v->qkv + (v->layer * n + j) * 3 * c.C + c.C + v->head * D;
+            chosen[count++] = dot(q, k, D);
+        }
+    fprintf(f, ",\n\"chosen\":{\"layer\":%zu,\"head\":%zu,\"scores\":", v->layer, v->head);
+    write_base64(f, chosen, count * sizeof(float));
+    for (size_t i = 0; i < n; i++) chosen[i] = v->lse[(v->layer * n + i) * v->H + v->head];
+    fputs(",\"lse\":", f);
+    write_base64(f, chosen, n * sizeof(float));
+    fputs("}", f);
+    write_next(f, v);
+    if (opt.live) write_live(f, v);
+    fputs("}", f);
+    free(bytes), free(chosen);
+}
+
+// The template: beside the program, or else in the current folder. Returns where it is, or should be.
+static const char* page_template(File* file) {
+    static char path[MAX_PATH];
+    ssize_t n = readlink("/proc/self/exe", path, sizeof path - 1);
+    path[n > 0 ? n : 0] = 0;
+    char* slash = strrchr(path, '/');
+    snprintf(slash ? slash + 1 : path, sizeof path - (size_t)(slash ? slash + 1 - path : 0), "dev/view/attention.html");
+    const char* found = access(path, R_OK) ? "dev/view/attention.html" : path;
+    if (!access(found, R_OK)) *file = map_file(found, "");
+    return file->size ? found : path;
+}
+
+static void write_page(const View* v, const char* path) {
+    File file = {"", NULL, 0};
+    const char *searched = page_template(&file), *word = "@DATA@";
+    if (!file.size) {
+        if (given("--html") || opt.live)
+            die("cannot make a page: its template is not at %s, where dev/view stands beside the program", searched);
+        printf("\n(no page: its template is not at %s)\n", searched);
+        return;
+    }
+    const char *begin = (const char*)file.data, *end = begin + file.size;
+    const char* at = (const char*)memmem(begin, file.size, word, strlen(word));
+    if (!at) die("%s is not the template of the page: it lacks %s", searched, word);
+    struct stat info;
+    if (!stat(path, &info)) { // only a page may be replaced
+        File old = map_file(path, "");
+        if (old.size && !memmem(old.data, min_size(old.size, 1000), PAGE_MARK, strlen(PAGE_MARK)))
+            die("%s is not a page of this program, and is not overwritten: --html with another name", path);
+        unmap_file(&old);
+    }
+    Text text;
+    write_data(begin_text(&text), v);
+    if (fclose(text.stream)) die("no memory for the page");
+    Output out;
+    output_open(&out, path, file.size - strlen(word) + text.length);
+    output_write(&out, begin, (size_t)(at - begin));
+    output_write(&out, text.text, text.length);
+    output_write(&out, at + strlen(word), (size_t)(end - at) - strlen(word));
+    output_finish(&out);
+    printf("\nAll heads, for a browser (%.1f MB):\n%s\n", (double)(file.size + text.length - strlen(word)) / 1e6, path);
+    free(text.text), unmap_file(&file);
+}
+
+// The head whose map is shown: the one asked for, or that of least entropy which does not look at the first token.
+static void choose_head(View* v) {
+    v->layer = opt.layer, v->head = opt.head;
+    if (given("--layer") && v->layer >= v->L) fail(2, "--layer %zu: the model has layers 0 to %zu", v->layer, v->L - 1);
+    if (given("--head") && v->head >= v->H) fail(2, "--head %zu: the model has heads 0 to %zu", v->head, v->H - 1);
+    double least = INFINITY;
+    for (size_t l = 0; l < v->L; l++)
+        for (size_t h = 0; h < v->H; h++) {
+            const HeadView* head = &v->heads[l * v->H + h];
+            if ((given("--layer") && l != opt.layer) || (given("--head") && h != opt.head)) continue;
+            double entropy = head->is[ENTROPY] + (strcmp(head->pattern, "first") ? 0 : 1e3);
+            if (entropy < least) least = entropy, v->layer = l, v->head = h;
+        }
+}
+
+static int run_attention(void) {
+    View v;
+    memset(&v, 0, sizeof v);
+    v.tokenizer = load_tokenizer(data_path("tokenizer.bin"));
+    load_for_use(&v.model, &v.tokenizer, opt.ablate);
+    Config c = v.model.config;
+    size_t bytes = strlen(opt.attention), most = min_size(given("--tokens") ? opt.tokens : 128, c.T);
+    int* tokens = (int*)allocate(bytes + 1, sizeof(int), "the text");
+    size_t count = encode(&v.tokenizer, (const uint8_t*)opt.attention, bytes, tokens), n = min_size(count, most);
+    if (n < 2) die("--attention takes a text of at least two tokens");
+    struct winsize window;
+    bool known = !ioctl(STDOUT_FILENO, TIOCGWINSZ, &window) && window.ws_col;
+    size_t columns = known ? window.ws_col : 80;
+    char text[100];
+    snprintf(text, sizeof text, "the first %zu of the text's %zu tokens (%s)", n, count,
+             n == c.T ? "the model's context" : "--tokens allows for more");
+    if (n < count) print_wrapped(text, columns), putchar('\n');
+    size_t page = c.L * c.H * n * n * 2 / 3, weights = 2 * v.model.parameter_count; // bytes
+    if (page > 20000000) printf("a page of all heads will have some %.0f MB\n\n", (double)page / 1e6);
+    if (opt.live && weights > 20000000)
+        die("--live puts the weights into the page, which %.0f MB are too many for: at most 20 MB",
+            (double)weights / 1e6);
+    create_view(&v, tokens, n);
+    read_model_outputs(&v);
+    if (opt.ablate) ablate(&v);
+    choose_head(&v);
+    print_heads(&v, columns);
+    print_map(&v, columns);
+    write_page(&v, opt.html);
+    check_output();
+    free_view(&v);
+    device->free_model(&v.model), free_tokenizer(&v.tokenizer);
+    return 0;
+}
+
+// ====================================================================================================================
+// The program
+
+// Tests call it under this name.
 static int train_gpt(int argc, char** argv) {
     struct sigaction action;
     memset(&action, 0, sizeof action);
@@ -3691,9 +4450,11 @@ static int train_gpt(int argc, char** argv) {
     live = isatty(STDOUT_FILENO);
     parse_command_line(argc, argv);
     if (!opt.help && !opt.version) {
+        check_effects();
         if (opt.tokenize) return run_tokenize();
         if (opt.export_to) return run_export();
         if (opt.prompt) return run_generate();
+        if (opt.attention) return run_attention();
         if (opt.compare) return compare_devices();
         if (opt.memory) return run_memory();
         return run_training();
