@@ -4158,8 +4158,8 @@ static void check_validation(Subject* s) {
     }
 }
 
-// Whole runs: the same bits from any number of threads, and in two parts; and what is saved is the model that was
-// validated last.
+// Whole runs: the same bits from any number of threads, with --recompute, and in two parts; and what is saved is the
+// model that was validated last.
 static void check_run(Subject* s, const char* data, const char* variant) {
     const char *whole = in_folder("whole.safetensors"), *path = in_folder("part.safetensors");
     char run[9000];
@@ -4168,7 +4168,9 @@ static void check_run(Subject* s, const char* data, const char* variant) {
     const char* log = in_folder("log.csv");
     for (int threads = 1; threads <= 3; threads++) {
         child.threads = threads;
-        CHECK_SUCCESS(cli("%s --save-every 4 --log %s --checkpoint %s", run, log, threads == 1 ? whole : path), run);
+        CHECK_SUCCESS(cli("%s %s --save-every 4 --log %s --checkpoint %s", run, threads == 3 ? "--recompute" : "", log,
+                          threads == 1 ? whole : path),
+                      run);
         CHECK(threads == 1 || same_files(whole, path), "%s: %d threads give other bits than 1", s->name, threads);
     }
     child.threads = 0;
@@ -4178,6 +4180,10 @@ static void check_run(Subject* s, const char* data, const char* variant) {
     CHECK_SUCCESS(cli("--resume --data %s --checkpoint %s", data, path), "resuming");
     CHECK(same_files(whole, path), "%s: resumed, the bits differ", s->name);
     CHECK_SUCCESS(cli("--generate 'the ' --tokens 80 --data %s --checkpoint %s", data, path), "generation");
+    const Result* exported = cli("--export %s --checkpoint %s", in_folder("exported"), path);
+    CHECK(beyond_gpt2(opt.model) ? exported->status == 1 && strstr(exported->err, beyond_gpt2(opt.model))
+                                 : !exported->status,
+          "%s: --export ends with status %d: %s", s->name, exported->status, exported->err);
     CHECK_SUCCESS(cli("--init %s --lr 0 --min-lr 0 --batch 3 --steps 1 --warmup 0 --val-batches 2 --data %s --log %s "
                       "--checkpoint %s",
                       whole, data, in_folder("again.csv"), in_folder("again.safetensors")),
