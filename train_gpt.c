@@ -1520,8 +1520,6 @@ __attribute__((format(printf, 1, 2))) static void note(const char* format, ...) 
     if (!strstr(notes, line)) snprintf(notes + n, sizeof notes - n, "train_gpt: %s\n", line);
 }
 
-static void say_notes(void) { fputs(notes, stderr); }
-
 // Whatever is printed is worth a look: a closed pipe or a full disk loses it.
 static void check_output(void) {
     if (fflush(stdout) || ferror(stdout)) die("cannot write to standard output: %s", strerror(errno));
@@ -1579,6 +1577,22 @@ static size_t memory_available(void) {
     return min_size(available, cgroup_limit("/proc/self/cgroup", "/sys/fs/cgroup"));
 }
 
+// A file's name without its folder.
+static const char* name_of(const char* path) {
+    const char* slash = strrchr(path, '/');
+    return slash ? slash + 1 : path;
+}
+
+// The folder that a file is in, until the next call.
+static const char* folder_of(const char* path) {
+    static char folder[MAX_PATH];
+    int n = 0;
+    for (int i = 0; path[i]; i++)
+        if (path[i] == '/') n = i + 1;
+    snprintf(folder, sizeof folder, "%.*s%s", n, path, n ? "" : "./");
+    return folder;
+}
+
 // folder/name, until the next call.
 static const char* path_in(const char* folder, const char* name) {
     static char path[MAX_PATH];
@@ -1633,16 +1647,6 @@ static void on_cut_file(int number, siginfo_t* info, void* context) {
         if (sscanf(line, "%zx-%zx", &from, &to) == 2 && from <= at && at < to)
             sscanf(line, "%*s %*s %*s %*s %*s %4095[^\n]", path);
     die("%s was cut off by somebody while it was read", path);
-}
-
-// The folder that a file is in, until the next call.
-static const char* folder_of(const char* path) {
-    static char folder[MAX_PATH];
-    int n = 0;
-    for (int i = 0; path[i]; i++)
-        if (path[i] == '/') n = i + 1;
-    snprintf(folder, sizeof folder, "%.*s%s", n, path, n ? "" : "./");
-    return folder;
 }
 
 // A file being written. It has no name until output_replace() gives it that of the file it replaces: whenever a run
@@ -1745,18 +1749,8 @@ static const char* keep_old(const char* path) {
     return link(path, old) && rename(path, old) ? strerror(errno) : NULL;
 }
 
-// Two names of one file: here already, or as soon as it is written.
-static bool same_file(const char* a, const char* b) {
-    struct stat x, y;
-    char folder[MAX_PATH];
-    bool there = !stat(a, &x), too = !stat(b, &y);
-    if (!there && !too) {
-        const char *end_a = strrchr(a, '/'), *end_b = strrchr(b, '/');
-        if (strcmp(end_a ? end_a + 1 : a, end_b ? end_b + 1 : b)) return false;
-        snprintf(folder, sizeof folder, "%s", folder_of(a));
-        there = !stat(folder, &x), too = !stat(folder_of(b), &y);
-    }
-    return there && too && x.st_dev == y.st_dev && x.st_ino == y.st_ino;
+static bool same_file(const struct stat* a, const struct stat* b) {
+    return a->st_dev == b->st_dev && a->st_ino == b->st_ino;
 }
 
 // Makes a file this process's own until it ends, however it does; ends if it is another's. The sign is a socket that has
@@ -1766,12 +1760,11 @@ static void take_file(const char* path) {
     struct ucred other = {0, 0, 0};
     struct stat info;
     socklen_t size = sizeof other;
-    const char* slash = strrchr(path, '/');
     memset(&name, 0, sizeof name);
     name.sun_family = AF_UNIX;
     if (stat(folder_of(path), &info)) return;
     uint64_t key = random_bits((uint64_t)info.st_dev, (uint64_t)info.st_ino);
-    for (const char* p = slash ? slash + 1 : path; *p; p++) key = random_bits(key, (uint8_t)*p);
+    for (const char* p = name_of(path); *p; p++) key = random_bits(key, (uint8_t)*p);
     snprintf(name.sun_path + 1, sizeof name.sun_path - 1, "train_gpt %016llx", (unsigned long long)key);
     int s = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0); // kept open
     if (s < 0 || !bind(s, (struct sockaddr*)&name, sizeof name) || errno != EADDRINUSE) {
@@ -1779,6 +1772,7 @@ static void take_file(const char* path) {
         return;
     }
     if (!connect(s, (struct sockaddr*)&name, sizeof name)) getsockopt(s, SOL_SOCKET, SO_PEERCRED, &other, &size);
+    if (other.pid == getpid()) fail(2, "--log and --checkpoint are the same file, %s", path);
     die("%s is being written by another train_gpt, process %d", path, (int)other.pid);
 }
 
@@ -3284,17 +3278,16 @@ static const char* data_pattern(const char* name) {
 
 // Where --init points: a file, or in a folder the model.safetensors, or the index of several.
 static const char* weights_path(void) {
-    static const char* const names[] = {"model.safetensors", "model.safetensors.index.json"};
     static const char old[] = "pytorch_model.bin";
+    static const char* const names[] = {"model.safetensors", "model.safetensors.index.json", old, "model.safetensors"};
+    const char* path = opt.init;
     struct stat info;
-    const char* slash = strrchr(opt.init, '/');
-    if (!strcmp(slash ? slash + 1 : opt.init, old) ||
-        (access(path_in(opt.init, names[0]), R_OK) && !access(path_in(opt.init, old), R_OK)))
+    if (!stat(path, &info) && S_ISDIR(info.st_mode))
+        for (int i = 0; i < 4 && (i == 0 || access(path, R_OK)); i++) path = path_in(opt.init, names[i]);
+    if (!strcmp(name_of(path), old))
         die("%s is in Python's own format, which may run programs: python3 dev/check/to_safetensors.py %s", old,
             opt.init);
-    if (stat(opt.init, &info) || !S_ISDIR(info.st_mode)) return opt.init;
-    return path_in(opt.init,
-                   names[access(path_in(opt.init, names[0]), R_OK) && !access(path_in(opt.init, names[1]), R_OK)]);
+    return path;
 }
 
 // Training also samples: the activations of one more sequence, being what memory() grows by from none to one.
@@ -3416,7 +3409,7 @@ static Config choose_config(const Tokenizer* t, const Checkpoint* from) {
 static bool find_tokenizer(const Checkpoint* c, Tokenizer* t, bool needed) {
     const Entry* e = find_entry(c, "", "tokenizer.bin");
     const char *wanted = metadata(c, "tokenizer"), *path = c->file.path;
-    char beside[2 * MAX_PATH], mark[32];
+    char beside[2 * MAX_PATH];
     snprintf(beside, sizeof beside, "%stokenizer.bin", folder_of(path));
     if (e) {
         File copy = c->file; // at an address that suits its numbers
@@ -3431,8 +3424,7 @@ static bool find_tokenizer(const Checkpoint* c, Tokenizer* t, bool needed) {
         *t = load_tokenizer(data_path("tokenizer.bin"));
     else
         return false;
-    snprintf(mark, sizeof mark, "%016llx", (unsigned long long)tokenizer_mark(t));
-    if (wanted && strcmp(wanted, mark))
+    if (wanted && strtoull(wanted, NULL, 16) != tokenizer_mark(t))
         die("%s was trained with another tokenizer than %s: --data names the folder with its own", path, t->file.path);
     if (!wanted && !e && t->V != 50257)
         note("%s does not say which tokenizer it was trained with: %s is taken", path, t->file.path);
@@ -3453,7 +3445,7 @@ static bool load_for_use(Model* model, Tokenizer* t, bool needed, bool training)
     load_block(&c, model, "", model->weights);
     check_foreign(&c, model);
     close_checkpoint(&c);
-    say_notes();
+    fputs(notes, stderr);
     return found;
 }
 
@@ -3537,8 +3529,8 @@ static double rate_at(size_t step) { return learning_rate(step, opt.warmup, opt.
 static bool is_foreign(const Run* run) {
     struct stat now;
     const struct timespec *a = &now.st_mtim, *b = &run->own.st_mtim;
-    return !stat(run->checkpoint, &now) && !(now.st_dev == run->own.st_dev && now.st_ino == run->own.st_ino &&
-                                             a->tv_sec == b->tv_sec && a->tv_nsec == b->tv_nsec);
+    return !stat(run->checkpoint, &now) &&
+           !(same_file(&now, &run->own) && a->tv_sec == b->tv_sec && a->tv_nsec == b->tv_nsec);
 }
 
 // Returns what went wrong, or NULL.
@@ -3597,11 +3589,11 @@ static File find_log(Run* run) {
     File log = {"", (const uint8_t*)"", 0};
     if (!opt.log) return log;
     snprintf(run->log_path, sizeof run->log_path, "%s", resolved(opt.log));
-    if (same_file(run->log_path, run->checkpoint)) fail(2, "--log and --checkpoint are the same file, %s", opt.log);
     take_file(run->log_path);
     if (stat(run->log_path, &info)) return log;
+    if (same_file(&info, &run->own)) fail(2, "--log and --checkpoint are the same file, %s", opt.log);
     for (int i = STDOUT_FILENO; i <= STDERR_FILENO; i++)
-        if (!fstat(i, &stream) && stream.st_dev == info.st_dev && stream.st_ino == info.st_ino)
+        if (!fstat(i, &stream) && same_file(&stream, &info))
             fail(2, "--log %s is where the program prints to: give it a file of its own", opt.log);
     log = map_file(run->log_path, "");
     if (log.size && (log.size < strlen(log_title) || memcmp(log.data, log_title, strlen(log_title))))
@@ -3705,10 +3697,9 @@ static void open_texts(Run* run, size_t V, const Checkpoint* resumed) {
     if (resumed && run->train.token_count != metadata_number(resumed, "tokens"))
         die("%s was trained on %s tokens, but there are %zu now: other data", resumed->file.path,
             metadata(resumed, "tokens"), run->train.token_count);
-    char mark[32];
     run->text_mark = data_mark(&run->train);
-    snprintf(mark, sizeof mark, "%016llx", (unsigned long long)run->text_mark);
-    if (resumed && metadata(resumed, "text") && strcmp(metadata(resumed, "text"), mark))
+    const char* text = resumed ? metadata(resumed, "text") : NULL;
+    if (text && strtoull(text, NULL, 16) != run->text_mark)
         die("%s was trained on another text of %zu tokens", resumed->file.path, run->train.token_count);
     run->inputs = (int*)allocate(run->B * run->T, sizeof(int), "a batch");
     run->targets = (int*)allocate(run->B * run->T, sizeof(int), "a batch");
@@ -3771,7 +3762,7 @@ static void start_run(Run* run) {
     if (is_foreign(run)) printf("; the one there is kept as %s", free_old_name(run->checkpoint));
     puts("\n");
     check_output();
-    say_notes();
+    fputs(notes, stderr);
     // Nothing was changed so far.
     rescued = run;
     rescue = rescue_run;
@@ -4448,8 +4439,8 @@ static void write_data(FILE* f, const View* v) {
     uint8_t* bytes = (uint8_t*)allocate(v->L * v->H * n * n, 1, "weights in 8 bits");
     float* chosen = (float*)allocate(n * n + n, sizeof(float), "scores");
     fputs("{\"model\":", f);
-    const char *path = opt.init ? opt.init : opt.checkpoint, *slash = strrchr(path, '/');
-    const char* name = slash && slash[1] ? slash + 1 : path; // not the folders: pages are given away
+    const char *path = opt.init ? opt.init : opt.checkpoint, *name = name_of(path);
+    if (!*name) name = path; // else not the folders: pages are given away
     write_text(f, (const uint8_t*)name, strlen(name));
     fprintf(f, ",\"V\":%zu,\"T\":%zu,\"C\":%zu,\"H\":%zu,\"L\":%zu,\"n\":%zu,\"loss\":%.9g,\n\"tokens\":[", c.V, c.T,
             c.C, c.H, c.L, n, v->loss);
@@ -4498,27 +4489,19 @@ static void write_data(FILE* f, const View* v) {
     free(bytes), free(chosen);
 }
 
-// The template: beside the program, or else in the current folder. Returns where it is, or should be.
-static const char* page_template(File* file) {
-    static char path[MAX_PATH];
-    ssize_t n = readlink("/proc/self/exe", path, sizeof path - 1);
-    path[n > 0 ? n : 0] = 0;
-    char* slash = strrchr(path, '/');
-    snprintf(slash ? slash + 1 : path, sizeof path - (size_t)(slash ? slash + 1 - path : 0), "dev/view/attention.html");
-    const char* found = access(path, R_OK) ? "dev/view/attention.html" : path;
-    if (!access(found, R_OK)) *file = map_file(found, "");
-    return file->size ? found : path;
-}
-
 static void write_page(const View* v, const char* path) {
-    File file = {"", NULL, 0};
-    const char *searched = page_template(&file), *word = "@DATA@";
-    if (!file.size) {
+    static const char here[] = "dev/view/attention.html", word[] = "@DATA@";
+    char program[MAX_PATH], beside[2 * MAX_PATH];
+    if (!realpath("/proc/self/exe", program)) program[0] = 0;
+    snprintf(beside, sizeof beside, "%s%s", folder_of(program), here);
+    const char* searched = access(beside, R_OK) && !access(here, R_OK) ? here : beside;
+    if (access(searched, R_OK)) {
         if (given("--html") || opt.live)
             die("cannot make a page: its template is not at %s, where dev/view stands beside the program", searched);
         printf("\n(no page: its template is not at %s)\n", searched);
         return;
     }
+    File file = map_file(searched, "");
     const char *begin = (const char*)file.data, *end = begin + file.size;
     const char* at = (const char*)memmem(begin, file.size, word, strlen(word));
     if (!at) die("%s is not the template of the page: it lacks %s", searched, word);
