@@ -3231,6 +3231,12 @@ static void parse_command_line(int argc, char** argv) {
 static bool live;                       // stdout is a terminal
 static volatile sig_atomic_t line_open; // its last line is the progress line
 
+// The columns of the terminal as it is now.
+static size_t terminal_columns(void) {
+    struct winsize size;
+    return ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) || !size.ws_col ? 80 : size.ws_col;
+}
+
 static void clear_live_line(void) {
     if (line_open) fputs("\r\033[K", stdout);
     line_open = false;
@@ -3252,13 +3258,9 @@ static void on_signal(int number) {
 
 static void catch_signals(void) {
     static const int numbers[] = {SIGINT, SIGTERM, SIGHUP, SIGXCPU};
-    struct sigaction action, before;
-    memset(&action, 0, sizeof action);
-    action.sa_handler = on_signal;
-    action.sa_flags = SA_RESTART; // output under way is finished first
-    for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++) {
-        sigaction(numbers[i], &action, &before);
-        if (numbers[i] == SIGHUP && before.sa_handler == SIG_IGN) signal(SIGHUP, SIG_IGN); // nohup
+    for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++) { // glibc's signal() restarts output under way
+        bool ignored = signal(numbers[i], on_signal) == SIG_IGN;
+        if (numbers[i] == SIGHUP && ignored) signal(SIGHUP, SIG_IGN); // nohup
     }
 }
 
@@ -3297,20 +3299,26 @@ static size_t memory_needed(Config config, size_t B, bool training) {
     return needed;
 }
 
+// The largest batch below `too_many` that takes no more than so many bytes, or 0.
+static size_t largest_batch(Config config, size_t too_many, bool training, size_t bytes) {
+    size_t fits = 0;
+    while (too_many - fits > 1) {
+        size_t middle = fits + (too_many - fits) / 2;
+        if (memory_needed(config, middle, training) <= bytes)
+            fits = middle;
+        else
+            too_many = middle;
+    }
+    return fits;
+}
+
 static void check_memory(Config config, size_t B, bool training) {
     size_t available = device->memory_available(), needed = memory_needed(config, B, training);
     if (training)
         printf("memory     %.1f MB needed, %.0f MB available\n", (double)needed / 1e6, (double)available / 1e6);
     check_output();
     if (needed <= available) return;
-    size_t fits = 0;
-    for (size_t too_many = B; too_many - fits > 1;) { // halves the distance between the two
-        size_t middle = fits + (too_many - fits) / 2;
-        if (memory_needed(config, middle, training) <= available)
-            fits = middle;
-        else
-            too_many = middle;
-    }
+    size_t fits = largest_batch(config, B, training, available);
     char advice[64] = "a smaller --context or model may fit";
     if (fits) snprintf(advice, sizeof advice, "--batch %zu would fit", fits);
     die("this takes %.0f MB of memory and %.0f MB are available: %s", (double)needed / 1e6, (double)available / 1e6,
@@ -3325,10 +3333,10 @@ static void print_config(Config c) {
 }
 
 // The largest batch of the presets that fits in so many GiB, of which some are the system's or the driver's.
-static int run_memory(void) {
+static void run_memory(void) {
     static const int sizes[] = {8, 12, 16, 24, 80};
     enum { SIZES = sizeof sizes / sizeof *sizes };
-    const double GiB = 1 << 30, reserve = 0.75 * GiB;
+    const size_t GiB = 1 << 30, reserve = GiB / 4 * 3;
     size_t T = given("--context") ? opt.model.T : 1024;
     printf("Sequences of %zu tokens in a batch, training in GiB of memory, less 0.75.\n\n%-12s %10s %9s", T, "",
            "parameters", "a token");
@@ -3348,24 +3356,16 @@ static int run_memory(void) {
         printf("%-12s %8.0f M %6.2f MB", recompute ? "  recompute" : preset[0], (double)model.parameter_count / 1e6,
                token / 1e6);
         for (int k = 0; k < SIZES; k++) {
-            size_t fits = 0;
-            while (fits < MAX_SIZE && (double)memory_needed(c, fits + 1, true) <= sizes[k] * GiB - reserve) fits++;
-            if (fits)
-                printf("%13zu", fits);
-            else
-                printf("%13s", "-");
+            size_t fits = largest_batch(c, MAX_SIZE + 1, true, (size_t)sizes[k] * GiB - reserve);
+            printf(fits ? "%13zu" : "            -", fits);
         }
         puts("");
     }
-    check_output();
-    return 0;
 }
 
 // Some vocabularies were extended by a few tokens, or padded to a round number.
-static bool is_extended(const Tokenizer* t, size_t V) { return t->V < V && V - t->V <= t->V / 50; }
-
 static void check_tokenizer(const Tokenizer* t, Config config, const char* path) {
-    if (opt.init && is_extended(t, config.V))
+    if (opt.init && t->V < config.V && config.V - t->V <= t->V / 50)
         printf("%s has a vocabulary of %zu: the first %zu, which %s knows, are used\n", path, config.V, t->V,
                t->file.path);
     else if (t->V != config.V)
@@ -3449,7 +3449,7 @@ static bool load_for_use(Model* model, Tokenizer* t, bool needed, bool training)
     return found;
 }
 
-static int run_generate(void) {
+static void run_generate(void) {
     Model model;
     Activations a;
     memset(&a, 0, sizeof a);
@@ -3465,34 +3465,28 @@ static int run_generate(void) {
     fflush(stdout);
     generate(&model, &a, &t, prompt, count, &s);
     putchar('\n');
-    check_output();
     device->free_activations(&a), device->free_model(&model);
     free(prompt), free_tokenizer(&t);
-    return 0;
 }
 
-static int run_tokenize(void) {
+static void run_tokenize(void) {
     Tokenizer t = load_tokenizer(data_path("tokenizer.bin"));
     File file = map_file(opt.tokenize, "");
     int* tokens = (int*)allocate(file.size, sizeof(int), "tokens");
     size_t n = encode(&t, file.data, file.size, tokens);
     for (size_t i = 0; i < n; i++) printf("%d\n", tokens[i]);
-    check_output();
     free(tokens), unmap_file(&file), free_tokenizer(&t);
-    return 0;
 }
 
-static int run_export(void) {
+static void run_export(void) {
     Model model;
     Tokenizer t;
     bool found = load_for_use(&model, &t, false, false);
     export_model(opt.export_to, &model, found ? &t : NULL);
     printf("%s opens with transformers' AutoModelForCausalLM.from_pretrained(\"%s\")", opt.export_to, opt.export_to);
     puts(found ? ", and with AutoTokenizer's" : "; no tokenizer was written: --data names the folder of the model's");
-    check_output();
     if (found) free_tokenizer(&t);
     device->free_model(&model);
-    return 0;
 }
 
 enum { CURVE = 64 }; // columns of the loss curve
@@ -3797,31 +3791,6 @@ static void show_sample(Run* run, size_t tokens) {
     puts("\n---");
 }
 
-// A line of what is most worth knowing first; what does not fit in its width is left out.
-typedef struct {
-    char text[512];
-    size_t length, width;
-} Line;
-
-__attribute__((format(printf, 2, 3))) static void put(Line* line, const char* format, ...) {
-    char part[128];
-    va_list args;
-    va_start(args, format);
-    size_t n = (size_t)vsnprintf(part, sizeof part, format, args);
-    va_end(args);
-    if (n >= sizeof part || line->length + n > line->width) return;
-    memcpy(line->text + line->length, part, n + 1);
-    line->length += n;
-}
-
-// The columns that a line may have: on a terminal those that it has now, but the last, which some do not show at once.
-static size_t line_width(void) {
-    struct winsize size;
-    if (!live) return sizeof((Line*)0)->text - 1;
-    if (ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) || size.ws_col == 0) size.ws_col = 80;
-    return min_size(size.ws_col - 1u, sizeof((Line*)0)->text - 1);
-}
-
 // The loss over the steps as a small picture: * training (mean over a column's steps), o validation.
 static void draw_curve(const Run* run) {
     enum { HEIGHT = 12 };
@@ -3830,7 +3799,7 @@ static void draw_curve(const Run* run) {
         low = fmin(low, fmin(run->train_sum[x] / run->train_count[x], run->val_at[x] ? run->val_at[x] : NAN));
         high = fmax(high, fmax(run->train_sum[x] / run->train_count[x], run->val_at[x]));
     }
-    if (!(high > low) || line_width() < 9 + 1 + CURVE) return;
+    if (!(high > low) || (live && terminal_columns() <= 9 + 1 + CURVE)) return;
     double rows_per_nat = (HEIGHT - 1) / (high - low);
     putchar('\n');
     for (int y = 0; y < HEIGHT; y++) {
@@ -3894,34 +3863,35 @@ static void log_step(Run* run, double loss, double step_seconds, bool validated)
 }
 
 // step_seconds: a moving average. On a terminal one line is written over again and again, with what was validated
-// above it; elsewhere about twenty lines tell of the run.
+// above it; elsewhere about twenty lines tell of the run. What is most worth knowing comes first in a line.
 static void report(const Run* run, double loss, double step_seconds, bool validated) {
     size_t every = opt.steps > 20 ? opt.steps / 20 : 1;
     if (!live && !validated && run->step % every && run->step != run->first + 1) return;
-    Line line = {"", 0, line_width()};
-    put(&line, "step %*zu/%zu", live ? 1 : 5, run->step, opt.steps);
-    put(&line, "  loss %.4f", loss);
+    char line[512], progress[128] = "";
     if (validated) {
-        put(&line, "  val %.4f", run->val_loss);
-        put(&line, "  %.3f bits/byte", run->bits_per_byte);
+        snprintf(progress, sizeof progress, "  val %.4f  %.3f bits/byte", run->val_loss, run->bits_per_byte);
     } else if (live) {
-        enum { CELLS = 10 };
         size_t left = (size_t)(step_seconds * (double)(opt.steps - run->step) + 0.5);
-        size_t cells = run->step * CELLS / opt.steps;
-        if (left < 3600)
-            put(&line, "  %zu:%02zu left", left / 60, left % 60);
+        int cells = (int)(run->step * 10 / opt.steps);
+        char hours[32] = "";
+        if (left >= 3600)
+            snprintf(hours, sizeof hours, "%zu:%02zu", left / 3600, left / 60 % 60);
         else
-            put(&line, "  %zu:%02zu:%02zu left", left / 3600, left / 60 % 60, left % 60);
-        put(&line, "  [%.*s%.*s]", (int)cells, "##########", (int)(CELLS - cells), "..........");
+            snprintf(hours, sizeof hours, "%zu", left / 60);
+        snprintf(progress, sizeof progress, "  %s:%02zu left  [%.*s%.*s]", hours, left % 60, cells, "##########",
+                 10 - cells, "..........");
     }
-    put(&line, "  %.0f tok/s", tokens_per_step(run) / step_seconds);
-    put(&line, "  %.1f ms", step_seconds * 1e3);
-    put(&line, "  lr %.2e", rate_at(run->step));
-    put(&line, "  norm %.2f", run->model.gradient_norm);
-    put(&line, "  %.0f%% of peak",
-        100 * (double)opt.accumulate * step_operations(run->model.config, run->B, run->T) / step_seconds / run->peak);
+    snprintf(line, sizeof line, "step %*zu/%zu  loss %.4f%s  %.0f tok/s  %.1f ms  lr %.2e  norm %.2f  %.0f%% of peak",
+             live ? 1 : 5, run->step, opt.steps, loss, progress, tokens_per_step(run) / step_seconds,
+             step_seconds * 1e3, rate_at(run->step), run->model.gradient_norm,
+             100 * (double)opt.accumulate * step_operations(run->model.config, run->B, run->T) / step_seconds /
+                 run->peak);
+    // What does not fit is left out, and the last column free, since some terminals do not show it at once.
+    size_t columns = live ? terminal_columns() : sizeof line;
+    for (size_t n = strlen(line); strlen(line) >= columns; n--)
+        if (n == 0 || !strncmp(line + n, "  ", 2)) line[n] = 0;
     clear_live_line();
-    fputs(line.text, stdout);
+    fputs(line, stdout);
     line_open = live && !validated;
     if (!line_open) putchar('\n');
     check_output();
@@ -3934,23 +3904,15 @@ static bool due(size_t step, size_t every) { return step == opt.steps || (every 
 
 // The options that a command about this run's model needs too, ready for a shell: what is not plain stands in '...'.
 static void print_options_again(void) {
-    const char* plain = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_./,:+=@%";
+    const char* letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_./,:+=@%";
     for (int i = 0; i < OPTIONS; i++) {
         const Option* o = &options[i];
         if (!(o->use & GIVEN_AGAIN) || !o->given) continue;
         const char* value = *o->text;
-        printf(" %s ", o->name);
-        if (*value && !value[strspn(value, plain)]) {
-            fputs(value, stdout);
-            continue;
-        }
-        putchar('\'');
-        for (; *value; value++)
-            if (*value == '\'')
-                fputs("'\\''", stdout);
-            else
-                putchar(*value);
-        putchar('\'');
+        bool plain = !value[strspn(value, letters)]; // a name is never empty
+        printf(plain ? " %s " : " %s '", o->name);
+        for (; *value; value++) printf(*value == '\'' ? "'\\''" : "%c", *value);
+        if (!plain) putchar('\'');
     }
 }
 
@@ -4030,7 +3992,6 @@ static int run_training(void) {
     free(run.inputs), free(run.targets);
     device->free_activations(&run.a), device->free_activations(&run.sampler), device->free_model(&run.model);
     free_data(&run.train), free_data(&run.val), free_tokenizer(&run.tokenizer);
-    check_output();
     return 0;
 }
 
@@ -4540,7 +4501,7 @@ static void choose_head(View* v) {
         }
 }
 
-static int run_attention(void) {
+static void run_attention(void) {
     View v;
     memset(&v, 0, sizeof v);
     load_for_use(&v.model, &v.tokenizer, true, opt.ablate);
@@ -4568,10 +4529,8 @@ static int run_attention(void) {
     print_heads(&v, columns);
     print_map(&v, columns);
     write_page(&v, opt.html);
-    check_output();
     free_view(&v);
     device->free_model(&v.model), free_tokenizer(&v.tokenizer);
-    return 0;
 }
 
 // ====================================================================================================================
@@ -4595,22 +4554,26 @@ static int train_gpt(int argc, char** argv) {
     omp_set_num_threads((int)min_size((size_t)omp_get_max_threads(), 256 + 4 * (size_t)omp_get_num_procs()));
     live = isatty(STDOUT_FILENO);
     parse_command_line(argc, argv);
-    if (!opt.help && !opt.version) {
-        check_effects();
-        if (opt.tokenize) return run_tokenize();
-        if (opt.export_to) return run_export();
-        if (opt.prompt) return run_generate();
-        if (opt.attention) return run_attention();
-        if (opt.compare) return compare_devices();
-        if (opt.memory) return run_memory();
-        return run_training();
-    }
+    int status = 0;
+    if (!opt.help && !opt.version) check_effects();
     if (opt.help)
         print_help();
-    else
+    else if (opt.version)
         puts("train_gpt " VERSION);
-    check_output();
-    return 0;
+    else if (opt.tokenize)
+        run_tokenize();
+    else if (opt.export_to)
+        run_export();
+    else if (opt.prompt)
+        run_generate();
+    else if (opt.attention)
+        run_attention();
+    else if (opt.memory)
+        run_memory();
+    else
+        status = opt.compare ? compare_devices() : run_training();
+    if (!status) check_output();
+    return status;
 }
 
 // Two things must be known to OpenMP's library before main begins, so the program restarts itself to set them.
