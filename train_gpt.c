@@ -4179,36 +4179,31 @@ static void ablate(View* v) {
     free(w), free(att), free(cut), free(means);
 }
 
-// The next character of a token's text for a map's edge, where each must be one column wide: code points of which that
-// is not certain become '?'. Advances *at; returns the bytes to print, until the next call.
-static const char* label_character(const uint8_t* s, size_t n, size_t* at) {
-    static char shown[5];
-    uint32_t code;
-    size_t length = utf8_character(s + *at, n - *at, &code);
-    const uint8_t* from = s + *at;
-    *at += length;
-    if (code == ' ') return "\xC2\xB7";      // a middle dot
-    if (code == '\n') return "\xE2\x86\xB5"; // an arrow
-    bool narrow = (code > 0x20 && code < 0x7F) || (code > 0xA0 && code < 0x300 && code != 0xAD) ||
-                  (code >= 0x370 && code < 0x483) || (code >= 0x48A && code < 0x530);
-    if (!narrow) return "?";
-    memcpy(shown, from, length);
-    shown[length] = 0;
-    return shown;
-}
-
-// The first characters of a token's text, each by itself; their number.
+// The first characters of a token's text for a map's edge, each by itself, and their number. Each must be one column
+// wide: code points of which that is not certain become '?'.
 enum { LABEL = 10 };
 static size_t label(const View* v, size_t i, char shown[LABEL][5]) {
-    size_t length, count = 0;
-    const uint8_t* s = token_string(&v->tokenizer, v->tokens[i], &length);
-    for (size_t at = 0; at < length && count < LABEL;) strcpy(shown[count++], label_character(s, length, &at));
+    size_t n, count = 0, length;
+    const uint8_t* s = token_string(&v->tokenizer, v->tokens[i], &n);
+    for (size_t at = 0; at < n && count < LABEL; at += length) {
+        uint32_t code;
+        length = utf8_character(s + at, n - at, &code);
+        bool narrow = (code > 0x20 && code < 0x7F) || (code > 0xA0 && code < 0x300 && code != 0xAD) ||
+                      (code >= 0x370 && code < 0x483) || (code >= 0x48A && code < 0x530);
+        const char* other = code == ' ' ? "\xC2\xB7" : code == '\n' ? "\xE2\x86\xB5" : "?"; // a middle dot, an arrow
+        snprintf(shown[count++], 5, "%.*s", narrow ? (int)length : 4, narrow ? (const char*)s + at : other);
+    }
     return count;
 }
 
 // Breaks lines at spaces.
-static void print_wrapped(const char* text, size_t columns) {
-    for (size_t at = 0, length; *text; text += length) {
+__attribute__((format(printf, 1, 2))) static void print_wrapped(const char* format, ...) {
+    char line[600], *text = line;
+    va_list args;
+    va_start(args, format);
+    vsnprintf(line, sizeof line, format, args);
+    va_end(args);
+    for (size_t columns = terminal_columns(), at = 0, length; *text; text += length) {
         length = strcspn(text + 1, " ") + 1;
         bool fits = at + length <= columns;
         printf("%s%.*s", fits ? "" : "\n", (int)(length - !fits), text + !fits);
@@ -4218,21 +4213,18 @@ static void print_wrapped(const char* text, size_t columns) {
 }
 
 // The map of the chosen head: a row a query, a column a key, darker for more. As many keys as fit.
-static void print_map(const View* v, size_t columns) {
+static void print_map(const View* v) {
     const char* const shades[] = {" ", "\xE2\x96\x91", "\xE2\x96\x92", "\xE2\x96\x93", "\xE2\x96\x88"};
     const float* p = view_weights(v, v->layer, v->head);
     char shown[LABEL][5];
-    size_t fit = columns > LABEL + 4 ? columns - LABEL - 4 : 1, wide = 2 * v->n <= fit ? 2 : 1;
+    size_t columns = terminal_columns(), fit = columns > LABEL + 4 ? columns - LABEL - 4 : 1,
+           wide = 2 * v->n <= fit ? 2 : 1;
     size_t keys = min_size(v->n, fit / wide), height = 0;
-    char text[200];
-    int length = snprintf(text, sizeof text,
-                          "layer %zu, head %zu: each row a token that asks, each column one that is looked at",
-                          v->layer, v->head);
-    if (keys < v->n)
-        snprintf(text + length, sizeof text - (size_t)length, "; the first %zu of %zu tokens, as many as fit", keys,
-                 v->n);
+    char part[80] = "";
+    if (keys < v->n) snprintf(part, sizeof part, "; the first %zu of %zu tokens, as many as fit", keys, v->n);
     putchar('\n');
-    print_wrapped(text, columns);
+    print_wrapped("layer %zu, head %zu: each row a token that asks, each column one that is looked at%s", v->layer,
+                  v->head, part);
     putchar('\n');
     for (size_t j = 0; j < keys; j++) height = label(v, j, shown) > height ? label(v, j, shown) : height;
     for (size_t row = 0; row < height; row++) { // the keys, read downwards
@@ -4259,12 +4251,11 @@ static void print_map(const View* v, size_t columns) {
 }
 
 // As many columns as fit, the pattern last.
-static void print_heads(const View* v, size_t columns) {
+static void print_heads(const View* v) {
     static const char* const titles[] = {"bits", "back", "self", "prev", "first", "same", "induc", "loss+", "gate+"};
     enum { NAMES = 10, PATTERN = 12, WIDTH = 6, ALL = NUMBERS + 2 };
-    size_t fit = columns > NAMES + PATTERN ? (columns - NAMES - PATTERN) / WIDTH : 0;
+    size_t columns = terminal_columns(), fit = columns > NAMES + PATTERN ? (columns - NAMES - PATTERN) / WIDTH : 0;
     size_t cells = min_size(opt.ablate ? ALL : NUMBERS, fit);
-    char text[600];
     printf("layer head");
     for (size_t k = 0; k < cells; k++) printf("%*s", k < NUMBERS ? 6 : 7, titles[k]);
     putchar('\n');
@@ -4272,29 +4263,22 @@ static void print_heads(const View* v, size_t columns) {
         const HeadView* head = &v->heads[i];
         printf("%5zu %4zu", i / v->H, i % v->H);
         for (size_t k = 0; k < cells; k++)
-            if (k < ITSELF || k >= NUMBERS)
-                printf(k == DISTANCE  ? "%6.1f"
-                       : k == ENTROPY ? "%6.2f"
-                                      : "%7.3f",
-                       k < ITSELF     ? head->is[k]
-                       : k == NUMBERS ? head->loss
-                                      : head->gate);
-            else if (isnan(head->is[k]))
-                printf("%6s", "-");
+            if (k >= NUMBERS)
+                printf("%7.3f", k == NUMBERS ? head->loss : head->gate);
+            else if (k < ITSELF)
+                printf(k == ENTROPY ? "%6.2f" : "%6.1f", head->is[k]);
             else
-                printf("%5.0f%%", 100 * head->is[k]);
+                printf(isnan(head->is[k]) ? "     -" : "%5.0f%%", 100 * head->is[k]);
         printf(*head->pattern ? " %s\n" : "\n", head->pattern);
     }
     putchar('\n');
     print_wrapped(
         "bits: entropy of a query's weights; back: mean distance looked back; then the share of weight on the "
-        "token itself, the one before, the first one, an earlier copy of itself, and what followed that copy",
-        columns);
-    snprintf(text, sizeof text,
-             "loss+: rise of the text's loss (%.4f) with the head's output set to its mean; gate+: what its gradient "
-             "predicts of that; rank correlation of the two: %.2f",
-             v->loss, v->correlation);
-    if (opt.ablate) print_wrapped(text, columns);
+        "token itself, the one before, the first one, an earlier copy of itself, and what followed that copy");
+    if (opt.ablate)
+        print_wrapped("loss+: rise of the text's loss (%.4f) with the head's output set to its mean; gate+: what its "
+                      "gradient predicts of that; rank correlation of the two: %.2f",
+                      v->loss, v->correlation);
 }
 
 // The page: dev/view/attention.html, with the numbers as JSON in place of one word of it.
@@ -4488,17 +4472,16 @@ static void write_page(const View* v, const char* path) {
 
 // The head whose map is shown: the one asked for, or that of least entropy which does not look at the first token.
 static void choose_head(View* v) {
+    if (opt.layer >= v->L) fail(2, "--layer %zu: the model has layers 0 to %zu", opt.layer, v->L - 1);
+    if (opt.head >= v->H) fail(2, "--head %zu: the model has heads 0 to %zu", opt.head, v->H - 1);
     v->layer = opt.layer, v->head = opt.head;
-    if (given("--layer") && v->layer >= v->L) fail(2, "--layer %zu: the model has layers 0 to %zu", v->layer, v->L - 1);
-    if (given("--head") && v->head >= v->H) fail(2, "--head %zu: the model has heads 0 to %zu", v->head, v->H - 1);
     double least = INFINITY;
-    for (size_t l = 0; l < v->L; l++)
-        for (size_t h = 0; h < v->H; h++) {
-            const HeadView* head = &v->heads[l * v->H + h];
-            if ((given("--layer") && l != opt.layer) || (given("--head") && h != opt.head)) continue;
-            double entropy = head->is[ENTROPY] + (strcmp(head->pattern, "first") ? 0 : 1e3);
-            if (entropy < least) least = entropy, v->layer = l, v->head = h;
-        }
+    for (size_t i = 0; i < v->L * v->H; i++) {
+        size_t l = i / v->H, h = i % v->H;
+        if ((given("--layer") && l != opt.layer) || (given("--head") && h != opt.head)) continue;
+        double entropy = v->heads[i].is[ENTROPY] + (strcmp(v->heads[i].pattern, "first") ? 0 : 1e3);
+        if (entropy < least) least = entropy, v->layer = l, v->head = h;
+    }
 }
 
 static void run_attention(void) {
@@ -4510,13 +4493,9 @@ static void run_attention(void) {
     int* tokens = (int*)allocate(bytes + 1, sizeof(int), "the text");
     size_t count = encode(&v.tokenizer, (const uint8_t*)opt.attention, bytes, tokens), n = min_size(count, most);
     if (n < 2) die("--attention takes a text of at least two tokens");
-    struct winsize window;
-    bool known = !ioctl(STDOUT_FILENO, TIOCGWINSZ, &window) && window.ws_col;
-    size_t columns = known ? window.ws_col : 80;
-    char text[100];
-    snprintf(text, sizeof text, "the first %zu of the text's %zu tokens (%s)", n, count,
-             n == c.T ? "the model's context" : "--tokens allows for more");
-    if (n < count) print_wrapped(text, columns), putchar('\n');
+    if (n < count)
+        print_wrapped("the first %zu of the text's %zu tokens (%s)\n", n, count,
+                      n == c.T ? "the model's context" : "--tokens allows for more");
     size_t page = c.L * c.H * n * n * 2 / 3, weights = 2 * v.model.parameter_count; // bytes
     if (page > 20000000) printf("a page of all heads will have some %.0f MB\n\n", (double)page / 1e6);
     if (opt.live && weights > 20000000)
@@ -4526,8 +4505,8 @@ static void run_attention(void) {
     read_model_outputs(&v);
     if (opt.ablate) ablate(&v);
     choose_head(&v);
-    print_heads(&v, columns);
-    print_map(&v, columns);
+    print_heads(&v);
+    print_map(&v);
     write_page(&v, opt.html);
     free_view(&v);
     device->free_model(&v.model), free_tokenizer(&v.tokenizer);
