@@ -1610,8 +1610,7 @@ typedef struct {
 static File map_file(const char* path, const char* advice) {
     File file = {"", (const uint8_t*)"", 0}; // an empty file cannot be mapped
     struct stat info;
-    if (strlen(path) >= MAX_PATH) die("the name %.40s... is too long", path);
-    memcpy(file.path, path, strlen(path) + 1);
+    if (snprintf(file.path, MAX_PATH, "%s", path) >= MAX_PATH) die("the name %.40s... is too long", path);
     int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); // a pipe without a writer would wait for one
     if (fd < 0 || fstat(fd, &info) < 0) die("cannot open %s: %s%s", path, strerror(errno), advice);
     if (!S_ISREG(info.st_mode)) die("%s is not a regular file%s", path, advice);
@@ -2334,11 +2333,6 @@ static uint64_t data_mark(const Data* d) {
     return mark;
 }
 
-static void free_data(Data* d) {
-    for (size_t i = 0; i < d->shard_count; i++) unmap_file(&d->shards[i].file);
-    free(d->shards);
-}
-
 // Window `index` of all shards, cut with the shift that `key` names (0: none). inputs, targets (T).
 static void load_window(const Data* d, size_t index, uint64_t key, int* inputs, int* targets) {
     const Shard* s = d->shards;
@@ -3005,19 +2999,18 @@ typedef struct {
 // The end of an option's row. Checkpoints keep numbers, so a text cannot be SAVED.
 #define WHOLE(value, least, most, use) value, NULL, NULL, NULL, least, most, use, false
 #define REAL(value, least, most, use)  NULL, value, NULL, NULL, least, most, use, false
-#define TEXT(value)                    NULL, NULL, value, NULL, 0, 0, 0, false
-#define TEXT_AGAIN(value)              NULL, NULL, value, NULL, 0, 0, GIVEN_AGAIN, false
+#define TEXT(value, use)               NULL, NULL, value, NULL, 0, 0, use, false
 #define FLAG(value)                    NULL, NULL, NULL, value, 0, 0, 0, false
 #define CONFIG_OPTION(field, option, initial, least, most, help) \
     {"", option, "N", #initial, help, WHOLE(&opt.model.field, least, most, SAVED | SHAPE)},
 
 // clang-format off
 static Option options[] = {
-    {"data", "--data", "DIR", "data", "folder with train.bin, val.bin, tokenizer.bin", TEXT_AGAIN(&opt.data)},
-    {"", "--train", "GLOB", NULL, "shards to train on, instead of DIR/train.bin", TEXT_AGAIN(&opt.train)},
-    {"", "--val", "GLOB", NULL, "shards to validate on, instead of DIR/val.bin", TEXT_AGAIN(&opt.val)},
-    {"model", "--preset", "NAME", NULL, "gpt2, gpt2-medium, gpt2-large or gpt2-xl", TEXT(&opt.preset)},
-    {"", "--init", "PATH", NULL, "start from GPT-2 weights: a safetensors file, or its folder", TEXT(&opt.init)},
+    {"data", "--data", "DIR", "data", "folder with train.bin, val.bin, tokenizer.bin", TEXT(&opt.data, GIVEN_AGAIN)},
+    {"", "--train", "GLOB", NULL, "shards to train on, instead of DIR/train.bin", TEXT(&opt.train, GIVEN_AGAIN)},
+    {"", "--val", "GLOB", NULL, "shards to validate on, instead of DIR/val.bin", TEXT(&opt.val, GIVEN_AGAIN)},
+    {"model", "--preset", "NAME", NULL, "gpt2, gpt2-medium, gpt2-large or gpt2-xl", TEXT(&opt.preset, 0)},
+    {"", "--init", "PATH", NULL, "start from GPT-2 weights: a safetensors file, or its folder", TEXT(&opt.init, 0)},
     CONFIG(CONFIG_OPTION)
     {"training", "--steps", "N", "5000", "optimiser steps", WHOLE(&opt.steps, 1, 1e12, SAVED)},
     {"", "--batch", "N", "8", "sequences in a batch", WHOLE(&opt.batch, 1, MAX_SIZE, SAVED)},
@@ -3035,25 +3028,25 @@ static Option options[] = {
     {"", "--val-batches", "N", "100", "batches in a validation, at most", WHOLE(&opt.val_batches, 1, 1e9, SAVED)},
     {"", "--sample-every", "N", "1000", "steps between samples of text (0: only at the end)", WHOLE(&opt.sample_every, 0, 1e12, SAVED)},
     {"", "--save-every", "N", "1000", "steps between checkpoints (0: only at the end)", WHOLE(&opt.save_every, 0, 1e12, SAVED)},
-    {"", "--log", "FILE", NULL, "write one CSV row a step", TEXT_AGAIN(&opt.log)},
-    {"files", "--checkpoint", "FILE", "gpt.safetensors", "where the model is saved and read", TEXT_AGAIN(&opt.checkpoint)},
+    {"", "--log", "FILE", NULL, "write one CSV row a step", TEXT(&opt.log, GIVEN_AGAIN)},
+    {"files", "--checkpoint", "FILE", "gpt.safetensors", "where the model is saved and read", TEXT(&opt.checkpoint, GIVEN_AGAIN)},
     {"", "--resume", NULL, NULL, "go on from the checkpoint, bit for bit", FLAG(&opt.resume)},
-    {"", "--export", "DIR", NULL, "write the model for Hugging Face transformers, and end", TEXT(&opt.export_to)},
-    {"generate", "--generate", "TEXT", NULL, "continue TEXT with the checkpoint's model (or --init's)", TEXT(&opt.prompt)},
+    {"", "--export", "DIR", NULL, "write the model for Hugging Face transformers, and end", TEXT(&opt.export_to, 0)},
+    {"generate", "--generate", "TEXT", NULL, "continue TEXT with the checkpoint's model (or --init's)", TEXT(&opt.prompt, 0)},
     {"", "--tokens", "N", "256", "tokens to generate", WHOLE(&opt.tokens, 0, 1e12, 0)},
     {"", "--temperature", "X", "0.8", "below 1 bolder, above wilder; 0: always the likeliest", REAL(&opt.temperature, 0, 1e3, 0)},
     {"", "--top-k", "N", "0", "draw from the N likeliest (0: all)", WHOLE(&opt.top_k, 0, MAX_SIZE, 0)},
     {"", "--top-p", "X", "1", "draw from the likeliest that sum to X", REAL(&opt.top_p, 1e-9, 1, 0)},
-    {"look", "--attention", "TEXT", NULL, "show what every head attends to in TEXT, and end", TEXT(&opt.attention)},
+    {"look", "--attention", "TEXT", NULL, "show what every head attends to in TEXT, and end", TEXT(&opt.attention, 0)},
     {"", "--layer", "N", NULL, "the layer, from 0, whose map is drawn [the clearest]", WHOLE(&opt.layer, 0, MAX_LAYERS, 0)},
     {"", "--head", "N", NULL, "the head, from 0", WHOLE(&opt.head, 0, MAX_SIZE, 0)},
-    {"", "--html", "FILE", "attention.html", "a page with all heads, for a browser", TEXT(&opt.html)},
+    {"", "--html", "FILE", "attention.html", "a page with all heads, for a browser", TEXT(&opt.html, 0)},
     {"", "--ablate", NULL, NULL, "measure what the loss is without each head", FLAG(&opt.ablate)},
     {"", "--live", NULL, NULL, "put the model into the page: it answers as one types", FLAG(&opt.live)},
-    {"other", "--device", "NAME", NULL, "cpu, cuda or cuda:N [cuda, in a program built for it]", TEXT_AGAIN(&opt.device)},
+    {"other", "--device", "NAME", NULL, "cpu, cuda or cuda:N [cuda, in a program built for it]", TEXT(&opt.device, GIVEN_AGAIN)},
     {"", "--compare", NULL, NULL, "time a few steps on CPU and GPU, or on --device, and end", FLAG(&opt.compare)},
     {"", "--memory", NULL, NULL, "list the batches that fit in memories of some sizes, and end", FLAG(&opt.memory)},
-    {"", "--tokenize", "FILE", NULL, "print the tokens of a text, one a line, and end", TEXT(&opt.tokenize)},
+    {"", "--tokenize", "FILE", NULL, "print the tokens of a text, one a line, and end", TEXT(&opt.tokenize, 0)},
     {"", "--help", NULL, NULL, "this text", FLAG(&opt.help)},
     {"", "--version", NULL, NULL, "the program's version", FLAG(&opt.version)},
 };
@@ -3076,8 +3069,7 @@ static void print_help(void) {
          "  ./train_gpt --resume --steps 9000    go on, for longer\n"
          "  ./train_gpt --generate \"ROMEO:\"      continue a prompt from the checkpoint\n"
          "  ./train_gpt --init gpt2/ --generate \"Hello\"   the same with downloaded GPT-2 weights\n");
-    for (int i = 0; i < OPTIONS; i++) {
-        const Option* o = &options[i];
+    for (const Option* o = options; o < options + OPTIONS; o++) {
         char left[64];
         snprintf(left, sizeof left, "%s %s", o->name, o->argument ? o->argument : "");
         printf("  %-9s %-20s %s", o->group, left, o->help);
@@ -3214,15 +3206,14 @@ static void parse_command_line(int argc, char** argv) {
     if (opt.init && opt.resume) fail(2, "--init begins a run and --resume continues one: give one of them");
     if (opt.init) set_default("--lr", "3e-5"); // fine-tuning: small steps away from what was learned
     if (!opt.resume) derive_options();         // else when the checkpoint's are known
-    bool on_gpu = opt.device && !strncmp(opt.device, "cuda", 4);
-    char* end = NULL;
-    if (on_gpu && opt.device[4] == ':' && opt.device[5] >= '0' && opt.device[5] <= '9')
-        cuda_number = (int)strtol(opt.device + 5, &end, 10);
-    if (opt.device && strcmp(opt.device, "cpu") && strcmp(opt.device, "cuda") && (!end || *end || cuda_number > 1000))
+    bool on_gpu = opt.device && strcmp(opt.device, "cpu");
+    char number[4] = "0", more;
+    if (on_gpu && strcmp(opt.device, "cuda") && sscanf(opt.device, "cuda:%3[0-9]%c", number, &more) != 1)
         fail(2, "--device is cpu, cuda or cuda:N, not '%s'", opt.device);
     if ((on_gpu || opt.compare) && !cuda_device)
         fail(2, "this program is the CPU's; `make train_gpt_cu` builds the GPU's");
     if (opt.device) device = on_gpu ? cuda_device : &cpu;
+    cuda_number = atoi(number);
 }
 
 // ====================================================================================================================
@@ -3270,10 +3261,8 @@ static const char* data_path(const char* name) { return path_in(opt.data, name);
 static const char* data_pattern(const char* name) {
     static char pattern[2 * MAX_PATH];
     size_t n = 0;
-    for (const char* p = data_path(name); *p; p++) {
+    for (const char* p = data_path(name); *p; pattern[n++] = *p++)
         if (strchr("*?[\\", *p)) pattern[n++] = '\\';
-        pattern[n++] = *p;
-    }
     pattern[n] = 0;
     return pattern;
 }
@@ -3363,17 +3352,6 @@ static void run_memory(void) {
     }
 }
 
-// Some vocabularies were extended by a few tokens, or padded to a round number.
-static void check_tokenizer(const Tokenizer* t, Config config, const char* path) {
-    if (opt.init && t->V < config.V && config.V - t->V <= t->V / 50)
-        printf("%s has a vocabulary of %zu: the first %zu, which %s knows, are used\n", path, config.V, t->V,
-               t->file.path);
-    else if (t->V != config.V)
-        die("%s has a vocabulary of %zu, but %s has %zu tokens: prepare the data with the model's tokenizer "
-            "(prepare_data.py --tokenizer)",
-            path, config.V, t->file.path, t->V);
-}
-
 // The model's shape: the options', or that of the file from which it comes, which the options then may not contradict;
 // but a model from --init may be used with a shorter context than it was trained with.
 static Config choose_config(const Tokenizer* t, const Checkpoint* from) {
@@ -3394,7 +3372,13 @@ static Config choose_config(const Tokenizer* t, const Checkpoint* from) {
         die("%s %zu does not fit %s, which was trained with %zu: leave the option out, or start anew without it", \
             option, opt.model.field, path, config.field);
         CONFIG(FITS)
-        if (t) check_tokenizer(t, config, path);
+        if (t && opt.init && t->V < config.V && config.V - t->V <= t->V / 50) // some are extended, or padded
+            printf("%s has a vocabulary of %zu: the first %zu, which %s knows, are used\n", path, config.V, t->V,
+                   t->file.path);
+        else if (t && t->V != config.V)
+            die("%s has a vocabulary of %zu, but %s has %zu tokens: prepare the data with the model's tokenizer "
+                "(prepare_data.py --tokenizer)",
+                path, config.V, t->file.path, t->V);
     }
     if (t) config.V = t->V;
     opt.model = config; // for the next checkpoint
@@ -3449,11 +3433,11 @@ static bool load_for_use(Model* model, Tokenizer* t, bool needed, bool training)
     return found;
 }
 
+// What these hold is static, and given back by the end of the program.
 static void run_generate(void) {
-    Model model;
-    Activations a;
-    memset(&a, 0, sizeof a);
-    Tokenizer t;
+    static Model model;
+    static Activations a;
+    static Tokenizer t;
     load_for_use(&model, &t, true, false);
     device->create_activations(&a, &model, 1, model.config.T, false);
     size_t n = strlen(opt.prompt);
@@ -3465,8 +3449,7 @@ static void run_generate(void) {
     fflush(stdout);
     generate(&model, &a, &t, prompt, count, &s);
     putchar('\n');
-    device->free_activations(&a), device->free_model(&model);
-    free(prompt), free_tokenizer(&t);
+    free(prompt);
 }
 
 static void run_tokenize(void) {
@@ -3479,14 +3462,12 @@ static void run_tokenize(void) {
 }
 
 static void run_export(void) {
-    Model model;
-    Tokenizer t;
+    static Model model;
+    static Tokenizer t;
     bool found = load_for_use(&model, &t, false, false);
     export_model(opt.export_to, &model, found ? &t : NULL);
     printf("%s opens with transformers' AutoModelForCausalLM.from_pretrained(\"%s\")", opt.export_to, opt.export_to);
     puts(found ? ", and with AutoTokenizer's" : "; no tokenizer was written: --data names the folder of the model's");
-    if (found) free_tokenizer(&t);
-    device->free_model(&model);
 }
 
 enum { CURVE = 64 }; // columns of the loss curve
@@ -3522,9 +3503,8 @@ static double rate_at(size_t step) { return learning_rate(step, opt.warmup, opt.
 // Whether a file that stands where the checkpoint goes is of another run, or was put there by somebody.
 static bool is_foreign(const Run* run) {
     struct stat now;
-    const struct timespec *a = &now.st_mtim, *b = &run->own.st_mtim;
     return !stat(run->checkpoint, &now) &&
-           !(same_file(&now, &run->own) && a->tv_sec == b->tv_sec && a->tv_nsec == b->tv_nsec);
+           !(same_file(&now, &run->own) && !memcmp(&now.st_mtim, &run->own.st_mtim, sizeof now.st_mtim));
 }
 
 // Returns what went wrong, or NULL.
@@ -3536,12 +3516,11 @@ static const char* save_run(Run* run) {
     stat(run->checkpoint, &run->own); // what is there now has another name, too
     char* text = NULL;
     size_t length = 0;
-    append(&text, &length, ",\"step\":\"%zu\",\"windows\":\"%llu\"", run->step, (unsigned long long)run->taken);
-    append(&text, &length, ",\"tokenizer\":\"%016llx\",\"tokens\":\"%zu\",\"text\":\"%016llx\"",
-           (unsigned long long)tokenizer_mark(&run->tokenizer), run->train.token_count,
-           (unsigned long long)run->text_mark);
-    for (int i = 0; i < OPTIONS; i++) {
-        const Option* o = &options[i];
+    append(&text, &length,
+           ",\"step\":\"%zu\",\"windows\":\"%llu\",\"tokenizer\":\"%016llx\",\"tokens\":\"%zu\",\"text\":\"%016llx\"",
+           run->step, (unsigned long long)run->taken, (unsigned long long)tokenizer_mark(&run->tokenizer),
+           run->train.token_count, (unsigned long long)run->text_mark);
+    for (const Option* o = options; o < options + OPTIONS; o++) {
         if (!(o->use & SAVED) || (!o->initial && !o->given)) continue;
         if (o->use & SHAPE && !*o->whole) continue; // as in GPT-2
         append(&text, &length, ",\"%s\":\"%.17g\"", o->name, o->whole ? (double)*o->whole : *o->real);
@@ -3559,8 +3538,7 @@ static const char* save_run(Run* run) {
 static void resume_options(Run* run, const Checkpoint* c) {
     if (!metadata(c, "step") || !metadata(c, "windows") || !metadata(c, "tokens"))
         die("%s holds no run to resume; --init starts a new one from its weights", c->file.path);
-    for (int i = 0; i < OPTIONS; i++) {
-        Option* o = &options[i];
+    for (Option* o = options; o < options + OPTIONS; o++) {
         const char* value = metadata(c, o->name);
         if (!(o->use & SAVED) || o->use & SHAPE || !value || o->given) continue;
         set_option(o, value, 1, "the checkpoint is damaged: ");
@@ -3607,10 +3585,7 @@ static void open_log(Run* run, File* old) {
         next++;
         if (step > 0 && step <= run->step) output_write(&out, row, (size_t)(next - row));
     }
-    if (!opt.resume && old->size > title && !out.error) {
-        const char* error = keep_old(run->log_path);
-        if (error) output_failed(&out, error);
-    }
+    if (!opt.resume && old->size > title && !out.error) output_failed(&out, keep_old(run->log_path));
     output_finish(&out);
     unmap_file(old);
     run->log = fopen(run->log_path, "a");
@@ -3621,12 +3596,11 @@ static void open_log(Run* run, File* old) {
 // which is then kept, but no other file's.
 static void try_checkpoint(Run* run) {
     Output out;
-    struct stat info;
     snprintf(run->checkpoint, sizeof run->checkpoint, "%s", resolved(opt.checkpoint));
     take_file(run->checkpoint);
     if (opt.resume) {
         stat(run->checkpoint, &run->own);
-    } else if (!stat(run->checkpoint, &info)) {
+    } else if (!access(run->checkpoint, F_OK)) {
         uint64_t length = 0;
         File there = map_file(run->checkpoint, "");
         if (there.size > 8) memcpy(&length, there.data, 8);
@@ -3713,14 +3687,11 @@ static void create_model(Run* run, const Checkpoint* from) {
     device->create_model(model, true);
     device->create_activations(&run->a, model, run->B, run->T, true);
     device->create_activations(&run->sampler, model, 1, run->T, false);
-    if (!from) {
-        initialize(model, opt.seed);
-        return;
-    }
-    load_block(from, model, "", model->weights);
+    if (!from) initialize(model, opt.seed);
+    if (from) load_block(from, model, "", model->weights);
     if (opt.resume) load_block(from, model, "adam.m.", model->moment1);
     if (opt.resume) load_block(from, model, "adam.v.", model->moment2);
-    check_foreign(from, model);
+    if (from) check_foreign(from, model);
 }
 
 // Everything that can fail for a reason that the user can mend is tried here, before the first step.
@@ -3805,8 +3776,7 @@ static void draw_curve(const Run* run) {
     for (int y = 0; y < HEIGHT; y++) {
         printf("  %6.3f |", high - y / rows_per_nat);
         for (size_t x = 0; x < CURVE; x++) {
-            bool star =
-                run->train_count[x] > 0 && y == lround((high - run->train_sum[x] / run->train_count[x]) * rows_per_nat);
+            bool star = y == round((high - run->train_sum[x] / run->train_count[x]) * rows_per_nat); // NAN is no y
             bool o = run->val_at[x] > 0 && y == lround((high - run->val_at[x]) * rows_per_nat);
             putchar(o ? 'o' : star ? '*' : ' ');
         }
@@ -3902,11 +3872,12 @@ static size_t curve_column(const Run* run) { return (run->step - 1 - run->first)
 
 static bool due(size_t step, size_t every) { return step == opt.steps || (every && step % every == 0); }
 
-// The options that a command about this run's model needs too, ready for a shell: what is not plain stands in '...'.
-static void print_options_again(void) {
+// The program's name, what is `asked` of it, and the options that a command about this run's model needs too, ready for a
+// shell: what is not plain stands in '...'.
+static void print_command(const char* asked) {
+    printf("./train_gpt%s%s", cuda_device ? "_cu" : "", asked);
     const char* letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_./,:+=@%";
-    for (int i = 0; i < OPTIONS; i++) {
-        const Option* o = &options[i];
+    for (const Option* o = options; o < options + OPTIONS; o++) {
         if (!(o->use & GIVEN_AGAIN) || !o->given) continue;
         const char* value = *o->text;
         bool plain = !value[strspn(value, letters)]; // a name is never empty
@@ -3971,27 +3942,22 @@ static int run_training(void) {
     clear_live_line();
     save_last(&run);
     if (signalled && run.step < opt.steps) {
-        if (run.step == run.first) {
+        if (run.step == run.first)
             puts("stopped before the first step: nothing is changed");
-        } else {
-            printf("stopped after step %zu, saved in %s; `./train_gpt%s --resume", run.step, opt.checkpoint,
-                   cuda_device ? "_cu" : "");
-            print_options_again();
+        else {
+            printf("stopped after step %zu, saved in %s; `", run.step, opt.checkpoint);
+            print_command(" --resume");
             puts("` goes on from there");
         }
         fflush(stdout); // what was said is of no use where nobody listens any more
         return 128 + signalled;
     }
     draw_curve(&run);
-    printf("\n%.1f s. Validation loss %.4f, %.3f bits per byte. The model is in %s; to let it write:\n"
-           "    ./train_gpt%s",
-           seconds() - begin, run.val_loss, run.bits_per_byte, opt.checkpoint, cuda_device ? "_cu" : "");
-    print_options_again();
+    printf("\n%.1f s. Validation loss %.4f, %.3f bits per byte. The model is in %s; to let it write:\n    ",
+           seconds() - begin, run.val_loss, run.bits_per_byte, opt.checkpoint);
+    print_command("");
     puts(" --generate \"The\"");
     if (run.log && fclose(run.log)) die("cannot write %s: %s", opt.log, strerror(errno));
-    free(run.inputs), free(run.targets);
-    device->free_activations(&run.a), device->free_activations(&run.sampler), device->free_model(&run.model);
-    free_data(&run.train), free_data(&run.val), free_tokenizer(&run.tokenizer);
     return 0;
 }
 
@@ -4408,11 +4374,8 @@ static void write_data(FILE* f, const View* v) {
     }
     fputs("]", f);
     if (opt.ablate && !isnan(v->correlation)) fprintf(f, ",\"correlation\":%.6g", v->correlation);
-    for (size_t l = 0; l < v->L; l++)
-        for (size_t h = 0; h < v->H; h++)
-            for (size_t i = 0; i < n; i++)
-                for (size_t j = 0; j <= i; j++)
-                    bytes[count++] = (uint8_t)lrintf(255 * fminf(1, view_weights(v, l, h)[i * n + j]));
+    for (size_t i = 0; i < v->L * v->H * n; i++)
+        for (size_t j = 0; j <= i % n; j++) bytes[count++] = (uint8_t)lrintf(255 * fminf(1, v->weights[i * n + j]));
     fputs(",\n\"weights\":", f);
     write_base64(f, bytes, count);
     count = 0;
@@ -4450,8 +4413,7 @@ static void write_page(const View* v, const char* path) {
     const char *begin = (const char*)file.data, *end = begin + file.size;
     const char* at = (const char*)memmem(begin, file.size, word, strlen(word));
     if (!at) die("%s is not the template of the page: it lacks %s", searched, word);
-    struct stat info;
-    if (!stat(path, &info)) { // only a page may be replaced
+    if (!access(path, F_OK)) { // only a page may be replaced
         File old = map_file(path, "");
         if (old.size && !memmem(old.data, min_size(old.size, 1000), PAGE_MARK, strlen(PAGE_MARK)))
             die("%s is not a page of this program, and is not overwritten: --html with another name", path);
@@ -4485,8 +4447,7 @@ static void choose_head(View* v) {
 }
 
 static void run_attention(void) {
-    View v;
-    memset(&v, 0, sizeof v);
+    static View v;
     load_for_use(&v.model, &v.tokenizer, true, opt.ablate);
     Config c = v.model.config;
     size_t bytes = strlen(opt.attention), most = min_size(given("--tokens") ? opt.tokens : 128, c.T);
@@ -4509,7 +4470,6 @@ static void run_attention(void) {
     print_map(&v);
     write_page(&v, opt.html);
     free_view(&v);
-    device->free_model(&v.model), free_tokenizer(&v.tokenizer);
 }
 
 // ====================================================================================================================
