@@ -1755,12 +1755,10 @@ static bool same_file(const struct stat* a, const struct stat* b) {
 // Makes a file this process's own until it ends, however it does; ends if it is another's. The sign is a socket that has
 // the file's folder and name for its own name and is in no folder, so that nothing is left behind.
 static void take_file(const char* path) {
-    struct sockaddr_un name;
+    struct sockaddr_un name = {AF_UNIX, ""};
     struct ucred other = {0, 0, 0};
     struct stat info;
     socklen_t size = sizeof other;
-    memset(&name, 0, sizeof name);
-    name.sun_family = AF_UNIX;
     if (stat(folder_of(path), &info)) return;
     uint64_t key = random_bits((uint64_t)info.st_dev, (uint64_t)info.st_ino);
     for (const char* p = name_of(path); *p; p++) key = random_bits(key, (uint8_t)*p);
@@ -3305,7 +3303,6 @@ static void check_memory(Config config, size_t B, bool training) {
     size_t available = device->memory_available(), needed = memory_needed(config, B, training);
     if (training)
         printf("memory     %.1f MB needed, %.0f MB available\n", (double)needed / 1e6, (double)available / 1e6);
-    check_output();
     if (needed <= available) return;
     size_t fits = largest_batch(config, B, training, available);
     char advice[64] = "a smaller --context or model may fit";
@@ -3843,13 +3840,9 @@ static void report(const Run* run, double loss, double step_seconds, bool valida
     } else if (live) {
         size_t left = (size_t)(step_seconds * (double)(opt.steps - run->step) + 0.5);
         int cells = (int)(run->step * 10 / opt.steps);
-        char hours[32] = "";
-        if (left >= 3600)
-            snprintf(hours, sizeof hours, "%zu:%02zu", left / 3600, left / 60 % 60);
-        else
-            snprintf(hours, sizeof hours, "%zu", left / 60);
-        snprintf(progress, sizeof progress, "  %s:%02zu left  [%.*s%.*s]", hours, left % 60, cells, "##########",
-                 10 - cells, "..........");
+        size_t unit = left < 3600 ? 60 : 3600; // minutes and seconds, or hours and minutes
+        snprintf(progress, sizeof progress, "  %zu:%02zu%s left  [%.*s%.*s]", left / unit, left % unit * 60 / unit,
+                 unit == 60 ? "" : " h", cells, "##########", 10 - cells, "..........");
     }
     snprintf(line, sizeof line, "step %*zu/%zu  loss %.4f%s  %.0f tok/s  %.1f ms  lr %.2e  norm %.2f  %.0f%% of peak",
              live ? 1 : 5, run->step, opt.steps, loss, progress, tokens_per_step(run) / step_seconds,
