@@ -86,7 +86,7 @@ help:
 	@echo "with any of these"
 	@echo "  make CC=clang ...  with another compiler"
 	@echo "  make DEBUG=1 ...   with sanitizers"
-	@echo "  make PLAIN=1 ...   the plain multiply and attention only: slow, as the formula is"
+	@echo "  make PLAIN=1 ...   the plain multiply and attention only: slow"
 	@echo "  make ARCH= ...     for any machine of this kind, not just for this one"
 	@echo "  for another kind of machine, tested here: see dev/check/README.md"
 
