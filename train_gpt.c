@@ -2891,12 +2891,12 @@ static void export_model(const char* directory, const Model* model, const Tokeni
 
 static struct {
     const char *data, *train, *val, *preset, *init, *log, *checkpoint, *export_to, *prompt, *tokenize, *device,
-        *attention, *html;
+        *attention, *html, *eval;
     Config model;
     size_t steps, batch, accumulate, warmup, seed, val_every, val_batches, sample_every, save_every, tokens, top_k,
-        layer, head;
+        layer, head, stride;
     double lr, min_lr, weight_decay, beta1, beta2, clip, temperature, top_p;
-    bool resume, compare, ablate, live, help, version;
+    bool resume, compare, ablate, live, json, help, version;
 } opt;
 
 enum { SAVED = 1, SHAPE = 2, AGAIN = 4 }; // kept in checkpoints; a row of CONFIG; to be given again with a checkpoint
@@ -2959,6 +2959,9 @@ static Option options[] = {
     {"", "--html", "FILE", "attention.html", "a page with all heads, for a browser", TEXT(&opt.html)},
     {"", "--ablate", NULL, NULL, "measure what the loss is without each head", FLAG(&opt.ablate)},
     {"", "--live", NULL, NULL, "put the model into the page: it answers as one types", FLAG(&opt.live)},
+    {"measure", "--eval", "FILE", NULL, "perplexity and bits a byte of a text, and end", TEXT(&opt.eval)},
+    {"", "--stride", "N", NULL, "tokens between windows; small: much context for each [context/2]", WHOLE(&opt.stride, 1, MAX_SIZE, 0)},
+    {"", "--json", NULL, NULL, "print it as JSON", FLAG(&opt.json)},
     {"other", "--device", "NAME", NULL, "cpu or cuda [cuda, in a program built for it]", TEXT_AGAIN(&opt.device)},
     {"", "--compare", NULL, NULL, "time a few steps on CPU and GPU, layer by layer, and end", FLAG(&opt.compare)},
     {"", "--tokenize", "FILE", NULL, "print the tokens of a text, one a line, and end", TEXT(&opt.tokenize)},
@@ -3054,19 +3057,21 @@ static void derive_options(void) {
     if (opt.min_lr > opt.lr) fail(2, "--min-lr %g is above --lr %g", opt.min_lr, opt.lr);
 }
 
-// Each way to use the program, and which options mean something there. Training takes what is not listed under USES.
-#define USES " --layer --head --html --ablate --live "
+// Each way to use the program, and which options mean something there. Training takes all but what is for looking or measuring.
+#define LOOKS    " --layer --head --html --ablate --live "
+#define MEASURES " --stride --json "
 static const struct {
     const char *way, *takes;
 } ways[] = {
     {"--tokenize", " --data --checkpoint "},
     {"--export", " --data --init --checkpoint --context --device "},
     {"--generate", " --data --init --checkpoint --context --device --seed --tokens --temperature --top-k --top-p "},
-    {"--attention", " --data --init --checkpoint --context --device --tokens" USES}};
+    {"--attention", " --data --init --checkpoint --context --device --tokens" LOOKS},
+    {"--eval", " --data --init --checkpoint --context --device --batch" MEASURES}};
 
 // An option that changes nothing is a misunderstanding, and said.
 static void check_effects(void) {
-    const char *way = NULL, *takes = USES;
+    const char *way = NULL, *takes = LOOKS MEASURES;
     for (size_t i = 0; i < sizeof ways / sizeof *ways; i++)
         if (given(ways[i].way)) {
             if (way) fail(2, "%s or %s: give one of them", way, ways[i].way);
@@ -3077,7 +3082,8 @@ static void check_effects(void) {
         snprintf(name, sizeof name, " %s ", o->name);
         if (!o->given || (way && !strcmp(o->name, way))) continue;
         if (way && !strstr(takes, name) && !(o->use & SHAPE)) fail(2, "%s has no effect with %s", o->name, way);
-        if (!way && strstr(takes, name)) fail(2, "%s has no effect without --attention", o->name);
+        if (!way && strstr(takes, name))
+            fail(2, "%s has no effect without %s", o->name, strstr(LOOKS, name) ? "--attention" : "--eval");
     }
 }
 
@@ -3309,6 +3315,65 @@ static int run_tokenize(void) {
     for (size_t i = 0; i < n; i++) printf("%d\n", tokens[i]);
     check_output();
     free(tokens), unmap_file(&file), free_tokenizer(&t);
+    return 0;
+}
+
+// A text in windows of the model's context, each beginning --stride tokens after the last. A window scores the tokens
+// that the one before did not reach, so that all but the text's first token are scored once, and all but the first
+// window's have context - stride tokens before them at least. Returns the sum of -ln p; *bytes: those scored.
+static double score_text(Model* model, const Tokenizer* t, const int* tokens, size_t n, size_t stride, size_t* bytes) {
+    size_t T = model->config.T, rows = T - 1, B = min_size(opt.batch, (n + stride - 1) / stride), reached = 1,
+           begin = 0;
+    Activations a;
+    memset(&a, 0, sizeof a);
+    device->create_activations(&a, model, B, rows, true);
+    int *inputs = (int*)allocate(2 * B * rows, sizeof(int), "a batch"), *targets = inputs + B * rows;
+    float* losses = (float*)allocate(B * rows, sizeof(float), "losses");
+    double sum = 0;
+    *bytes = 0;
+    while (reached < n) {
+        size_t first = begin;
+        for (size_t i = 0; i < B * rows; i++) { // beyond the text's end any token will do: nobody before it sees it
+            size_t at = first + i / rows * stride + i % rows;
+            inputs[i] = tokens[min_size(at, n - 1)], targets[i] = tokens[min_size(at + 1, n - 1)];
+        }
+        device->forward(model, &a, inputs, targets, B, rows, 0, false);
+        take_loss(model);
+        device->read_activation(losses, &a, a.losses, B * rows);
+        for (size_t b = 0; b < B && reached < n; b++, begin += stride)
+            for (; reached < min_size(begin + T, n); reached++) {
+                size_t length;
+                token_string(t, tokens[reached], &length);
+                *bytes += length;
+                sum += losses[b * rows + reached - 1 - begin];
+            }
+    }
+    device->free_activations(&a);
+    free(inputs), free(losses);
+    return sum;
+}
+
+static int run_eval(void) {
+    Model model;
+    Tokenizer t = load_tokenizer(data_path("tokenizer.bin"));
+    load_for_use(&model, &t, false);
+    File file = map_file(opt.eval, "");
+    int* tokens = (int*)allocate(file.size + 1, sizeof(int), "tokens");
+    size_t n = encode(&t, file.data, file.size, tokens), T = model.config.T, bytes;
+    size_t stride = given("--stride") ? opt.stride : (T + 1) / 2;
+    if (n < 2 || T < 2) die("--eval takes a text, and a context, of at least two tokens");
+    if (stride >= T)
+        fail(2, "--stride %zu: with a context of %zu at most %zu, or tokens are left out", stride, T, T - 1);
+    double sum = score_text(&model, &t, tokens, n, stride, &bytes), loss = sum / (double)(n - 1);
+    const char* format = opt.json
+                             ? "{\"tokens\": %zu, \"bytes\": %zu, \"context\": %zu, \"stride\": %zu, \"loss\": %.9g, "
+                               "\"perplexity\": %.9g, \"bits_per_byte\": %.9g}\n"
+                             : "%zu tokens of %zu bytes, context %zu, stride %zu: loss %.4f, perplexity %.3f, "
+                               "%.4f bits a byte\n";
+    printf(format, n - 1, bytes, T, stride, loss, exp(loss), sum / log(2) / (double)bytes);
+    check_output();
+    free(tokens), unmap_file(&file), free_tokenizer(&t);
+    device->free_model(&model);
     return 0;
 }
 
@@ -4420,6 +4485,7 @@ static int train_gpt(int argc, char** argv) {
         if (opt.export_to) return run_export();
         if (opt.prompt) return run_generate();
         if (opt.attention) return run_attention();
+        if (opt.eval) return run_eval();
         if (opt.compare) return compare_devices();
         return run_training();
     }
