@@ -33,8 +33,8 @@ ifeq ($(filter $(PRECISION),bf16 fp32),)
 $(error PRECISION is bf16 or fp32, not '$(PRECISION)')
 endif
 
-.PHONY: all help test test_twin test_gpt_cu bench by_hand attention attention_lib cpu_path mutate fuzz faults coverage \
-    clean data tools nvcc FORCE
+.PHONY: all help test test_twin test_gpt_cu sanitize_cu print_sanitized bench by_hand attention attention_lib cpu_path \
+    variants mutate fuzz faults coverage clean data tools nvcc FORCE
 
 all: train_gpt
 
@@ -53,6 +53,8 @@ help:
 	@echo "  make attention_lib its functions for Python: dev/learn/attention/attention.py"
 	@echo "  make cpu_path      the multiply in steps, from three loops to train_gpt.c's,"
 	@echo "                     each timed; ten seconds"
+	@echo "  make variants      what changed since GPT-2: eight diffs, tested and trained;"
+	@echo "                     VARIANTS=--check: tested only"
 	@echo "  make -C dev/learn/cuda check"
 	@echo "                     GPU kernels in steps, each checked, without a GPU"
 	@echo "  make train_gpt_cu_on_cpu"
@@ -60,7 +62,10 @@ help:
 	@echo
 	@echo "check, more in dev/check/README.md"
 	@echo "  make test          all checks; a few minutes"
-	@echo "  make test_gpt_cu   those of train_gpt_cu, on the GPU"
+	@echo "  make test_gpt_cu   those of train_gpt_cu, on the GPU, in both precisions"
+	@echo "  make sanitize_cu   the layers under compute-sanitizer, on the GPU; half an hour"
+	@echo "  dev/check/first_gpu.sh"
+	@echo "                     what to know of a new GPU, in a report; half an hour"
 	@echo "  make mutate        small errors in train_gpt.c, each of which the tests must"
 	@echo "                     catch; half an hour"
 	@echo "  make fuzz          made-up inputs to everything that reads files;"
@@ -144,11 +149,21 @@ train_gpt_cu: train_gpt.cu train_gpt.c Makefile build/compile_cu | nvcc data
 train_gpt_cu_on_cpu: $(TWIN) | tools data
 	$(ON_CPU) $(WARNINGS) -O1 -g $(FP32) $< -o $@ $(LDLIBS)
 
-build/test_gpt_cu: test_gpt.c train_gpt.cu train_gpt.c Makefile build/compile_cu | nvcc
-	$(NVCC) $(NVCCFLAGS) $(FP32) -x cu -DTWIN='"train_gpt.cu"' $< -o $@ -lcublasLt
+build/test_gpt_cu_bf16 build/test_gpt_cu_fp32: build/test_gpt_cu_%: test_gpt.c train_gpt.cu train_gpt.c Makefile build/compile_cu | nvcc
+	$(NVCC) $(NVCCFLAGS) $(if $(filter fp32,$*),-DPRECISION_FP32) -x cu -DTWIN='"train_gpt.cu"' $< -o $@ -lcublasLt
 
-test_gpt_cu: build/test_gpt_cu
-	./build/test_gpt_cu
+test_gpt_cu: build/test_gpt_cu_bf16 build/test_gpt_cu_fp32
+	./build/test_gpt_cu_bf16
+	./build/test_gpt_cu_fp32
+
+# compute-sanitizer makes kernels a hundred times as slow: the layers, and a model in parts.
+SANITIZED = embedding layernorm linear attention gelu cross_entropy model_in_parts twin_matmul twin_head
+sanitize_cu: build/test_gpt_cu_bf16 build/test_gpt_cu_fp32
+	for tool in memcheck racecheck initcheck; do for p in bf16 fp32; do \
+	    compute-sanitizer --tool $$tool --target-processes all --error-exitcode 9 \
+	        ./build/test_gpt_cu_$$p $(SANITIZED) || exit 1; done; done
+print_sanitized:
+	@echo $(SANITIZED)
 
 build/bench: dev/bench/bench.c train_gpt.c Makefile build/compile | tools
 	$(COMPILE) -Wno-unused-function $< -o $@ $(LDLIBS)
@@ -156,7 +171,9 @@ build/bench: dev/bench/bench.c train_gpt.c Makefile build/compile | tools
 bench: build/bench
 	./build/bench $(BENCH)
 	@if nvidia-smi -L >/dev/null 2>&1 && command -v $(NVCC) >/dev/null; then \
-	    $(MAKE) --no-print-directory train_gpt_cu && ./train_gpt_cu --compare; fi
+	    $(MAKE) --no-print-directory train_gpt_cu && ./train_gpt_cu --compare && \
+	    { timeout 60 ./train_gpt_cu --compare --device cuda --preset gpt2 --batch 16 || \
+	      timeout 60 ./train_gpt_cu --compare --device cuda --preset gpt2 --batch 4; }; fi
 
 # clang tells of loops that it unrolls instead of vectorising, being so short here.
 build/by_hand: dev/learn/by_hand.c train_gpt.c Makefile build/compile | tools
@@ -176,6 +193,9 @@ build/cpu_path: dev/learn/cpu/matmul.c train_gpt.c Makefile build/compile | tool
 
 cpu_path: build/cpu_path
 	./build/cpu_path $(CPU_PATH)
+
+variants: | tools
+	$(PYTHON) dev/learn/variants/run.py $(VARIANTS)
 
 mutate: | tools
 	$(PYTHON) dev/check/mutate.py

@@ -89,8 +89,8 @@ static void write_file(const char* path, const void* data, size_t size) {
 
 // B sequences of T positions, of which those from start on ask, with C channels in H heads.
 static Attention attention_shape(size_t B, size_t T, size_t start, size_t C, size_t H) {
-    Attention a = {B, T, start, H, C / H};
-    return a;
+    const Config c = {0, T, C, H, 1};
+    return attention_of(c, B, T, start);
 }
 
 static bool exists(const char* path) { return !access(path, F_OK); }
@@ -587,6 +587,13 @@ static void test_matmul_not_finite(void) {
 // with train_gpt.c's function on the same numbers, which have been rounded as the twin's are. What it computes in
 // float32 then differs only by the order of sums. What it keeps in bfloat16, of 8 bits, is rounded once more, by at most
 // 2^-8 of each number; some functions round on the way, too.
+//
+// The matrix units do not add up bfloat16's products quite in float32: NVIDIA does not say how, but it was measured (Fasi
+// et al. 2021, "Numerical behavior of NVIDIA tensor cores"; Khattak and Mikaitis 2025, "Accurate models of NVIDIA tensor
+// cores"). Of 8 or 16 products and the sum so far, what lies below the 24th bit of the largest is cut off, without
+// rounding. So each of K products, and each sum, loses less than 2^-23 of the largest number beside it, and always
+// towards 0. Where that is about as large as the result, the result of K products is wrong by less than
+// (K + K/8) 2^-23, for which cut_off(K) allows K 2^-22. cuda_on_cpu.h cuts off likewise.
 
 #ifdef TWIN
 #define SAME_IN_FLOAT32 1e-6
@@ -597,8 +604,10 @@ enum { SLOW = 1 }; // some checks are then done for a part of the cases
 enum { SLOW = 0 };
 #endif
 
-static void from_float(float* to, float x) { *to = x; }
-static void from_float(__nv_bfloat16* to, float x) { *to = __float2bfloat16(x); }
+static double cut_off(size_t K) { return BFLOAT16 ? (double)K * 0x1p-22 : 0; }
+
+static inline void from_float(float* to, float x) { *to = x; }
+static inline void from_float(__nv_bfloat16* to, float x) { *to = __float2bfloat16(x); }
 
 static void on_device(cudaError_t status) {
     if (status) die("the device: %s", cudaGetErrorString(status));
@@ -618,11 +627,12 @@ template <typename S> struct Both {
         }
         gpu::start();
         on_device(cudaMalloc((void**)&device, (n ? n : 1) * sizeof(S)));
-        on_device(cudaMemcpy(device, copy, n * sizeof(S), cudaMemcpyHostToDevice));
+        gpu::upload(device, copy, n * sizeof(S)); // in the order of the stream on which the layers run
         free(copy);
     }
     Both(const Both&) = delete;
     ~Both() {
+        on_device(cudaStreamSynchronize(gpu::stream));
         on_device(cudaFree(device));
         free(host);
     }
@@ -630,9 +640,8 @@ template <typename S> struct Both {
     // Brings the device's result, which must agree with the host's, but for `roundings` to bfloat16 and what cannot be
     // known better.
     void finish(float* to, const char* what, int roundings = 1, double unknown = 0) const {
-        on_device(cudaStreamSynchronize(gpu::stream));
         S* copy = (S*)allocate(n, sizeof(S), "a test");
-        on_device(cudaMemcpy(copy, device, n * sizeof(S), cudaMemcpyDeviceToHost));
+        gpu::download(copy, device, n * sizeof(S));
         double distance2 = 0, norm2 = 0;
         for (size_t i = 0; i < n; i++) {
             double ours = to[i] = gpu::to_float(copy[i]), right = host[i];
@@ -653,10 +662,13 @@ struct Indices {
     int* device;
     Indices(const int* from, size_t n) {
         on_device(cudaMalloc((void**)&device, n * sizeof(int)));
-        on_device(cudaMemcpy(device, from, n * sizeof(int), cudaMemcpyHostToDevice));
+        gpu::upload(device, from, n * sizeof(int));
     }
     Indices(const Indices&) = delete;
-    ~Indices() { on_device(cudaFree(device)); }
+    ~Indices() {
+        on_device(cudaStreamSynchronize(gpu::stream));
+        on_device(cudaFree(device));
+    }
 };
 
 namespace twin {
@@ -707,6 +719,7 @@ static void layernorm_backward(float* dx_, float* dw_, float* db_, const float* 
                                const float* mean_, const float* rstd_, const float* w_, size_t rows, size_t C) {
     Both<real> dx(dx_, rows * C), dy(dy_, rows * C), x(x_, rows * C);
     Both<float> dw(dw_, C), db(db_, C), mean(mean_, rows), rstd(rstd_, rows), w(w_, C);
+    gpu::most_slices = rows % 2 ? 3 : 512; // so that blocks have several slices even here
     gpu::layernorm_backward(dx.device, dw.device, db.device, dy.device, x.device, mean.device, rstd.device, w.device,
                             rows, C);
     ::layernorm_backward(dx.host, dw.host, db.host, dy.host, x.host, mean.host, rstd.host, w.host, rows, C);
@@ -730,8 +743,8 @@ static void linear_backward(float* dx_, float* dw_, float* db_, const float* dy_
     gpu::linear_backward(dx_ ? dx.device : NULL, dw.device, db.device, dy.device, x.device, w.device, rows, IC, OC);
     ::linear_backward(dx_ ? dx.host : NULL, dw.host, db.host, dy.host, x.host, w.host, rows, IC, OC);
     if (dx_) dx.finish(dx_, "dx");
-    dw.finish(dw_, "dw");
-    db.finish(db_, "db");
+    dw.finish(dw_, "dw", 1, cut_off(rows));
+    db.finish(db_, "db", 1, cut_off(rows)); // the multiply's, too
 }
 
 // The weights are rounded before they meet the values; in the backward pass ds is, too.
@@ -742,7 +755,7 @@ static void attention_forward(float* out_, float* lse_, const float* qkv_, Atten
     gpu::attention_forward(out.device, lse.device, qkv.device, a);
     ::attention_forward(out.host, lse.host, qkv.host, a);
     out.finish(out_, "out", 2);
-    lse.finish(lse_, "lse");
+    lse.finish(lse_, "lse", 1, cut_off(a.D));
 }
 
 static void attention_backward(float* dqkv_, const float* dout_, const float* qkv_, const float* out_,
@@ -785,7 +798,7 @@ static void cross_entropy_forward(float* losses_, float* lse_, const float* logi
     copy_rows(copy, wide, logits_, V, rows, V);
     Both<real> logits(copy, rows * wide);
     Both<float> losses(NULL, rows), lse(NULL, rows);
-    gpu::cross_entropy_forward(losses.device, lse.device, logits.device, Indices(targets, rows).device, rows, V);
+    gpu::cross_entropy(losses.device, lse.device, logits.device, Indices(targets, rows).device, rows, V, false);
     copy_rows(copy, V, logits.host, wide, rows, V);
     ::cross_entropy_forward(losses.host, lse.host, copy, targets, rows, V);
     losses.finish(losses_, "losses");
@@ -793,20 +806,26 @@ static void cross_entropy_forward(float* losses_, float* lse_, const float* logi
     free(copy);
 }
 
+// The twin's finds lse again, and leaves the scale to the multiplies that follow.
 static void cross_entropy_backward(float* logits_, const float* lse_, const int* targets, float scale, size_t rows,
                                    size_t V) {
     size_t wide = padded(V);
-    float *copy = (float*)allocate(rows * wide, sizeof(float), "a test"), share_ = scale * (float)rows;
+    float* copy = (float*)allocate(rows * wide, sizeof(float), "a test");
     copy_rows(copy, wide, logits_, V, rows, V);
     Both<real> logits(copy, rows * wide);
-    Both<float> lse(lse_, rows), share(&share_, 1);
-    gpu::cross_entropy_backward(logits.device, lse.device, Indices(targets, rows).device, share.device, rows, V);
+    Both<float> losses(NULL, rows), lse(NULL, rows);
+    gpu::cross_entropy(losses.device, lse.device, logits.device, Indices(targets, rows).device, rows, V, true);
     copy_rows(copy, V, logits.host, wide, rows, V);
-    ::cross_entropy_backward(copy, lse.host, targets, scale, rows, V);
+    ::cross_entropy_forward(losses.host, lse.host, copy, targets, rows, V);
+    ::cross_entropy_backward(copy, lse.host, targets, 1, rows, V);
     memset(logits.host, 0, rows * wide * sizeof(float)); // the padding's gradient
     for (size_t i = 0; i < rows; i++) memcpy(logits.host + i * wide, copy + i * V, V * sizeof(float));
+    losses.finish(copy, "losses");
+    lse.finish(copy, "lse");
+    (void)lse_;
     logits.finish(copy, "dlogits");
     copy_rows(logits_, V, copy, wide, rows, V);
+    for (size_t i = 0; i < rows * V; i++) logits_[i] *= scale;
     free(copy);
 }
 } // namespace twin
@@ -1181,12 +1200,13 @@ static void compare_activations(const Activations* a, bool complete) {
     } table[] = {ACTIVATIONS(PLACE)};
 #undef PLACE
     for (size_t i = 0; i < sizeof table / sizeof *table; i++) {
-        bool each = table[i].kind == EACH || table[i].kind == CACHE;
+        bool each = table[i].kind == EACH || table[i].kind == AGAIN || table[i].kind == CACHE;
         for (size_t l = 0; table[i].kind != GRADIENT && l < (each ? L : 1); l++) {
             const float* x;
             char name[64];
             memcpy(&x, (const char*)a + table[i].slot + l * sizeof x, sizeof x);
             snprintf(name, sizeof name, each ? "h.%zu.%s" : "%.0zu%s", each ? l : 0, table[i].name);
+            if (TWINS && !strcmp(name, "logits")) continue; // their gradient is there by now
             if (complete || find_entry(&fixture.file, "", name))
                 compare(activation(a, x, rows * table[i].width), rows * table[i].width, "%s", name);
         }
@@ -1227,7 +1247,10 @@ static void test_model(void) {
         device->backward(&model, &a, tokens, targets, B, T, 1);
         device->wait(&model);
         compare_gradients(&model, 1);
-        compare(activation(&a, a.logits, rows * V), rows * V, "d.logits");
+        float* dlogits = activation(&a, a.logits, rows * V);
+        for (size_t j = 0; TWINS && j < rows * V; j++)
+            dlogits[j] /= (float)rows; // which is left to the multiplies there
+        compare(dlogits, rows * V, "d.logits");
         compare(activation(&a, a.dresidual, rows * C), rows * C, "d.embedded");
         if (fixtures[i].complete) { // what layer 0, the last in the backward pass, has left
             compare(activation(&a, a.dnormed, rows * C), rows * C, "d.h.0.ln1");
@@ -1259,7 +1282,7 @@ static void test_model_in_parts(void) {
         device->create_activations(&roomy, &model, B + 2, T, true);
         device->create_activations(&a, &model, 1, T, false);
         const int *tokens = stored_tokens("tokens", rows), *targets = stored_tokens("targets", rows);
-        device->forward(&model, &roomy, tokens, targets, B, T, 0, true);
+        device->forward(&model, &roomy, tokens, targets, B, T, 0, false);
         take_loss(&model);
         compare(activation(&roomy, roomy.logits, rows * V), rows * V, "logits");
         for (size_t b = 0; b < B; b++)
@@ -1446,12 +1469,14 @@ static void test_memory(void) {
             model.config = c;
             device->create_model(&model, training);
             device->create_activations(&a, &model, B, c.T, training);
-#define PLACE(kind, type, field, width)                                                                             \
-    for (size_t l = 0; l < (kind == CACHE || (kind == EACH && training) ? L : kind != GRADIENT || training); l++) { \
-        at[count].name = #field;                                                                                    \
-        at[count].from = (const char*)*((float**)((char*)&a + offsetof(Activations, field)) + l);                   \
-        at[count++].bytes = (kind == LOGITS && !training ? 1 : rows) * (width) *                                    \
-                            (BFLOAT16 && !strcmp(#type, "real") ? 2 : sizeof(float));                               \
+#define PLACE(kind, type, field, width)                                                                           \
+    for (size_t l = 0;                                                                                            \
+         l < (kind == CACHE || ((kind == EACH || kind == AGAIN) && training) ? L : kind != GRADIENT || training); \
+         l++) {                                                                                                   \
+        at[count].name = #field;                                                                                  \
+        at[count].from = (const char*)*((float**)((char*)&a + offsetof(Activations, field)) + l);                 \
+        at[count++].bytes = (kind == LOGITS && !training ? 1 : rows) * (width) *                                  \
+                            (BFLOAT16 && !strcmp(#type, "real") ? 2 : sizeof(float));                             \
     }
             ACTIVATIONS(PLACE)
 #undef PLACE
@@ -1475,6 +1500,46 @@ static void test_memory(void) {
             device->free_activations(&a);
             device->free_model(&model);
         }
+}
+
+static void make_model(Model* m, Config config, bool training, uint64_t seed);
+
+// --recompute takes less memory and changes no bit, but where GELU is folded into a multiply of bfloat16s.
+static void test_recompute(void) {
+    enum { B = 3, T = 24, N = B * T };
+    const Config config = {256, T, 40, 2, 3};
+    int tokens[N], targets[N];
+    double losses[2];
+    float* gradients[2] = {NULL, NULL};
+    size_t bytes[2], n = 0;
+    for (size_t i = 0; i < N; i++) {
+        tokens[i] = (int)(random_bits(1, i) % 256);
+        targets[i] = (int)(random_bits(2, i) % 256);
+    }
+    for (int again = 0; again < 2; again++) {
+        Model m;
+        Activations a;
+        memset(&a, 0, sizeof a);
+        recompute = again;
+        make_model(&m, config, true, 5);
+        device->create_activations(&a, &m, B, T, true);
+        for (int twice = 0; twice < 2; twice++) {
+            device->forward(&m, &a, tokens, targets, B, T, 0, true);
+            device->backward(&m, &a, tokens, targets, B, T, 1);
+        }
+        losses[again] = take_loss(&m);
+        gradients[again] = from_device(m.gradients, n = m.block_size);
+        bytes[again] = device->memory(config, B, T, true);
+        device->free_activations(&a), device->free_model(&m);
+    }
+    recompute = false;
+    size_t saved = 6 * config.C * (config.L - 1) * N * (BFLOAT16 ? 2 : 4);
+    CHECK(bytes[0] - bytes[1] >= saved, "%zu bytes are saved, not %zu", bytes[0] - bytes[1], saved);
+    double off = euclidean_distance(gradients[0], gradients[1], n) / euclidean_norm(gradients[0], n);
+    CHECK(BFLOAT16 ? fabs(losses[1] / losses[0] - 1) <= COARSER * FLOOR / 8 : losses[0] == losses[1],
+          "the loss is %.9g instead of %.9g", losses[1], losses[0]);
+    CHECK(BFLOAT16 ? off <= COARSER * FLOOR : off == 0, "the gradients differ by %g", off);
+    free_borrowed();
 }
 
 // GPT-2 on 4 sequences of 1024: twice and four times 12 C C L + V C and C L T for each token.
@@ -1514,7 +1579,7 @@ static void check_slopes(Model* model, Activations* a, const int* tokens, const 
         }
         double measured[2];
         for (int k = 0; k < 2; k++) {
-            double step = 0.02 / slope / (k + 1);
+            double step = 0.01 / slope / (k + 1);
             measured[k] = (loss_at(model, a, t, w, d, step, tokens, targets) -
                            loss_at(model, a, t, w, d, -step, tokens, targets)) /
                           (2 * step);
@@ -3386,7 +3451,7 @@ static void test_generation_cache(void) {
     device->create_activations(&part, &m, 1, 70, false);
     float* expected = (float*)allocate(70 * 300, sizeof(float), "logits");
     float got[300];
-    device->forward(&m, &training, tokens, targets, 1, 70, 0, true);
+    device->forward(&m, &training, tokens, targets, 1, 70, 0, false);
     device->wait(&m);
     device->read_activation(expected, &training, training.logits, 70 * 300);
     for (size_t n = 1; n <= 70; n += SLOW ? 9 : 1) {
@@ -3799,9 +3864,16 @@ static void test_accumulate(void) {
         device->backward(&twice, &a, inputs, targets, B / 2, T, 0.5f);
     }
     double one = take_loss(&once), two = take_loss(&twice);
-    CHECK(fabs(one - two) < 1e-6 * one, "the losses are %.9g and %.9g", one, two);
-    CHECK(difference(&twice, twice.gradients, once.gradients) < 1e-5, "the gradients differ by %g",
-          difference(&twice, twice.gradients, once.gradients));
+    // Half as many rows may be multiplied by another algorithm, which adds up in another order. Where a sum lies next to
+    // the middle between two bfloat16s it is then rounded to the other one, and what follows from it, too. So the two are
+    // like two computations with roundings of their own. A gradient is reached through some twenty of 2^-9 at most, which
+    // differ in two ways at most: 2^-4 if all went the same way, but they do not, and half of it is allowed. The loss
+    // has fewer, of which the rows' average is taken.
+    double off = difference(&twice, twice.gradients, once.gradients);
+    double loss_allowed = BFLOAT16 ? COARSER * FLOOR / 8 : 1e-6, allowed = BFLOAT16 ? COARSER * FLOOR : 1e-5;
+    CHECK(fabs(one - two) < loss_allowed * one, "the losses are %.9g and %.9g", one, two);
+    CHECK(off < allowed, "the gradients differ by %g", off);
+    if (TWINS) printf("%s: losses within %.1e, gradients within %.1e\n", test_name, fabs(one - two) / one, off);
     device->free_activations(&a), device->free_model(&once), device->free_model(&twice), free_data(&d);
 
     // The same on the command line, where the windows taken must also be the same.
@@ -3821,10 +3893,14 @@ static void test_accumulate(void) {
         free(text);
     }
     for (int step = 0; step < 8; step++) {
-        CHECK(losses[0][step] > 0 && fabs(losses[0][step] - losses[1][step]) < 1e-4 * losses[0][step],
-              "step %d: the losses are %.9g and %.9g", step + 1, losses[0][step], losses[1][step]);
-        CHECK(norms[0][step] > 0 && fabs(norms[0][step] - norms[1][step]) < 1e-2 * norms[0][step],
+        double error = fabs(losses[0][step] / losses[1][step] - 1),
+               norm_error = fabs(norms[0][step] / norms[1][step] - 1);
+        CHECK(losses[0][step] > 0 && error < (BFLOAT16 ? loss_allowed : 1e-4), "step %d: the losses are %.9g and %.9g",
+              step + 1, losses[0][step], losses[1][step]);
+        CHECK(norms[0][step] > 0 && norm_error < (BFLOAT16 ? allowed : 1e-2),
               "step %d: the gradients' norms are %.9g and %.9g", step + 1, norms[0][step], norms[1][step]);
+        if (TWINS)
+            printf("%s: step %d, losses within %.1e, norms within %.1e\n", test_name, step + 1, error, norm_error);
     }
 }
 
@@ -4737,34 +4813,55 @@ static void test_attention_cli(void) {
 
 enum { TWIN_STEPS = SLOW ? 24 : 200 };
 
-// Trains on two batches of random tokens in turn, from the same weights always; returns the weights.
-static float* train_on(const Device* on, Config config, size_t B, double* losses, size_t* bytes) {
-    const Device* before = device;
-    Model m;
+// A row's loss is the difference of two numbers, each found from rounded ones and rounded: in float32 four times, by
+// 2^-24. What bfloat16 leaves of the logits is off by more, but as often up as down.
+#define LOSS_FLOOR (BFLOAT16 ? COARSER * FLOOR / 8 : 0x1p-22)
+
+// A model in training on a device, from the same weights always, on two batches of random tokens in turn.
+typedef struct {
+    const Device* on;
+    Model model;
     Activations a;
-    int tokens[2 * 256], targets[2 * 256];
-    size_t rows = B * config.T;
-    device = on;
-    memset(&a, 0, sizeof a);
-    make_model(&m, config, true, 4);
-    device->create_activations(&a, &m, B, config.T, true);
-    for (size_t i = 0; i < 2 * rows; i++) {
+} Trained;
+
+static Trained start_training(const Device* on, Config config, size_t B, int* tokens, int* targets) {
+    Trained t;
+    memset(&t, 0, sizeof t);
+    device = t.on = on;
+    make_model(&t.model, config, true, 4);
+    device->create_activations(&t.a, &t.model, B, config.T, true);
+    for (size_t i = 0; i < 2 * B * config.T; i++) {
         tokens[i] = (int)(random_bits(1, i) % config.V);
         targets[i] = (int)(random_bits(2, i) % config.V);
     }
-    for (size_t step = 0; step < TWIN_STEPS; step++) {
-        size_t at = step % 2 * rows;
-        device->forward(&m, &a, tokens + at, targets + at, B, config.T, 0, true);
-        device->backward(&m, &a, tokens + at, targets + at, B, config.T, 1);
-        AdamW o = {0.01, 0.9, 0.95, 0.1, 1, step + 1};
-        device->update(&m, o);
-        losses[step] = take_loss(&m);
-    }
-    float* weights = from_device(m.weights, m.block_size);
-    *bytes = m.block_size * sizeof(float);
-    device->free_activations(&a);
-    device->free_model(&m);
-    device = before;
+    return t;
+}
+
+static double training_step(Trained* t, const int* tokens, const int* targets, size_t B, size_t step) {
+    AdamW o = {0.01, 0.9, 0.95, 0.1, 1, step + 1};
+    device = t->on;
+    device->forward(&t->model, &t->a, tokens, targets, B, t->model.config.T, 0, true);
+    device->backward(&t->model, &t->a, tokens, targets, B, t->model.config.T, 1);
+    device->update(&t->model, o);
+    return take_loss(&t->model);
+}
+
+static void end_training(Trained* t) {
+    device = t->on;
+    device->free_activations(&t->a);
+    device->free_model(&t->model);
+    device = &gpu::cuda;
+}
+
+// Trains by itself; returns the weights.
+static float* train_on(const Device* on, Config config, size_t B, double* losses, size_t* bytes) {
+    int tokens[2 * 256], targets[2 * 256];
+    Trained t = start_training(on, config, B, tokens, targets);
+    for (size_t step = 0; step < TWIN_STEPS; step++)
+        losses[step] = training_step(&t, tokens + step % 2 * B * config.T, targets + step % 2 * B * config.T, B, step);
+    float* weights = from_device(t.model.weights, t.model.block_size);
+    *bytes = t.model.block_size * sizeof(float);
+    end_training(&t);
     return weights;
 }
 
@@ -4772,25 +4869,46 @@ static float* train_on(const Device* on, Config config, size_t B, double* losses
 static const Config twin_configs[] = {{40, 20, 32, 2, 2}, {33, 66, 6, 2, 1}};
 enum { TWIN_CONFIGS = sizeof twin_configs / sizeof *twin_configs };
 
-// A pass has the loss to within its rounding, and the gradient too; so by how much the loss has fallen since the first
-// step, which is the gradient's work, is known to the gradient's precision.
+// Both take the same steps, and from step to step the twin goes on from the CPU's weights and moments. Otherwise a
+// difference in the last bits would grow, since AdamW moves weights whose gradient is nearly 0 as far as others: the CPU
+// without fused multiply-adds is 0.02 off the CPU with them after 200 such steps. A pass has the loss to within its
+// rounding, and the gradient too; so by how much the loss falls in a step is known to the gradient's precision. Then
+// both train by themselves, and must have learned.
 static void test_twin_trains_alike(void) {
     for (size_t c = 0; c < TWIN_CONFIGS; c++) {
         double on_cpu[TWIN_STEPS], on_twin[TWIN_STEPS], again[TWIN_STEPS], worst = 0;
-        size_t bytes;
-        train_on(&cpu, twin_configs[c], c ? 1 : 3, on_cpu, &bytes);
-        const float* w = train_on(&gpu::cuda, twin_configs[c], c ? 1 : 3, on_twin, &bytes);
-        for (size_t i = 0; i < TWIN_STEPS; i++) {
-            double error = fabs(on_twin[i] - on_cpu[i]), fallen = fabs(on_cpu[i % 2] - on_cpu[i]);
-            double allowed = COARSER * FLOOR * (on_cpu[i] / 8 + 4 * fallen);
-            CHECK(error <= allowed, "step %zu: the loss is %.7f, on the CPU %.7f", i + 1, on_twin[i], on_cpu[i]);
-            worst = fmax(worst, error / allowed);
+        size_t bytes, B = c ? 1 : 3, rows = B * twin_configs[c].T;
+        int tokens[2 * 256], targets[2 * 256];
+        Trained both[2] = {start_training(&cpu, twin_configs[c], B, tokens, targets),
+                           start_training(&gpu::cuda, twin_configs[c], B, tokens, targets)};
+        Model *ours = &both[0].model, *twins = &both[1].model;
+        for (size_t step = 0; step < TWIN_STEPS; step++) {
+            size_t n = ours->block_size, at = step % 2 * rows;
+            gpu::to_device(twins->weights, ours->weights, n);
+            gpu::to_device(twins->moment1, ours->moment1, n);
+            gpu::to_device(twins->moment2, ours->moment2, n);
+            double before[2], after[2];
+            for (int i = 0; i < 2; i++) {
+                before[i] = training_step(&both[i], tokens + at, targets + at, B, step);
+                device->forward(&both[i].model, &both[i].a, tokens + at, targets + at, B, twin_configs[c].T, 0, false);
+                after[i] = take_loss(&both[i].model);
+            }
+            double allowed = LOSS_FLOOR * (1 + before[0]), fell = COARSER * FLOOR * 4 * fabs(before[0] - after[0]);
+            double error = fabs(before[1] - before[0]) / allowed, error2 = fabs(after[1] - after[0]) / (allowed + fell);
+            CHECK(error <= 1, "step %zu: the loss is %.7f, on the CPU %.7f", step + 1, before[1], before[0]);
+            CHECK(error2 <= 1, "step %zu leaves a loss of %.7f, on the CPU %.7f", step + 1, after[1], after[0]);
+            worst = fmax(worst, fmax(error, error2));
         }
-        printf("%s: loss %.4f to %.4f, the twin within %.2f of what rounding allows\n", test_name, on_cpu[0],
-               on_cpu[TWIN_STEPS - 1], worst);
-        CHECK(on_cpu[TWIN_STEPS - 1] < 0.95 * on_cpu[1], "nothing was learned");
-        const float* w2 = train_on(&gpu::cuda, twin_configs[c], c ? 1 : 3, again, &bytes);
+        printf("%s: the twin is within %.2f of what rounding allows\n", test_name, worst);
+        for (int i = 0; i < 2; i++) end_training(&both[i]);
+        const float* w = train_on(&gpu::cuda, twin_configs[c], B, on_twin, &bytes);
+        const float* w2 = train_on(&gpu::cuda, twin_configs[c], B, again, &bytes);
         CHECK(!memcmp(on_twin, again, sizeof again) && !memcmp(w, w2, bytes), "the same run has other bits");
+        train_on(&cpu, twin_configs[c], B, on_cpu, &bytes);
+        double first = on_cpu[0], last = on_cpu[TWIN_STEPS - 1], twins_last = on_twin[TWIN_STEPS - 1];
+        CHECK(last < 0.95 * first, "nothing was learned");
+        CHECK(fabs(twins_last - last) < 0.1 * (first - last), "alone the twin ends at %.4f, the CPU at %.4f",
+              twins_last, last);
         free_borrowed();
     }
 }
@@ -4814,6 +4932,155 @@ static void test_twin_orders(void) {
 #else
     skip("a GPU's threads come as they please");
 #endif
+}
+
+// gpu::matmul against train_gpt.c's, on the shapes for which cuBLASLt may have no algorithm, too.
+static void test_twin_matmul(void) {
+    static const size_t shapes[][3] = {{1, 1, 1}, {1, 40, 24}, {40, 1, 24}, {40, 24, 1}, {16, 24, 40}, {7, 9, 130}};
+    for (size_t i = 0; i < 8 * sizeof shapes / sizeof *shapes; i++) {
+        size_t M = shapes[i / 8][0], N = shapes[i / 8][1], K = shapes[i / 8][2];
+        bool ta = i & 1, tb = i & 2, extras = i & 4;
+        float alpha = extras ? 0.75f : 1;
+        Both<gpu::real> a(borrow_random(M * K, 1), M * K), b(borrow_random(K * N, 2), K * N),
+            bias(borrow_random(N, 3), N), c(extras ? borrow_random(M * N, 4) : NULL, M * N);
+        Both<float> sum(borrow_random(M * N, 5), M * N);
+        gpu::Matrix ga = ta ? gpu::transposed(a.device, M) : gpu::matrix(a.device, K);
+        gpu::Matrix gb = tb ? gpu::transposed(b.device, K) : gpu::matrix(b.device, N);
+        Matrix ha = ta ? transposed(a.host, M) : matrix(a.host, K), hb = tb ? transposed(b.host, K) : matrix(b.host, N);
+        float *product = borrow(M * N), *got = borrow(M * N);
+        matmul(product, ha, hb, NULL, NULL, M, N, K);
+        gpu::matmul(c.device, ga, gb, extras ? bias.device : NULL, extras ? c.device : NULL, M, N, K, alpha);
+        gpu::matmul(sum.device, ga, gb, NULL, sum.device, M, N, K, alpha);
+        for (size_t j = 0; j < M * N; j++) {
+            c.host[j] = alpha * product[j] + (extras ? bias.host[j % N] + c.host[j] : 0);
+            sum.host[j] += alpha * product[j];
+        }
+        c.finish(got, "c");
+        sum.finish(got, "the sum", 1, cut_off(K));
+        free_borrowed();
+    }
+}
+
+// Models larger than the fixtures', with heads of GPT-2's size, against the CPU: the loss, and all gradients. In float32
+// the CPU without fused multiply-adds is up to 1.4e-6 from itself with them here; five times that is allowed.
+static void test_twin_large(void) {
+    static const struct {
+        Config config;
+        size_t B;
+    } models[] = {{{300, 192, 128, 2, 1}, 1}, {{50257, 1024, 768, 12, 2}, 2}, {{1000, 520, 1600, 25, 1}, 3}};
+    for (size_t i = 0; i < (SLOW ? 1 : sizeof models / sizeof *models); i++) {
+        Config config = models[i].config;
+        size_t B = models[i].B, n = 2 * B * config.T;
+        int *tokens = (int*)borrow(n), *targets = (int*)borrow(n);
+        double losses[2];
+        float* gradients[2];
+        Trained both[2] = {start_training(&cpu, config, B, tokens, targets),
+                           start_training(&gpu::cuda, config, B, tokens, targets)};
+        for (int d = 0; d < 2; d++) {
+            Model* m = &both[d].model;
+            device = both[d].on;
+            device->forward(m, &both[d].a, tokens, targets, B, config.T, 0, true);
+            device->backward(m, &both[d].a, tokens, targets, B, config.T, 1);
+            losses[d] = take_loss(m);
+            gradients[d] = from_device(m->gradients, m->block_size);
+        }
+        double error = fabs(losses[1] / losses[0] - 1), worst = 0;
+        CHECK(error <= LOSS_FLOOR, "the loss is %.7f, on the CPU %.7f", losses[1], losses[0]);
+        const Model* m = &both[0].model;
+        for (size_t t = 0; t < m->tensor_count; t++) {
+            const float *ours = gradients[0] + m->tensors[t].offset, *twins = gradients[1] + m->tensors[t].offset;
+            double size = euclidean_norm(ours, m->tensors[t].size);
+            double off = euclidean_distance(ours, twins, m->tensors[t].size) / size;
+            CHECK(off <= (BFLOAT16 ? 2 * COARSER * FLOOR : 16 * FLOOR),
+                  "%zu channels: the gradient of %s differs by %.1e", config.C, m->tensors[t].name, off);
+            worst = larger(worst, off);
+        }
+        printf("%s: %zu channels, loss within %.1e, gradients within %.1e\n", test_name, config.C, error, worst);
+        for (int d = 0; d < 2; d++) end_training(&both[d]);
+        free_borrowed();
+    }
+}
+
+// A head in parts, as for more logits than can be counted, has the gradients of one in a piece.
+static void test_twin_head(void) {
+    enum { B = 2, T = 20, ROWS = B * T };
+    const Config config = {300, T, 32, 2, 1};
+    size_t whole = gpu::most_logits;
+    static const size_t parts[] = {ROWS, 7, 1};
+    float *first = NULL, *losses = NULL;
+    for (size_t i = 0; i < 3; i++) {
+        int tokens[2 * ROWS], targets[2 * ROWS];
+        gpu::most_logits = i ? parts[i] * padded(config.V) : whole;
+        Trained t = start_training(&gpu::cuda, config, B, tokens, targets);
+        CHECK(t.a.logit_rows >= parts[i], "%zu rows at a time", t.a.logit_rows);
+        for (int twice = 0; twice < 2; twice++) {
+            device->forward(&t.model, &t.a, tokens, targets, B, T, 0, true);
+            device->backward(&t.model, &t.a, tokens, targets, B, T, 0.5f);
+        }
+        take_loss(&t.model);
+        float *gradients = from_device(t.model.gradients, t.model.block_size),
+              *now = activation(&t.a, t.a.losses, ROWS);
+        if (!i) first = gradients, losses = now;
+        for (size_t row = 0; row < ROWS; row++)
+            CHECK(fabsf(now[row] - losses[row]) <= COARSER * FLOOR * losses[row],
+                  "%zu rows at a time: row %zu's loss is %g", parts[i], row, now[row]);
+        size_t n = t.model.block_size;
+        double off = euclidean_distance(gradients, first, n) / euclidean_norm(first, n);
+        CHECK(off <= (BFLOAT16 ? 2 * COARSER : 8) * FLOOR, "%zu rows at a time: the gradients differ by %g", parts[i],
+              off);
+        end_training(&t);
+    }
+    gpu::most_logits = whole;
+    free_borrowed();
+}
+
+// A kernel that fails is named if each is waited for; else there is a line that says how to find it. What waits for
+// each kernel changes no bit.
+static void test_twin_fault(void) {
+#ifdef CUDA_ON_CPU
+    const char *data = make_data(), *path = in_folder("gpt.safetensors");
+#define TRAIN SMALL_MODEL "--data %s --steps 2 --checkpoint %s"
+    CHECK_SUCCESS(cli(TRAIN, data, path), "training");
+    setenv("CUDA_LAUNCH_BLOCKING", "1", 1);
+    CHECK_SUCCESS(cli(TRAIN, data, in_folder("each.safetensors")), "training, kernel by kernel");
+    CHECK(same_files(path, in_folder("each.safetensors")), "waiting for each kernel changes the result");
+    setenv("CUDA_ON_CPU_FAULT", "clip_kernel", 1);
+    CHECK_FAILURE(cli(TRAIN, data, path), 1, "clip_kernel failed: an illegal memory access", "a kernel that fails");
+    unsetenv("CUDA_LAUNCH_BLOCKING");
+    CHECK_FAILURE(cli(TRAIN, data, path), 1, "CUDA_LAUNCH_BLOCKING=1", "a kernel that fails, seen later");
+#undef TRAIN
+#else
+    skip("a GPU's kernels do not fail when asked to");
+#endif
+}
+
+// --device cuda:N, --compare on one device and on both, --memory.
+static void test_twin_options(void) {
+    const char* data = make_data();
+    const Result* r;
+#define ONE_STEP SMALL_MODEL "--data %s --steps 1 --checkpoint %s "
+#ifdef CUDA_ON_CPU
+    r = cli(ONE_STEP "--device cuda:1", data, in_folder("gpt.safetensors"));
+    CHECK_SUCCESS(r, "--device cuda:1");
+    CHECK(strstr(r->out, "place, 2 multiprocessors"), "--device cuda:1 takes the other: %s", r->out);
+#endif
+    CHECK_FAILURE(cli(ONE_STEP "--device cuda:99", data, in_folder("none")), 1, "there is no GPU 99",
+                  "--device cuda:99");
+    static const char* const wrong[] = {"cuda:", "cuda:x", "cuda:1x", "cuda:-1", "cuda1", "gpu"};
+    for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++)
+        CHECK_FAILURE(cli(ONE_STEP "--device %s", data, in_folder("none"), wrong[i]), 2, wrong[i], wrong[i]);
+#undef ONE_STEP
+    static const char* const devices[] = {"--device cpu", "--device cuda", ""};
+    for (int i = SLOW ? 1 : 0; i < 3; i++) {
+        r = cli("--compare --layers 1 --heads 2 --channels 16 --context 8 --batch 2 %s", devices[i]);
+        CHECK_SUCCESS(r, "--compare");
+        CHECK(!strstr(r->out, "CPU,") == (i == 1), "%s: %s", devices[i], r->out);
+        CHECK(!strstr(r->out, "adamw_kernel") == (i == 0), "%s: %s", devices[i], r->out);
+        CHECK(strstr(r->out, "2 x 8 |"), "%s, no last line: %s", devices[i], r->out);
+    }
+    r = cli("--memory");
+    CHECK_SUCCESS(r, "--memory");
+    CHECK(strstr(r->out, "gpt2-xl") && strstr(r->out, "recompute"), "--memory says %s", r->out);
 }
 
 // A checkpoint of either is resumed by the other; the losses go on as if nothing had happened.
@@ -4913,6 +5180,7 @@ static const struct {
     {"adamw_run", test_adamw_run, DEVICE},
     {"initialize", test_initialize, DEVICE},
     {"memory", test_memory, DEVICE},
+    {"recompute", test_recompute, DEVICE},
     {"step_operations", test_step_operations, HOST},
     // Tokenizer
     {"tokenizer_bytes", test_tokenizer_bytes, HOST},
@@ -4967,6 +5235,11 @@ static const struct {
     {"attention_cli", test_attention_cli, HOST},
 #ifdef TWIN
     // The twin beside the CPU
+    {"twin_matmul", test_twin_matmul, DEVICE},
+    {"twin_head", test_twin_head, DEVICE},
+    {"twin_large", test_twin_large, DEVICE},
+    {"twin_fault", test_twin_fault, RUNS},
+    {"twin_options", test_twin_options, RUNS},
     {"twin_trains_alike", test_twin_trains_alike, DEVICE},
     {"twin_orders", test_twin_orders, DEVICE},
     {"twin_resume", test_twin_resume, RUNS},

@@ -519,12 +519,14 @@ typedef struct {
 typedef enum {
     ONE,      // one for the model
     EACH,     // one for each layer; where no backward pass follows, the layers share one
+    AGAIN,    // like EACH; but with --recompute the layers share one in any case
     CACHE,    // one for each layer always: generation's keys and values
-    LOGITS,   // one, but for a single position in generation
+    LOGITS,   // one, but for a single position in generation, or for so many as a device takes at a time
     GRADIENT, // one, shared by all layers, and only in training
 } Kind;
 #define FIELD_ONE(type, name)      type* name;
 #define FIELD_EACH(type, name)     type* name[MAX_LAYERS];
+#define FIELD_AGAIN(type, name)    type* name[MAX_LAYERS];
 #define FIELD_CACHE(type, name)    type* name[MAX_LAYERS];
 #define FIELD_LOGITS(type, name)   type* name;
 #define FIELD_GRADIENT(type, name) type* name;
@@ -559,25 +561,25 @@ static float residual_std(size_t L) { return 0.02f / sqrtf(2 * (float)L); }
 // kind, type, field, width; c is the Config
 #define ACTIVATIONS(X)                                                                               \
     X(ONE,      real,  embedded,   c.C)      /* token + position */                                  \
-    X(EACH,     real,  ln1,        c.C)                                                              \
+    X(AGAIN,    real,  ln1,        c.C)                                                              \
     X(EACH,     float, ln1_mean,   1)                                                                \
     X(EACH,     float, ln1_rstd,   1)                                                                \
     X(CACHE,    real,  qkv,        3 * c.C)  /* queries, keys, values of all heads */                \
     X(EACH,     real,  att,        c.C)      /* the heads' outputs side by side */                   \
     X(EACH,     float, lse,        c.H)      /* log-sum-exp of each head's scores */                 \
     X(EACH,     real,  mid,        c.C)      /* residual stream after attention */                   \
-    X(EACH,     real,  ln2,        c.C)                                                              \
+    X(AGAIN,    real,  ln2,        c.C)                                                              \
     X(EACH,     float, ln2_mean,   1)                                                                \
     X(EACH,     float, ln2_rstd,   1)                                                                \
     X(EACH,     real,  fc,         4 * c.C)                                                          \
-    X(EACH,     real,  gelu,       4 * c.C)                                                          \
+    X(AGAIN,    real,  gelu,       4 * c.C)                                                          \
     X(EACH,     real,  out,        c.C)      /* residual stream after the MLP: the layer's output */ \
     X(ONE,      real,  lnf,        c.C)                                                              \
     X(ONE,      float, lnf_mean,   1)                                                                \
     X(ONE,      float, lnf_rstd,   1)                                                                \
     X(LOGITS,   real,  logits,     c.V)      /* in the backward pass their gradient */               \
-    X(LOGITS,   float, logits_lse, 1)                                                                \
-    X(LOGITS,   float, losses,     1)                                                                \
+    X(ONE,      float, logits_lse, 1)                                                                \
+    X(ONE,      float, losses,     1)                                                                \
     X(GRADIENT, real,  dresidual,  c.C)      /* the residual stream's, on its way down */            \
     X(GRADIENT, real,  dnormed,    c.C)      /* a layernorm's output's */                            \
     X(GRADIENT, real,  dqkv,       3 * c.C)                                                          \
@@ -592,7 +594,8 @@ typedef struct {
 } Parameters;
 
 typedef struct {
-    size_t B, T; // the most sequences, and positions in each
+    size_t B, T;       // the most sequences, and positions in each
+    size_t logit_rows; // positions of which there are logits at a time; 0: all
     bool training;
     float* block;
     void* extra; // what a GPU keeps besides
@@ -671,6 +674,17 @@ static void cpu_forward(Model* model, Activations* a, const int* tokens, const i
     model->loss_count += 1;
 }
 
+// --recompute: what the backward pass of layer l needs, and can have again from what was kept without a multiply (Chen
+// et al. 2016). It is 6 of the 16 C numbers that a layer keeps of a position.
+static bool recompute;
+static void cpu_recompute(Model* model, Activations* a, size_t l, const float* x, size_t rows) {
+    const Parameters* w = &model->w;
+    size_t C = model->config.C;
+    layernorm_forward(a->ln1[l], a->ln1_mean[l], a->ln1_rstd[l], x, w->ln1_w[l], w->ln1_b[l], rows, C);
+    layernorm_forward(a->ln2[l], a->ln2_mean[l], a->ln2_rstd[l], a->mid[l], w->ln2_w[l], w->ln2_b[l], rows, C);
+    gelu_forward(a->gelu[l], a->fc[l], rows * 4 * C);
+}
+
 // Adds to the gradients those of `share` times the mean loss of the forward pass just made on the same B and T; share
 // is one over the number of batches in a step. These are the same calls from the last to the first. Two gradients have
 // two sources. The residual stream is read by a branch and by the addition after it, which passes the gradient on
@@ -691,6 +705,7 @@ static void cpu_backward(Model* model, Activations* a, const int* tokens, const 
                        a->lnf_rstd, w->lnf_w, rows, C);                                               done("lnf");
     for (size_t l = L; l-- > 0;) {
         const float* x = l > 0 ? a->out[l - 1] : a->embedded;
+        if (recompute) cpu_recompute(model, a, l, x, rows);
         linear_backward(a->dfc, d->mlp_w[l], d->mlp_b[l], a->dresidual, a->gelu[l], w->mlp_w[l],
                         rows, 4 * C, C);                                                              done("mlp_w");
         gelu_backward(a->dfc, a->dfc, a->fc[l], rows * 4 * C);                                        done("gelu");
@@ -1762,8 +1777,7 @@ static void take_file(const char* path) {
 // training loop and generation drive either through this struct. `wait` returns when all that was asked for is done;
 // loss and gradient norm may be read from the model only then.
 typedef struct {
-    const char* (*start)(void);            // readies the device and describes it
-    const char* (*refuses)(Config config); // the first option of this shape that it does not compute, or NULL
+    const char* (*start)(void); // readies the device and describes it
     size_t (*memory_available)(void);
     size_t (*memory)(Config config, size_t B, size_t T, bool training);
     double (*peak)(void);
@@ -1780,6 +1794,7 @@ typedef struct {
     void (*to_host)(float* to, const float* from, size_t n); // between the model's blocks and the host
     void (*to_device)(float* to, const float* from, size_t n);
     void (*read_activation)(float* to, const Activations* a, const float* tensor, size_t n); // first n of one of a's
+    const char* (*refuses)(Config config); // the first option of a shape that it does not compute; NULL: computes all
 } Device;
 extern const Device cpu; // this file's
 static const Device* device = &cpu;
@@ -1836,9 +1851,10 @@ static size_t lay_out_activations(Activations* a, Config c, size_t real_size, vo
         Kind kind = table[i].kind;
         if (kind == GRADIENT && !a->training) continue;
         size_t rows = kind == LOGITS && !a->training ? 1 : a->B * a->T, start = size;
+        if (kind == LOGITS && a->logit_rows) rows = min_size(rows, a->logit_rows);
         size_t bytes = cache_lines(rows * table[i].width * table[i].size);
-        for (size_t l = 0; l < (kind == EACH || kind == CACHE ? c.L : 1); l++) {
-            bool shared = kind == EACH && !a->training && l > 0;
+        for (size_t l = 0; l < (kind == EACH || kind == AGAIN || kind == CACHE ? c.L : 1); l++) {
+            bool shared = l > 0 && (a->training ? kind == AGAIN && recompute : kind != CACHE);
             char* at = block && bytes ? (char*)block + (shared ? start : size) : NULL;
             memcpy((char*)a + table[i].slot + l * sizeof at, &at, sizeof at);
             if (!shared) size += bytes;
@@ -1917,11 +1933,6 @@ static const char* cpu_start(void) {
     return name;
 }
 
-static const char* cpu_refuses(Config c) {
-    (void)c;
-    return NULL;
-}
-
 // The first option by which a model is not GPT-2, which has the rows up to L, or NULL.
 static const char* beyond_gpt2(Config c) {
 #define BEYOND(field, option, initial, least, most, help) \
@@ -1937,24 +1948,14 @@ static void cpu_read_activation(float* to, const Activations* a, const float* te
     cpu_copy(to, tensor, n);
 }
 
-const Device cpu = {cpu_start,
-                    cpu_refuses,
-                    memory_available,
-                    cpu_memory,
-                    cpu_peak,
-                    cpu_create_model,
-                    cpu_create_activations,
-                    cpu_free_model,
-                    cpu_free_activations,
-                    cpu_forward,
-                    cpu_backward,
-                    cpu_update,
-                    cpu_wait,
-                    cpu_copy,
-                    cpu_copy,
-                    cpu_read_activation};
+// clang-format off
+const Device cpu = {cpu_start, memory_available, cpu_memory, cpu_peak, cpu_create_model, cpu_create_activations,
+                    cpu_free_model, cpu_free_activations, cpu_forward, cpu_backward, cpu_update, cpu_wait,
+                    cpu_copy, cpu_copy, cpu_read_activation, NULL};
+// clang-format on
 static const Device* cuda_device;    // in a program built from train_gpt.cu
 static int (*compare_devices)(void); // likewise
+static int cuda_number;              // which GPU
 
 static void next_logits(float* logits, Model* model, Activations* a, const int* tokens, size_t T, size_t start) {
     device->forward(model, a, tokens, NULL, 1, T, start, false);
@@ -2896,10 +2897,11 @@ static struct {
     size_t steps, batch, accumulate, warmup, seed, val_every, val_batches, sample_every, save_every, tokens, top_k,
         layer, head, stride;
     double lr, min_lr, weight_decay, beta1, beta2, clip, temperature, top_p;
-    bool resume, compare, ablate, live, json, help, version;
+    bool resume, compare, memory, ablate, live, json, help, version;
 } opt;
 
-enum { SAVED = 1, SHAPE = 2, AGAIN = 4 }; // kept in checkpoints; a row of CONFIG; to be given again with a checkpoint
+// Kept in checkpoints; a row of CONFIG; to be given again with a checkpoint.
+enum { SAVED = 1, SHAPE = 2, GIVEN_AGAIN = 4 };
 
 typedef struct {
     const char *group, *name, *argument, *initial, *help;
@@ -2916,7 +2918,7 @@ typedef struct {
 #define WHOLE(value, least, most, use) value, NULL, NULL, NULL, least, most, use, false
 #define REAL(value, least, most, use)  NULL, value, NULL, NULL, least, most, use, false
 #define TEXT(value)                    NULL, NULL, value, NULL, 0, 0, 0, false
-#define TEXT_AGAIN(value)              NULL, NULL, value, NULL, 0, 0, AGAIN, false
+#define TEXT_AGAIN(value)              NULL, NULL, value, NULL, 0, 0, GIVEN_AGAIN, false
 #define FLAG(value)                    NULL, NULL, NULL, value, 0, 0, 0, false
 #define CONFIG_OPTION(field, option, initial, least, most, help) \
     {"", option, "N", #initial, help, WHOLE(&opt.model.field, least, most, SAVED | SHAPE)},
@@ -2932,6 +2934,7 @@ static Option options[] = {
     {"training", "--steps", "N", "5000", "optimiser steps", WHOLE(&opt.steps, 1, 1e12, SAVED)},
     {"", "--batch", "N", "8", "sequences in a batch", WHOLE(&opt.batch, 1, MAX_SIZE, SAVED)},
     {"", "--accumulate", "N", "1", "batches in a step", WHOLE(&opt.accumulate, 1, 1 << 20, SAVED)},
+    {"", "--recompute", NULL, NULL, "compute layernorms and GELU twice instead of keeping them", FLAG(&recompute)},
     {"", "--lr", "X", "2e-3", "highest learning rate", REAL(&opt.lr, 0, 1e3, SAVED)},
     {"", "--min-lr", "X", NULL, "learning rate of the last step [lr/50]", REAL(&opt.min_lr, 0, 1e3, SAVED)},
     {"", "--warmup", "N", NULL, "steps over which the learning rate rises [steps/10]", WHOLE(&opt.warmup, 0, 1e12, SAVED)},
@@ -2962,21 +2965,23 @@ static Option options[] = {
     {"measure", "--eval", "FILE", NULL, "perplexity and bits a byte of a text, and end", TEXT(&opt.eval)},
     {"", "--stride", "N", NULL, "tokens between windows; small: much context for each [context/2]", WHOLE(&opt.stride, 1, MAX_SIZE, 0)},
     {"", "--json", NULL, NULL, "print it as JSON", FLAG(&opt.json)},
-    {"other", "--device", "NAME", NULL, "cpu or cuda [cuda, in a program built for it]", TEXT_AGAIN(&opt.device)},
-    {"", "--compare", NULL, NULL, "time a few steps on CPU and GPU, layer by layer, and end", FLAG(&opt.compare)},
+    {"other", "--device", "NAME", NULL, "cpu, cuda or cuda:N [cuda, in a program built for it]", TEXT_AGAIN(&opt.device)},
+    {"", "--compare", NULL, NULL, "time a few steps on CPU and GPU, or on --device, and end", FLAG(&opt.compare)},
+    {"", "--memory", NULL, NULL, "list the batches that fit in memories of some sizes, and end", FLAG(&opt.memory)},
     {"", "--tokenize", "FILE", NULL, "print the tokens of a text, one a line, and end", TEXT(&opt.tokenize)},
     {"", "--help", NULL, NULL, "this text", FLAG(&opt.help)},
     {"", "--version", NULL, NULL, "the program's version", FLAG(&opt.version)},
 };
 enum { OPTIONS = sizeof options / sizeof *options };
 
-static const struct {
-    const char *name, *layers, *heads, *channels, *lr;
-} presets[] = { // sizes: Radford et al. 2019; learning rates: Brown et al. 2020, table 2.1
-    {"gpt2", "12", "12", "768", "6e-4"},
-    {"gpt2-medium", "24", "16", "1024", "3e-4"},
-    {"gpt2-large", "36", "20", "1280", "2.5e-4"},
-    {"gpt2-xl", "48", "25", "1600", "2e-4"},
+// Sizes: Radford et al. 2019; learning rates: Brown et al. 2020, table 2.1.
+enum { PRESETS = 4, PRESET_OPTIONS = 7 };
+static const char* const presets[1 + PRESETS][PRESET_OPTIONS] = {
+    {"--preset",    "--layers", "--heads", "--channels", "--context", "--lr",   "--batch"},
+    {"gpt2",        "12",       "12",      "768",        "1024",      "6e-4",   "4"},
+    {"gpt2-medium", "24",       "16",      "1024",       "1024",      "3e-4",   "4"},
+    {"gpt2-large",  "36",       "20",      "1280",       "1024",      "2.5e-4", "4"},
+    {"gpt2-xl",     "48",       "25",      "1600",       "1024",      "2e-4",   "4"},
 };
 // clang-format on
 
@@ -3105,23 +3110,21 @@ static void parse_command_line(int argc, char** argv) {
         o->given = true;
     }
     if (opt.preset) {
-        size_t i = 0;
-        while (i < sizeof presets / sizeof *presets && strcmp(presets[i].name, opt.preset)) i++;
-        if (i == sizeof presets / sizeof *presets)
-            fail(2, "--preset is gpt2, gpt2-medium, gpt2-large or gpt2-xl, not '%s'", opt.preset);
-        set_default("--layers", presets[i].layers);
-        set_default("--heads", presets[i].heads);
-        set_default("--channels", presets[i].channels);
-        set_default("--context", "1024");
-        set_default("--lr", presets[i].lr);
-        set_default("--batch", "4");
+        int i = 1;
+        while (i <= PRESETS && strcmp(presets[i][0], opt.preset)) i++;
+        if (i > PRESETS) fail(2, "--preset is gpt2, gpt2-medium, gpt2-large or gpt2-xl, not '%s'", opt.preset);
+        for (int k = 1; k < PRESET_OPTIONS; k++) set_default(presets[0][k], presets[i][k]);
     }
     if (opt.init && opt.preset) fail(2, "--init brings the model's shape along: leave out --preset");
     if (opt.init && opt.resume) fail(2, "--init begins a run and --resume continues one: give one of them");
     if (opt.init) set_default("--lr", "3e-5"); // fine-tuning: small steps away from what was learned
     if (!opt.resume) derive_options();         // else when the checkpoint's are known
-    bool on_gpu = opt.device && !strcmp(opt.device, "cuda");
-    if (opt.device && !on_gpu && strcmp(opt.device, "cpu")) fail(2, "--device is cpu or cuda, not '%s'", opt.device);
+    bool on_gpu = opt.device && !strncmp(opt.device, "cuda", 4);
+    char* end = NULL;
+    if (on_gpu && opt.device[4] == ':' && opt.device[5] >= '0' && opt.device[5] <= '9')
+        cuda_number = (int)strtol(opt.device + 5, &end, 10);
+    if (opt.device && strcmp(opt.device, "cpu") && strcmp(opt.device, "cuda") && (!end || *end || cuda_number > 1000))
+        fail(2, "--device is cpu, cuda or cuda:N, not '%s'", opt.device);
     if ((on_gpu || opt.compare) && !cuda_device)
         fail(2, "this program is the CPU's; `make train_gpt_cu` builds the GPU's");
     if (opt.device) device = on_gpu ? cuda_device : &cpu;
@@ -3227,6 +3230,43 @@ static void print_config(Config c) {
     CONFIG(PRINT)
 }
 
+// The largest batch of the presets that fits in so many GiB, of which some are the system's or the driver's.
+static int run_memory(void) {
+    static const int sizes[] = {8, 12, 16, 24, 80};
+    enum { SIZES = sizeof sizes / sizeof *sizes };
+    const double GiB = 1 << 30, reserve = 0.75 * GiB;
+    size_t T = given("--context") ? opt.model.T : 1024;
+    printf("Sequences of %zu tokens in a batch, training in GiB of memory, less 0.75.\n\n%-12s %10s %9s", T, "",
+           "parameters", "a token");
+    for (int i = 0; i < SIZES; i++) printf("%9d GiB", sizes[i]);
+    puts("");
+    for (int i = 0; i < 2 * PRESETS; i++) {
+        const char* const* preset = presets[1 + i / 2];
+        recompute = i % 2;
+        Model model;
+        memset(&model, 0, sizeof model);
+        model.config.V = 50257, model.config.T = T, model.config.L = (size_t)atol(preset[1]);
+        model.config.H = (size_t)atol(preset[2]), model.config.C = (size_t)atol(preset[3]);
+        describe_parameters(&model);
+        free(model.tensors);
+        Config c = model.config;
+        double token = ((double)memory_needed(c, 2, true) - (double)memory_needed(c, 1, true)) / (double)T;
+        printf("%-12s %8.0f M %6.2f MB", recompute ? "  recompute" : preset[0], (double)model.parameter_count / 1e6,
+               token / 1e6);
+        for (int k = 0; k < SIZES; k++) {
+            size_t fits = 0;
+            while (fits < MAX_SIZE && (double)memory_needed(c, fits + 1, true) <= sizes[k] * GiB - reserve) fits++;
+            if (fits)
+                printf("%13zu", fits);
+            else
+                printf("%13s", "-");
+        }
+        puts("");
+    }
+    check_output();
+    return 0;
+}
+
 // Some vocabularies were extended by a few tokens, or padded to a round number.
 static bool is_extended(const Tokenizer* t, size_t V) { return t->V < V && V - t->V <= t->V / 50; }
 
@@ -3265,7 +3305,7 @@ static Config choose_config(const Tokenizer* t, const Checkpoint* from) {
     if (t) config.V = t->V;
     opt.model = config; // for the next checkpoint
     if (config.C % config.H) fail(2, "--channels %zu is not divisible by --heads %zu", config.C, config.H);
-    const char* refused = device->refuses(config);
+    const char* refused = device->refuses ? device->refuses(config) : NULL;
     if (refused) die("this device does not compute a model with %s: --device cpu does", refused);
     return config;
 }
@@ -3295,8 +3335,7 @@ static int run_generate(void) {
     int* prompt = (int*)allocate(n + 1, sizeof(int), "the prompt");
     size_t count = encode(&t, (const uint8_t*)opt.prompt, n, prompt);
     if (!count) prompt[count++] = t.end_of_text >= 0 ? t.end_of_text : find_token(&t, (const uint8_t*)"\n", 1);
-    Sampling s = {opt.temperature, opt.top_p, (size_t)opt.top_k, (size_t)opt.tokens,
-                  random_bits((uint64_t)opt.seed, STREAM_SAMPLE)};
+    Sampling s = {opt.temperature, opt.top_p, opt.top_k, opt.tokens, random_bits(opt.seed, STREAM_SAMPLE)};
     fputs(opt.prompt, stdout);
     fflush(stdout);
     generate(&model, &a, &t, prompt, count, &s);
@@ -3422,9 +3461,7 @@ typedef struct {
     double val_loss, bits_per_byte;                             // the last validation's
 } Run;
 
-static double rate_at(size_t step) {
-    return learning_rate(step, (size_t)opt.warmup, (size_t)opt.steps, opt.lr, opt.min_lr);
-}
+static double rate_at(size_t step) { return learning_rate(step, opt.warmup, opt.steps, opt.lr, opt.min_lr); }
 
 // Whether a file that stands where the checkpoint goes is of another run, or was put there by somebody.
 static bool is_foreign(const Run* run) {
@@ -3476,7 +3513,7 @@ static void resume_options(Run* run, const Checkpoint* c) {
     derive_options();
     run->step = metadata_number(c, "step");
     run->taken = metadata_number(c, "windows");
-    if (run->step >= (size_t)opt.steps)
+    if (run->step >= opt.steps)
         die("%s has done all of its %zu steps; --steps with a larger number goes on", c->file.path, opt.steps);
     snprintf(now, sizeof now, "%016llx",
              (unsigned long long)fingerprint(run->tokenizer.file.data, run->tokenizer.file.size));
@@ -3580,7 +3617,7 @@ static void open_texts(Run* run, size_t V, const Checkpoint* resumed) {
             metadata(resumed, "tokens"), run->train.token_count);
     run->inputs = (int*)allocate(run->B * run->T, sizeof(int), "a batch");
     run->targets = (int*)allocate(run->B * run->T, sizeof(int), "a batch");
-    run->val_count = min_size(run->val.windows, (size_t)opt.val_batches * run->B);
+    run->val_count = min_size(run->val.windows, opt.val_batches * run->B);
     for (size_t i = 0; i < run->val_count; i++) {
         load_val_window(run, i, 0);
         for (size_t t = 0; t < run->T; t++) {
@@ -3597,7 +3634,7 @@ static void create_model(Run* run, const Checkpoint* from) {
     device->create_activations(&run->a, model, run->B, run->T, true);
     device->create_activations(&run->sampler, model, 1, run->T, false);
     if (!from) {
-        initialize(model, (uint64_t)opt.seed);
+        initialize(model, opt.seed);
         return;
     }
     load_block(from, model, "", model->weights);
@@ -3614,7 +3651,7 @@ static void start_run(Run* run) {
     if (from) file = open_checkpoint(opt.init ? weights_path() : opt.checkpoint, "");
     Config config = run->model.config = choose_config(&run->tokenizer, from);
     if (opt.resume) resume_options(run, from);
-    run->B = (size_t)opt.batch;
+    run->B = opt.batch;
     run->T = config.T;
     run->first = run->saved = run->step;
     run->next = run->taken;
@@ -3660,8 +3697,8 @@ static void validate(Run* run) {
 // Sampling draws from a stream of the step's own, so that a resumed run draws the same.
 static void show_sample(Run* run, size_t tokens) {
     if (!tokens) return;
-    Sampling s = {opt.temperature, opt.top_p, (size_t)opt.top_k, tokens,
-                  random_bits(random_bits((uint64_t)opt.seed, STREAM_SAMPLE), run->step)};
+    Sampling s = {opt.temperature, opt.top_p, opt.top_k, tokens,
+                  random_bits(random_bits(opt.seed, STREAM_SAMPLE), run->step)};
     int start = run->tokenizer.end_of_text >= 0 ? run->tokenizer.end_of_text
                                                 : find_token(&run->tokenizer, (const uint8_t*)"\n", 1);
     clear_live_line();
@@ -3722,7 +3759,7 @@ static void draw_curve(const Run* run) {
 }
 
 static void load_next_batch(Run* run) {
-    if (!run->batch_loaded) load_batch(&run->train, (uint64_t)opt.seed, run->next, run->B, run->inputs, run->targets);
+    if (!run->batch_loaded) load_batch(&run->train, opt.seed, run->next, run->B, run->inputs, run->targets);
     run->batch_loaded = true;
 }
 
@@ -3749,7 +3786,7 @@ static double train_step(Run* run) {
     device->update(model, o);
     run->step++;
     run->taken = run->next;
-    if (run->step < (size_t)opt.steps) load_next_batch(run);
+    if (run->step < opt.steps) load_next_batch(run);
     double loss = take_loss(model);
     if (!isfinite(loss) || !isfinite(model->gradient_norm)) diverged(run, "loss", loss);
     return loss;
@@ -3769,7 +3806,7 @@ static void log_step(Run* run, double loss, double step_seconds, bool validated)
 // step_seconds: a moving average. On a terminal one line is written over again and again, with what was validated
 // above it; elsewhere about twenty lines tell of the run.
 static void report(const Run* run, double loss, double step_seconds, bool validated) {
-    size_t every = opt.steps > 20 ? (size_t)opt.steps / 20 : 1;
+    size_t every = opt.steps > 20 ? opt.steps / 20 : 1;
     if (!live && !validated && run->step % every && run->step != run->first + 1) return;
     Line line = {"", 0, line_width()};
     put(&line, "step %*zu/%zu", live ? 1 : 5, run->step, opt.steps);
@@ -3779,8 +3816,8 @@ static void report(const Run* run, double loss, double step_seconds, bool valida
         put(&line, "  %.3f bits/byte", run->bits_per_byte);
     } else if (live) {
         enum { CELLS = 10 };
-        size_t left = (size_t)(step_seconds * (double)((size_t)opt.steps - run->step) + 0.5);
-        size_t cells = run->step * CELLS / (size_t)opt.steps;
+        size_t left = (size_t)(step_seconds * (double)(opt.steps - run->step) + 0.5);
+        size_t cells = run->step * CELLS / opt.steps;
         if (left < 3600)
             put(&line, "  %zu:%02zu left", left / 60, left % 60);
         else
@@ -3801,9 +3838,7 @@ static void report(const Run* run, double loss, double step_seconds, bool valida
 }
 
 // The loss curve's column for the step just done.
-static size_t curve_column(const Run* run) {
-    return (run->step - 1 - run->first) * CURVE / ((size_t)opt.steps - run->first);
-}
+static size_t curve_column(const Run* run) { return (run->step - 1 - run->first) * CURVE / (opt.steps - run->first); }
 
 static bool due(size_t step, size_t every) { return step == opt.steps || (every && step % every == 0); }
 
@@ -3812,7 +3847,7 @@ static void print_options_again(void) {
     const char* plain = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_./,:+=@%";
     for (int i = 0; i < OPTIONS; i++) {
         const Option* o = &options[i];
-        if (!(o->use & AGAIN) || !o->given) continue;
+        if (!(o->use & GIVEN_AGAIN) || !o->given) continue;
         const char* value = *o->text;
         printf(" %s ", o->name);
         if (*value && !value[strspn(value, plain)]) {
@@ -3865,7 +3900,7 @@ static int run_training(void) {
     static Run run;
     start_run(&run);
     double begin = seconds(), average = 0;
-    while (run.step < (size_t)opt.steps && !signalled) {
+    while (run.step < opt.steps && !signalled) {
         double start = seconds(), loss = train_step(&run), duration = seconds() - start;
         average = average ? 0.9 * average + 0.1 * duration : duration;
         run.train_sum[curve_column(&run)] += loss;
@@ -3879,11 +3914,11 @@ static int run_training(void) {
         log_step(&run, loss, duration, validated);
         report(&run, loss, average, validated);
         save_when_due(&run);
-        if (due(run.step, opt.sample_every)) show_sample(&run, run.step == (size_t)opt.steps ? (size_t)opt.tokens : 96);
+        if (due(run.step, opt.sample_every)) show_sample(&run, run.step == opt.steps ? opt.tokens : 96);
     }
     clear_live_line();
     save_last(&run);
-    if (signalled && run.step < (size_t)opt.steps) {
+    if (signalled && run.step < opt.steps) {
         if (run.step == run.first) {
             puts("stopped before the first step: nothing is changed");
         } else {
@@ -4487,6 +4522,7 @@ static int train_gpt(int argc, char** argv) {
         if (opt.attention) return run_attention();
         if (opt.eval) return run_eval();
         if (opt.compare) return compare_devices();
+        if (opt.memory) return run_memory();
         return run_training();
     }
     if (opt.help)

@@ -2,7 +2,7 @@
 // higher (Ampere, Ada, Hopper, ...), nothing else.
 //
 //     make train_gpt_cu && ./train_gpt_cu       the same options, files and output as ./train_gpt
-//     ./train_gpt_cu --compare                  the CPU and the GPU side by side, layer by layer
+//     ./train_gpt_cu --compare                  the CPU and the GPU side by side, kernel by kernel
 //     make train_gpt_cu PRECISION=fp32          all in float32, to compare numbers with the CPU's
 //
 // Read train_gpt.c first. Everything that is not arithmetic on tensors is taken from there. What follows are its layers
@@ -12,15 +12,16 @@
 //     errors and launches      every call is checked; the one place where kernels are started
 //     memory                   16 bytes at a time; sums over the threads of a warp; copies to and from the host
 //     matrix multiply          cuBLASLt's
-//     layers                   embedding, layernorm, linear, attention, gelu, cross-entropy
+//     layers                   embedding, layernorm, linear, gelu, cross-entropy
+//     attention                a warp's multiply in the matrix units, and the layer made of it
 //     model                    forward, backward and AdamW, recorded once and replayed
 //     comparison               --compare
 //
 // A GPU runs a function, a "kernel", in very many threads at once. Threads come in blocks, which share some fast memory
 // and can wait for one another; the 32 threads of a warp go through the program in step and can exchange registers.
-// Hundreds of blocks run side by side in no particular order, so no sum may depend on who comes first: there are no
-// atomic additions of floating-point numbers here, every sum is taken in a fixed order, and the same run gives the same
-// bits every time.
+// Hundreds of blocks run side by side in no particular order, and know nothing of one another: what they have in common
+// is put together by the next kernel, which begins when all of them have ended. So there are no atomic additions and no
+// fences here, every sum is taken in a fixed order, and the same run gives the same bits every time.
 //
 // Precision: a `real` is a bfloat16, a float32 without its lower 16 bits, which the GPU's matrix units multiply many
 // times faster. Activations and their gradients are kept in it. What is summed up is summed in float32, and weights,
@@ -54,28 +55,52 @@ typedef uint32_t pair;
 // Errors and launches
 
 static void check_status(cudaError_t status, const char* call, int line) {
-    if (status) die("%s failed: %s (train_gpt.cu, line %d)", call, cudaGetErrorString(status), line);
+    bool by_kernel = status >= cudaErrorIllegalAddress && status <= cudaErrorLaunchFailure;
+    const char* advice = by_kernel ? "; CUDA_LAUNCH_BLOCKING=1 tells which kernel's fault it is" : "";
+    if (status) die("%s failed: %s%s (train_gpt.cu, line %d)", call, cudaGetErrorString(status), advice, line);
 }
+static size_t multiplied[3]; // M, N, K of the latest multiply
 static void check_status(cublasStatus_t status, const char* call, int line) {
-    if (status) die("%s failed: cuBLAS status %d (train_gpt.cu, line %d)", call, (int)status, line);
+    if (status)
+        die("%s failed: %s, for (%zu,%zu) times (%zu,%zu) (train_gpt.cu, line %d)", call, cublasLtGetStatusName(status),
+            multiplied[0], multiplied[2], multiplied[2], multiplied[1], line);
 }
 #define check(call) check_status(call, #call, __LINE__)
 
 static cudaStream_t stream; // all work is done in the order in which it is asked for
 
-#ifndef CUDA_ON_CPU
-// Starts a kernel. Shared memory beyond 48 KB has to be asked for.
-template <typename... Parameters, typename... Arguments>
-static void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t on,
-                   Arguments... arguments) {
-    if (shared_bytes > 48 << 10)
-        check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared_bytes));
-    kernel<<<grid, block, shared_bytes, on>>>(static_cast<Parameters>(arguments)...);
-    cudaError_t status = cudaGetLastError();
+// A fault in a kernel is seen when somebody waits for the device, long after. With CUDA_LAUNCH_BLOCKING=1 in the
+// environment, CUDA's own name for this, each kernel is waited for, and the one at fault is named.
+static bool waits_for_each(void) {
+    const char* text = getenv("CUDA_LAUNCH_BLOCKING");
+    return text && *text && strcmp(text, "0");
+}
+
+static void (*kernel_done)(const char* name, double operations); // for --compare
+
+static void launched(const char* name, cudaError_t status, double operations = 0) {
+    if (!status && waits_for_each()) status = cudaStreamSynchronize(stream);
     if (status == cudaErrorNoKernelImageForDevice || status == cudaErrorUnsupportedPtxVersion)
         die("this program was compiled for other GPUs or drivers (%s): build it anew, here",
             cudaGetErrorString(status));
-    check(status);
+    if (status) die("%s failed: %s", name, cudaGetErrorString(status));
+    if (kernel_done) kernel_done(name, operations);
+}
+
+// launch(kernel, grid, block, bytes of shared memory, stream, the kernel's arguments...)
+#define launch(kernel, ...) launched(#kernel, start_kernel(#kernel, kernel, __VA_ARGS__))
+
+#ifndef CUDA_ON_CPU
+// Shared memory beyond 48 KB has to be asked for.
+template <typename... Parameters, typename... Arguments>
+static cudaError_t start_kernel(const char*, void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes,
+                                cudaStream_t on, Arguments... arguments) {
+    cudaError_t status = cudaSuccess;
+    if (shared_bytes > 48 << 10)
+        status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared_bytes);
+    if (status) return status;
+    kernel<<<grid, block, shared_bytes, on>>>(static_cast<Parameters>(arguments)...);
+    return cudaGetLastError();
 }
 
 // The block's shared memory, of the size given at the launch.
@@ -83,6 +108,8 @@ template <typename T> __device__ inline T* shared_memory() {
     extern __shared__ uint4 block_memory[];
     return reinterpret_cast<T*>(block_memory);
 }
+
+__device__ inline void expect_aligned(const void*, size_t) {} // the device does
 #endif
 
 enum { WARP = 32, THREADS = 256, GROUPS = THREADS / WARP }; // threads of a warp, of a block; warps of a block
@@ -106,15 +133,21 @@ __device__ inline void put(__nv_bfloat16* to, float x) { *to = __float2bfloat16(
 
 template <typename S, int W> struct alignas(sizeof(S) * W < 16 ? sizeof(S) * W : 16) Pack { S x[W]; };
 
+// What lies at p as a T, which must begin at a multiple of its alignment.
+template <typename T, typename S> __device__ inline T& as(S* p) {
+    expect_aligned(p, alignof(T));
+    return *reinterpret_cast<T*>(p);
+}
+
 template <int W, typename S> __device__ inline void load(float (&x)[W], const S* from) {
-    Pack<S, W> pack = *reinterpret_cast<const Pack<S, W>*>(from);
+    Pack<S, W> pack = as<const Pack<S, W>>(from);
     for (int i = 0; i < W; i++) x[i] = number(pack.x[i]);
 }
 
 template <int W, typename S> __device__ inline void store(S* to, const float (&x)[W]) {
     Pack<S, W> pack;
     for (int i = 0; i < W; i++) put(&pack.x[i], x[i]);
-    *reinterpret_cast<Pack<S, W>*>(to) = pack;
+    as<Pack<S, W>>(to) = pack;
 }
 
 // Calls work(W) with W as a constant. n: the length of rows.
@@ -143,26 +176,19 @@ template <int N> __device__ inline void add_warps(float (&sums)[N], float* share
     __syncthreads();
 }
 
-// Counts the blocks that come here. True in the last of `count`, which then finds what all others have written.
-__device__ inline bool is_last_block(unsigned* counter, unsigned count) {
-    unsigned* arrived = shared_memory<unsigned>();
+// The sum over a block, in every thread of it. shared: room for GROUPS.
+__device__ inline double block_sum(double x, double* shared) {
+    x = warp_sum(x);
+    if (threadIdx.x % WARP == 0) shared[threadIdx.x / WARP] = x;
     __syncthreads();
-    if (threadIdx.x == 0) { // for all: what they wrote is seen before the counter, and read after it
-        __threadfence();
-        *arrived = atomicAdd(counter, 1u) + 1;
-        if (*arrived == count) *counter = 0; // for the next kernel
-        __threadfence();
-    }
-    __syncthreads();
-    bool last = *arrived == count;
-    __syncthreads();
-    return last;
+    for (int i = 0; i < GROUPS; i++) x = i ? x + shared[i] : shared[i];
+    return x;
 }
 
 // What all models share. The workspace belongs to whichever kernel runs.
-enum { WORKSPACE = 32 << 20, COUNTERS = 1 << 14, STAGING = 1 << 18, STAGES = 16 };
+enum { WORKSPACE = 32 << 20, STAGING = 1 << 18, STAGES = 16 };
 static char* workspace;
-static unsigned* counters; // zero between kernels
+static float* column_sums; // of a multiply, whose own the workspace is
 static cublasLtHandle_t multiplier;
 static struct {
     char* memory; // page-locked, so that a copy from it needs no waiting
@@ -218,7 +244,9 @@ static const char* start(void) {
     if (status || !count)
         die("no NVIDIA GPU to use (%s); --device cpu does without",
             driver ? cudaGetErrorString(status ? status : cudaErrorNoDevice) : "there is no driver");
-    check(cudaGetDeviceProperties(&gpu, 0));
+    if (cuda_number >= count) die("there is no GPU %d, only 0 to %d", cuda_number, count - 1);
+    check(cudaSetDevice(cuda_number));
+    check(cudaGetDeviceProperties(&gpu, cuda_number));
     if (gpu.major < 8)
         die("%s has compute capability %d.%d, and 8.0 is needed; --device cpu does without", gpu.name, gpu.major,
             gpu.minor);
@@ -227,8 +255,7 @@ static const char* start(void) {
     check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
     check(cublasLtCreate(&multiplier));
     workspace = device_memory<char>(WORKSPACE, "working space");
-    counters = device_memory<unsigned>(COUNTERS, "counters");
-    check(cudaMemsetAsync(counters, 0, COUNTERS * sizeof(unsigned), stream));
+    column_sums = device_memory<float>(4 * MAX_SIZE, "sums of columns");
     for (auto& stage : staging) {
         check(cudaMallocHost((void**)&stage.memory, STAGING));
         check(cudaEventCreateWithFlags(&stage.copied, cudaEventDisableTiming));
@@ -247,10 +274,14 @@ static size_t available(void) {
 // ====================================================================================================================
 // Matrix multiply
 //
-// cuBLASLt's. It takes matrices as Fortran does, columns dense; a matrix with dense rows is to it the transpose. So
-// C = A B is asked for as C' = B' A': the operands change places, and nothing is moved. Which of its many algorithms
-// suits a shape it says itself; it is asked once for each shape. Those that add up parts of a product in whatever order
-// they come are ruled out.
+// cuBLASLt's. It takes matrices as Fortran does, column after column. Ours lie row after row, and what we call a row it
+// calls a column: to it, each of our matrices is its own transpose. Therefore, where we want C = A B, it is asked for
+// C' = B' A', the operands having changed places, and nothing is moved. An operand of ours that is a transpose is then,
+// to it, the matrix itself.
+//
+// Which of its many algorithms suits a shape it says itself, and takes a while to. So the answer is kept: a plan, found
+// again by all that the choice depends on. Algorithms that add up parts of a product in whatever order they come are
+// ruled out. For a single row, column or product it may have none: then a plain kernel of ours does it.
 
 // A matrix in memory: (rows,width) dense, or the transpose of that.
 struct Matrix {
@@ -261,17 +292,25 @@ struct Matrix {
 static Matrix matrix(const real* p, size_t width) { return {p, width, false}; }
 static Matrix transposed(const real* p, size_t width) { return {p, width, true}; }
 
+// What is done in the same kernel, to C (M,N) before it is stored: GELU, with its input kept in `at` (M,N), or GELU's
+// derivative at the input kept there. Or, to B (K,N): the sums of its columns, written to `at` (N).
+struct Folded {
+    cublasLtEpilogue_t what;
+    void* at;
+};
+static const Folded NOTHING = {CUBLASLT_EPILOGUE_DEFAULT, NULL};
+
 inline cudaDataType_t type_of(const float*) { return CUDA_R_32F; }
 inline cudaDataType_t type_of(const __nv_bfloat16*) { return CUDA_R_16BF; }
 
 struct Plan {
-    size_t key[11]; // all that the choice depends on
+    size_t key[11];
+    bool is_plain; // cuBLASLt has no algorithm
     cublasLtMatmulDesc_t operation;
     cublasLtMatrixLayout_t a, b, c;
     cublasLtMatmulAlgo_t algorithm;
 };
-static Plan* plans;
-static size_t plan_count;
+static std::vector<Plan> plans;
 
 template <typename S> static void set(cublasLtMatmulDesc_t operation, cublasLtMatmulDescAttributes_t what, S value) {
     check(cublasLtMatmulDescSetAttribute(operation, what, &value, sizeof value));
@@ -288,7 +327,7 @@ static cublasLtMatrixLayout_t layout(cudaDataType_t type, size_t width, size_t r
     return l;
 }
 
-static void choose_algorithm(Plan* plan, size_t M, size_t N, size_t K, uint32_t alignment) {
+static void choose_algorithm(Plan* plan, uint32_t alignment) {
     cublasLtMatmulPreference_t preference;
     check(cublasLtMatmulPreferenceCreate(&preference));
     set(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, (size_t)WORKSPACE);
@@ -301,52 +340,87 @@ static void choose_algorithm(Plan* plan, size_t M, size_t N, size_t K, uint32_t 
     int found = 0;
     cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(multiplier, plan->operation, plan->a, plan->b, plan->c,
                                                            plan->c, preference, 1, &choice, &found);
-    if (status || !found)
-        die("cuBLASLt knows no way to multiply (%zu,%zu) by (%zu,%zu): status %d", M, K, K, N, (int)status);
-    plan->algorithm = choice.algo;
+    if (status != CUBLAS_STATUS_NOT_SUPPORTED) check_status(status, "cublasLtMatmulAlgoGetHeuristic", __LINE__);
+    plan->is_plain = status || !found;
+    if (!plan->is_plain) plan->algorithm = choice.algo;
     check(cublasLtMatmulPreferenceDestroy(preference));
 }
 
-// c (M,N) = a (M,K) times b (K,N), plus bias (N), plus add (M,N), each of which may be NULL; with add == c the product
-// is accumulated. c is of reals or of floats. The epilogue is what is done to a sum before it is stored; `input`
-// belongs to GELU's, (M,N).
+// A thread finds a number of C.
 template <typename S>
-static void matmul(S* c, Matrix a, Matrix b, const real* bias, const S* add, size_t M, size_t N, size_t K,
-                   cublasLtEpilogue_t epilogue = CUBLASLT_EPILOGUE_DEFAULT, real* input = NULL) {
-    if (bias && epilogue == CUBLASLT_EPILOGUE_DEFAULT) epilogue = CUBLASLT_EPILOGUE_BIAS;
+__global__ static void plain_matmul_kernel(S* c, Matrix a, Matrix b, const real* bias, const S* add, float alpha,
+                                           size_t M, size_t N, size_t K) {
+    size_t at = (size_t)blockIdx.x * THREADS + threadIdx.x, i = at / N, j = at % N;
+    if (at >= M * N) return;
+    float sum = 0;
+    for (size_t k = 0; k < K; k++)
+        sum += number(a.p[a.is_transposed ? k * a.width + i : i * a.width + k]) *
+               number(b.p[b.is_transposed ? j * b.width + k : k * b.width + j]);
+    sum *= alpha;
+    if (bias) sum += number(bias[j]);
+    if (add) sum += number(add[at]);
+    put(&c[at], sum);
+}
+
+// c (M,N) = alpha times a (M,K) times b (K,N), plus bias (N), plus add (M,N), each of which may be NULL; with add == c
+// the product is accumulated. c is of reals or of floats. False, and nothing done, if cuBLASLt cannot do what is to be
+// folded in; with nothing folded in it is always true.
+template <typename S>
+static bool matmul(S* c, Matrix a, Matrix b, const real* bias, const S* add, size_t M, size_t N, size_t K,
+                   float alpha = 1, Folded folded = NOTHING) {
+    cublasLtEpilogue_t epilogue =
+        bias && folded.what == CUBLASLT_EPILOGUE_DEFAULT ? CUBLASLT_EPILOGUE_BIAS : folded.what;
     uint32_t alignment = ((size_t)a.p | (size_t)b.p | (size_t)c | (size_t)add) % 16 ? sizeof(real) : 16;
     const size_t key[] = {
         M,         N,           K,        a.width, b.width, a.is_transposed, b.is_transposed, (size_t)epilogue,
         sizeof(S), add != NULL, alignment};
+    multiplied[0] = M, multiplied[1] = N, multiplied[2] = K;
     size_t i = 0;
-    while (i < plan_count && memcmp(plans[i].key, key, sizeof key)) i++;
-    bool known = i < plan_count;
-    if (!known) plans = (Plan*)realloc(plans, ++plan_count * sizeof(Plan));
-    if (!plans) die("no memory for the multiply's plans");
-    Plan* plan = &plans[i];
-    if (!known) {
-        memcpy(plan->key, key, sizeof key);
-        check(cublasLtMatmulDescCreate(&plan->operation, CUBLAS_COMPUTE_32F, CUDA_R_32F));
-        set(plan->operation, CUBLASLT_MATMUL_DESC_TRANSA, b.is_transposed ? CUBLAS_OP_T : CUBLAS_OP_N);
-        set(plan->operation, CUBLASLT_MATMUL_DESC_TRANSB, a.is_transposed ? CUBLAS_OP_T : CUBLAS_OP_N);
-        set(plan->operation, CUBLASLT_MATMUL_DESC_EPILOGUE, epilogue);
-        plan->a = layout(type_of(b.p), b.width, b.is_transposed ? N : K);
-        plan->b = layout(type_of(a.p), a.width, a.is_transposed ? K : M);
-        plan->c = layout(type_of(c), N, M);
+    while (i < plans.size() && memcmp(plans[i].key, key, sizeof key)) i++;
+    bool is_new = i == plans.size();
+    if (is_new) {
+        plans.emplace_back();
+        Plan& plan = plans.back();
+        memcpy(plan.key, key, sizeof key);
+        check(cublasLtMatmulDescCreate(&plan.operation, CUBLAS_COMPUTE_32F, CUDA_R_32F));
+        set(plan.operation, CUBLASLT_MATMUL_DESC_TRANSA, b.is_transposed ? CUBLAS_OP_T : CUBLAS_OP_N);
+        set(plan.operation, CUBLASLT_MATMUL_DESC_TRANSB, a.is_transposed ? CUBLAS_OP_T : CUBLAS_OP_N);
+        set(plan.operation, CUBLASLT_MATMUL_DESC_EPILOGUE, epilogue);
+        plan.a = layout(type_of(b.p), b.width, b.is_transposed ? N : K);
+        plan.b = layout(type_of(a.p), a.width, a.is_transposed ? K : M);
+        plan.c = layout(type_of(c), N, M);
     }
-    if (bias) set(plan->operation, CUBLASLT_MATMUL_DESC_BIAS_POINTER, bias);
-    if (input) set(plan->operation, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, input);
-    if (input) set(plan->operation, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, (int64_t)N);
-    if (!known) choose_algorithm(plan, M, N, K, alignment);
-    float one = 1, beta = add ? 1 : 0;
-    check(cublasLtMatmul(multiplier, plan->operation, &one, b.p, plan->a, a.p, plan->b, &beta, add ? add : c, plan->c,
-                         c, plan->c, &plan->algorithm, workspace, WORKSPACE, stream));
+    Plan& plan = plans[i];
+    if (bias) set(plan.operation, CUBLASLT_MATMUL_DESC_BIAS_POINTER, bias);
+    if (folded.what == CUBLASLT_EPILOGUE_BGRADA)
+        set(plan.operation, CUBLASLT_MATMUL_DESC_BIAS_POINTER, folded.at);
+    else if (folded.at) {
+        set(plan.operation, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, folded.at);
+        set(plan.operation, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, (int64_t)N);
+    }
+    if (is_new) choose_algorithm(&plan, alignment);
+    double operations = 2.0 * (double)M * (double)N * (double)K;
+    if (plan.is_plain && folded.at) return false;
+    if (plan.is_plain) {
+        launched("plain_matmul_kernel",
+                 start_kernel("plain_matmul_kernel", plain_matmul_kernel<S>, blocks(M * N, THREADS), THREADS, 0, stream,
+                              c, a, b, bias, add, alpha, M, N, K),
+                 operations);
+        return true;
+    }
+    float beta = add ? 1 : 0;
+    check(cublasLtMatmul(multiplier, plan.operation, &alpha, b.p, plan.a, a.p, plan.b, &beta, add ? add : c, plan.c, c,
+                         plan.c, &plan.algorithm, workspace, WORKSPACE, stream));
+    launched("cublasLtMatmul", cudaSuccess, operations);
+    return true;
 }
 
 // ====================================================================================================================
 // Layers
 //
-// Each is a kernel or two and a function with the same name and arguments as in train_gpt.c, which starts them.
+// Each is a kernel or two and a function that starts them, with the same name as in train_gpt.c and the same arguments,
+// but for three: embedding_backward wants the rows in the order of their tokens, attention_backward room to work in, and
+// cross_entropy does what are two functions there.
 
 // x (B,T,C) = wte[token] + wpe[position]. A thread takes W channels of a row.
 template <int W>
@@ -369,9 +443,25 @@ static void embedding_forward(real* x, const int* tokens, const float* wte, cons
     });
 }
 
-// dwte[token] += dx: the rows of a token must be added up by one block, in order. order (2,rows) lists the rows sorted
-// by token and then, where a token's rows begin, how many they are, and 0 elsewhere. Block i belongs to the i-th in
-// this list and has something to do only if a token begins there. Its warps take the token's rows in turn.
+// dwte[token] += dx. A token occurs in many rows, which must be added up in a fixed order. So the host sorts the rows by
+// token, and a block takes all rows of one: block i those which begin at the i-th place of the list `order`, if a
+// token's rows begin there; else it has nothing to do. Of order (2,rows), the first half is that list, and the second
+// says how many rows the token has that begins there, 0 where none does. For the tokens 7 3 7 7 it is
+//     1 0 2 3    rows: that of token 3, then those of token 7
+//     1 3 0 0    one row from the first place on, three from the second
+static void sort_rows(int* order, const int* tokens, size_t rows, size_t V) {
+    int* place = (int*)allocate(V + 1, sizeof(int), "the order of tokens"); // a counting sort
+    for (size_t i = 0; i < rows; i++) place[tokens[i] + 1]++;
+    memset(order + rows, 0, rows * sizeof(int));
+    for (size_t v = 0; v < V; v++) {
+        if (place[v + 1]) order[rows + (size_t)place[v]] = place[v + 1];
+        place[v + 1] += place[v];
+    }
+    for (size_t i = 0; i < rows; i++) order[place[tokens[i]]++] = (int)i;
+    free(place);
+}
+
+// A block's warps take the token's rows in turn.
 template <int W>
 __global__ static void token_gradient_kernel(float* dwte, const real* dx, const int* tokens, const int* order,
                                              size_t rows, size_t C) {
@@ -454,85 +544,124 @@ static void layernorm_forward(real* y, float* mean, float* rstd, const real* x, 
     });
 }
 
-// dx: again a warp for each row.
+// Sums over rows are taken in two stages. Each block writes its own, a row of `partial` (count,n) of floats, and the
+// next kernel adds those up: a block takes WARP columns, and its warps the rows in turn. The sums of columns from C on
+// belong to `second`.
+enum { LEAST_SLICE = 64 };
+static size_t most_slices = 512;
+
+__global__ static void add_slices_kernel(float* first, float* second, const float* partial, size_t count, size_t C,
+                                         size_t n) {
+    size_t c = blockIdx.x * WARP + threadIdx.x % WARP;
+    float sum[1] = {};
+#pragma unroll 4 // asks for several at once
+    for (size_t i = threadIdx.x / WARP; c < n && i < count; i += GROUPS) sum[0] += partial[i * n + c];
+    add_warps(sum, shared_memory<float>());
+    if (threadIdx.x >= WARP || c >= n) return;
+    if (c < C)
+        first[c] += sum[0];
+    else
+        second[c - C] += sum[0];
+}
+
+static void add_slices(float* first, float* second, const float* partial, size_t count, size_t C) {
+    size_t n = second ? 2 * C : C;
+    launch(add_slices_kernel, blocks(n, WARP), THREADS, THREADS * sizeof(float), stream, first, second, partial, count,
+           C, n);
+}
+
+// A block takes a slice of the rows, then the next one that is nobody's, and so on. In each slice a warp first finds dx
+// of a row, as in the forward pass. Then a thread takes N columns at a time and adds up dy n and dy over the slice, which
+// by now is near at hand: so dy and x come from afar once. partial (blocks,2,C).
+enum { LAYERNORM_SLICE = 16 };
 template <int W>
 __global__ static void layernorm_backward_kernel(real* dx, const real* dy, const real* x, const float* mean,
-                                                 const float* rstd, const float* w, size_t rows, size_t C) {
-    size_t row = (size_t)blockIdx.x * GROUPS + threadIdx.x / WARP, first = threadIdx.x % WARP * W;
-    if (row >= rows) return;
-    dx += row * C, dy += row * C, x += row * C;
-    float m = mean[row], r = rstd[row], g[W], n[W], scale[W], old[W], g_sum = 0, gn_sum = 0;
-    for (size_t c = first; c < C; c += WARP * W) {
-        load(g, dy + c);
-        load(n, x + c);
-        load(scale, w + c);
-        for (int i = 0; i < W; i++) {
-            g_sum += g[i] * scale[i];
-            gn_sum += g[i] * scale[i] * ((n[i] - m) * r);
+                                                 const float* rstd, const float* w, size_t rows, size_t C,
+                                                 float* partial) {
+    constexpr int N = W < 2 ? W : 2;
+    size_t lane = threadIdx.x % WARP * W;
+    partial += blockIdx.x * 2 * C;
+    for (size_t start = (size_t)blockIdx.x * LAYERNORM_SLICE; start < rows;
+         start += (size_t)gridDim.x * LAYERNORM_SLICE) {
+        size_t end = start + LAYERNORM_SLICE < rows ? start + LAYERNORM_SLICE : rows;
+        for (size_t row = start + threadIdx.x / WARP; row < end; row += GROUPS) {
+            size_t at = row * C;
+            float m = mean[row], r = rstd[row], g[W], n[W], scale[W], old[W], g_sum = 0, gn_sum = 0;
+            for (size_t c = lane; c < C; c += WARP * W) {
+                load(g, dy + at + c);
+                load(n, x + at + c);
+                load(scale, w + c);
+                for (int i = 0; i < W; i++) {
+                    g_sum += g[i] * scale[i];
+                    gn_sum += g[i] * scale[i] * ((n[i] - m) * r);
+                }
+            }
+            float g_avg = warp_sum(g_sum) / (float)C, gn_avg = warp_sum(gn_sum) / (float)C;
+            for (size_t c = lane; c < C; c += WARP * W) {
+                load(g, dy + at + c);
+                load(n, x + at + c);
+                load(scale, w + c);
+                load(old, dx + at + c);
+                for (int i = 0; i < W; i++) old[i] += r * (g[i] * scale[i] - g_avg - (n[i] - m) * r * gn_avg);
+                store(dx + at + c, old);
+            }
+        }
+        for (size_t c = threadIdx.x * N; c < C; c += THREADS * N) {
+            float w_sum[N] = {}, b_sum[N] = {}, g[N], n[N];
+            if (start != (size_t)blockIdx.x * LAYERNORM_SLICE) {
+                load(w_sum, partial + c);
+                load(b_sum, partial + C + c);
+            }
+#pragma unroll 4
+            for (size_t row = start; row < end; row++) {
+                load(g, dy + row * C + c);
+                load(n, x + row * C + c);
+                for (int i = 0; i < N; i++) {
+                    w_sum[i] += g[i] * ((n[i] - mean[row]) * rstd[row]);
+                    b_sum[i] += g[i];
+                }
+            }
+            store(partial + c, w_sum);
+            store(partial + C + c, b_sum);
         }
     }
-    float g_avg = warp_sum(g_sum) / (float)C, gn_avg = warp_sum(gn_sum) / (float)C;
-    for (size_t c = first; c < C; c += WARP * W) {
-        load(g, dy + c);
-        load(n, x + c);
-        load(scale, w + c);
-        load(old, dx + c);
-        for (int i = 0; i < W; i++) old[i] += r * (g[i] * scale[i] - g_avg - (n[i] - m) * r * gn_avg);
-        store(dx + c, old);
-    }
-}
-
-// Sums over all rows, in two stages: db += sum of dy and, if dw is not NULL, dw += sum of dy n with the normalised
-// n = (x - mean) rstd. Block (i,j) takes WARP * W columns of slice j of the rows; its warps take the slice's rows in
-// turn. The last block of a column to finish adds up the slices, always in the same order. partial (slices,C/W,2,W).
-template <int W>
-__global__ static void sum_rows_kernel(float* dw, float* db, const real* dy, const real* x, const float* mean,
-                                       const float* rstd, size_t rows, size_t C, size_t slice, float* partial,
-                                       unsigned* counter) {
-    size_t lane = threadIdx.x % WARP, group = threadIdx.x / WARP, c = (blockIdx.x * WARP + lane) * W;
-    size_t end = (blockIdx.y + 1) * slice < rows ? (blockIdx.y + 1) * slice : rows;
-    float sum[2 * W] = {}, part[2 * W], g[W], n[W]; // of dy, then of dy n
-    for (size_t row = blockIdx.y * slice + group; c < C && row < end; row += GROUPS) {
-        load(g, dy + row * C + c);
-        for (int i = 0; i < W; i++) sum[i] += g[i];
-        if (!dw) continue;
-        load(n, x + row * C + c);
-        for (int i = 0; i < W; i++) sum[W + i] += g[i] * ((n[i] - mean[row]) * rstd[row]);
-    }
-    add_warps(sum, shared_memory<float>());
-    if (group == 0 && c < C) store(partial + 2 * (blockIdx.y * C + c), sum);
-    if (!is_last_block(&counter[blockIdx.x], gridDim.y)) return;
-    for (int i = 0; i < 2 * W; i++) sum[i] = 0;
-#pragma unroll 4
-    for (size_t j = group; c < C && j < gridDim.y; j += GROUPS) {
-        load(part, partial + 2 * (j * C + c));
-        for (int i = 0; i < 2 * W; i++) sum[i] += part[i];
-    }
-    add_warps(sum, shared_memory<float>());
-    for (int i = 0; group == 0 && c < C && i < W; i++) {
-        db[c + i] += sum[i];
-        if (dw) dw[c + i] += sum[W + i];
-    }
-}
-
-static void sum_rows(float* dw, float* db, const real* dy, const real* x, const float* mean, const float* rstd,
-                     size_t rows, size_t C) {
-    size_t most = min_size(128, WORKSPACE / (2 * C * sizeof(float))), slice = (rows + most - 1) / most;
-    if (slice < 64) slice = 64;
-    with_width(C, [&](auto W) {
-        launch(sum_rows_kernel<W>, dim3(blocks(C, WARP * W), blocks(rows, slice)), THREADS,
-               2 * THREADS * W * sizeof(float), stream, dw, db, dy, x, mean, rstd, rows, C, slice, (float*)workspace,
-               counters);
-    });
 }
 
 static void layernorm_backward(real* dx, float* dw, float* db, const real* dy, const real* x, const float* mean,
                                const float* rstd, const float* w, size_t rows, size_t C) {
+    size_t room = WORKSPACE / (2 * C * sizeof(float)),
+           count = min_size(blocks(rows, LAYERNORM_SLICE), min_size(most_slices, room));
     with_width(C, [&](auto W) {
-        launch(layernorm_backward_kernel<W>, blocks(rows, GROUPS), THREADS, 0, stream, dx, dy, x, mean, rstd, w, rows,
-               C);
+        launch(layernorm_backward_kernel<W>, (unsigned)count, THREADS, 0, stream, dx, dy, x, mean, rstd, w, rows, C,
+               (float*)workspace);
     });
-    sum_rows(dw, db, dy, x, mean, rstd, rows, C);
+    add_slices(dw, db, (const float*)workspace, count, C);
+}
+
+// db += sum of dy over all rows. Block (i,j) takes WARP * W columns of slice j of the rows; its warps take the slice's
+// rows in turn. partial (slices,C).
+template <int W>
+__global__ static void sum_rows_kernel(float* partial, const real* dy, size_t rows, size_t C, size_t slice) {
+    size_t lane = threadIdx.x % WARP, group = threadIdx.x / WARP, c = (blockIdx.x * WARP + lane) * W;
+    size_t end = (blockIdx.y + 1) * slice < rows ? (blockIdx.y + 1) * slice : rows;
+    float sum[W] = {}, g[W];
+#pragma unroll 4
+    for (size_t row = blockIdx.y * slice + group; c < C && row < end; row += GROUPS) {
+        load(g, dy + row * C + c);
+        for (int i = 0; i < W; i++) sum[i] += g[i];
+    }
+    add_warps(sum, shared_memory<float>());
+    if (group == 0 && c < C) store(partial + blockIdx.y * C + c, sum);
+}
+
+static void sum_rows(float* db, const real* dy, size_t rows, size_t C) {
+    size_t most = min_size(most_slices, WORKSPACE / (C * sizeof(float))), slice = (rows + most - 1) / most;
+    if (slice < LEAST_SLICE) slice = LEAST_SLICE;
+    with_width(C, [&](auto W) {
+        launch(sum_rows_kernel<W>, dim3(blocks(C, WARP * W), blocks(rows, slice)), THREADS, THREADS * W * sizeof(float),
+               stream, (float*)workspace, dy, rows, C, slice);
+    });
+    add_slices(db, NULL, (const float*)workspace, blocks(rows, slice), C);
 }
 
 // Bias and residual are added by the multiply before it stores its sums, so that a layernorm finds them added.
@@ -541,18 +670,121 @@ static void linear_forward(real* y, const real* x, const real* w, const real* b,
     matmul(y, matrix(x, IC), matrix(w, OC), b, residual, rows, OC, IC);
 }
 
-// The weights' gradient is summed in float32, onto what is there. (cuBLASLt could find db too, but would replace it.)
+// The weights' gradient is summed in float32, onto what is there. The multiply, which reads dy anyway, can find the sums
+// of its columns, where cuBLASLt has an algorithm for that; they are then added to db. (It could find those of dfc while
+// it computes dfc, but only in dfc's own type: CUBLASLT_EPILOGUE_DGELU_BGRAD.)
 static void linear_backward(real* dx, float* dw, float* db, const real* dy, const real* x, const real* w, size_t rows,
                             size_t IC, size_t OC) {
     if (dx) matmul(dx, matrix(dy, OC), transposed(w, OC), NULL, (real*)NULL, rows, IC, OC);
+    Folded sums = {CUBLASLT_EPILOGUE_BGRADA, column_sums};
+    if (matmul(dw, transposed(x, IC), matrix(dy, OC), NULL, dw, IC, OC, rows, 1, sums))
+        return add_slices(db, NULL, column_sums, 1, OC);
     matmul(dw, transposed(x, IC), matrix(dy, OC), NULL, dw, IC, OC, rows);
-    sum_rows(NULL, db, dy, NULL, NULL, NULL, rows, OC);
+    sum_rows(db, dy, rows, OC);
 }
 
-// Attention works on tiles as on the CPU, but tiles of a size that fits a block's shared memory, and each warp keeps
-// its sums in registers. What a warp multiplies at a time is 16 x 16 by 16 x 8, the shape of the matrix units'
-// instruction. In that, each of the 32 threads holds certain elements of each operand, its "fragment". With row =
-// thread / 4 and column = 2 (thread % 4), the pairs of neighbours that a thread has are
+__device__ inline float gelu_gate(float x) { return 1 / (1 + expf(-1.59576912f * (x + 0.044715f * x * x * x))); }
+
+template <int W> __global__ static void gelu_forward_kernel(real* y, const real* x, size_t n) {
+    size_t at = ((size_t)blockIdx.x * THREADS + threadIdx.x) * W;
+    if (at >= n) return;
+    float v[W];
+    load(v, x + at);
+    for (int i = 0; i < W; i++) v[i] *= gelu_gate(v[i]);
+    store(y + at, v);
+}
+
+static void gelu_forward(real* y, const real* x, size_t n) {
+    with_width(n, [&](auto W) { launch(gelu_forward_kernel<W>, blocks(n / W, THREADS), THREADS, 0, stream, y, x, n); });
+}
+
+template <int W> __global__ static void gelu_backward_kernel(real* dx, const real* dy, const real* x, size_t n) {
+    size_t at = ((size_t)blockIdx.x * THREADS + threadIdx.x) * W;
+    if (at >= n) return;
+    float v[W], g[W];
+    load(v, x + at);
+    load(g, dy + at);
+    for (int i = 0; i < W; i++) {
+        float s = gelu_gate(v[i]);
+        g[i] *= s + v[i] * s * (1 - s) * 1.59576912f * (1 + 0.134145f * v[i] * v[i]);
+    }
+    store(dx + at, g);
+}
+
+static void gelu_backward(real* dx, const real* dy, const real* x, size_t n) {
+    with_width(
+        n, [&](auto W) { launch(gelu_backward_kernel<W>, blocks(n / W, THREADS), THREADS, 0, stream, dx, dy, x, n); });
+}
+
+// A block takes a row. Each thread goes through its part of it once, with the largest logit so far and the sum of
+// e^(logit - largest), as attention does; then these are put together, neighbour by neighbour. If GRADIENT, dlogits are
+// written over the logits at once, while the row is near at hand, but not yet multiplied by the row's share of the loss:
+// that is left to the multiplies that read them. The padding's are 0. Rows are `stride` apart.
+template <bool GRADIENT>
+__global__ static void cross_entropy_kernel(float* losses, float* lse, real* logits, const int* targets, unsigned V,
+                                            unsigned stride) {
+    unsigned lane = threadIdx.x % WARP, group = threadIdx.x / WARP, row = blockIdx.x;
+    float largest = -INFINITY, sum = 0, x[WIDTH];
+    logits += (size_t)row * stride;
+    for (unsigned v = threadIdx.x * WIDTH; v < V; v += THREADS * WIDTH) {
+        load(x, logits + v);
+        float most = largest;
+        for (unsigned i = 0; i < WIDTH; i++) most = v + i < V ? fmaxf(most, x[i]) : most;
+        sum *= expf(largest - most);
+        for (unsigned i = 0; i < WIDTH; i++) sum += v + i < V ? expf(x[i] - most) : 0;
+        largest = most;
+    }
+    float most = largest;
+    for (int bit = WARP / 2; bit; bit /= 2) most = fmaxf(most, __shfl_xor_sync(0xffffffff, most, bit));
+    sum = warp_sum(sum == 0 ? 0 : sum * expf(largest - most)); // 0: a thread without any
+    float* warps = shared_memory<float>();                     // (2,GROUPS)
+    if (lane == 0) {
+        warps[group] = most;
+        warps[GROUPS + group] = sum;
+    }
+    __syncthreads();
+    for (int i = 0; i < GROUPS; i++) most = fmaxf(most, warps[i]);
+    sum = 0;
+    for (int i = 0; i < GROUPS; i++) sum += warps[GROUPS + i] == 0 ? 0 : warps[GROUPS + i] * expf(warps[i] - most);
+    float row_lse = most + logf(sum);
+    unsigned target = (unsigned)targets[row];
+    if (threadIdx.x == 0) {
+        lse[row] = row_lse;
+        losses[row] = row_lse - number(logits[target]);
+    }
+    if (!GRADIENT) return;
+    __syncthreads(); // before that logit is overwritten
+    for (unsigned v = threadIdx.x * WIDTH; v < stride; v += THREADS * WIDTH) {
+        load(x, logits + v);
+        for (unsigned i = 0; i < WIDTH; i++)
+            x[i] = v + i < V ? expf(x[i] - row_lse) - (v + i == target ? 1.0f : 0.0f) : 0;
+        store(logits + v, x);
+    }
+}
+
+// cross_entropy_forward and, if with_gradient, cross_entropy_backward with a scale of 1. The logits' rows are padded(V)
+// long.
+static void cross_entropy(float* losses, float* lse, real* logits, const int* targets, size_t rows, size_t V,
+                          bool with_gradient) {
+    size_t bytes = 2 * GROUPS * sizeof(float);
+    if (with_gradient)
+        launch(cross_entropy_kernel<true>, (unsigned)rows, THREADS, bytes, stream, losses, lse, logits, targets,
+               (unsigned)V, (unsigned)padded(V));
+    else
+        launch(cross_entropy_kernel<false>, (unsigned)rows, THREADS, bytes, stream, losses, lse, logits, targets,
+               (unsigned)V, (unsigned)padded(V));
+}
+
+// ====================================================================================================================
+// Attention
+//
+// It works on tiles as on the CPU, but tiles of a size that fits a block's shared memory, and each warp keeps its sums in
+// registers. (The steps that lead here are in dev/learn/cuda/attention.cu.) First come a warp's means: the multiply, and
+// the copies in the background; then the forward pass, then the backward pass.
+//
+// What a warp multiplies at a time is 16 x 16 by 16 x 8, the shape of the matrix units' instruction. In that, each of
+// the 32 threads holds certain elements of each operand, its "fragment". With row = thread / 4 and
+// column = 2 (thread % 4), the pairs of neighbours that a thread has are
 //     of A (16,16):  A[row][column..], A[row + 8][column..], A[row][column + 8..], A[row + 8][column + 8..],
 //     of B (16,8):   B[column..][row], B[column + 8..][row],
 //     of C (16,8):   C[row][column..], C[row + 8][column..].
@@ -591,12 +823,14 @@ __device__ inline float exp2_(float x) {
     return y;
 }
 
-// Copies 16 bytes from global to shared memory in the background, zeros if not `valid`. Copies are gathered in groups;
-// cp_async_wait<N> returns when all but the last N groups are there.
-__device__ inline void cp_async_16(void* to, const void* from, bool valid) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"((uint32_t)__cvta_generic_to_shared(to)),
-                 "l"(from), "r"(valid ? 16 : 0)
-                 : "memory");
+// Copies 8 or 16 bytes from global to shared memory in the background; if not `valid`, zeros, and `from` is not looked
+// at. Copies are gathered in groups; cp_async_wait<N> returns when all but the last N groups are there.
+template <int BYTES> __device__ inline void cp_async(void* to, const void* from, bool valid) {
+    uint32_t shared = (uint32_t)__cvta_generic_to_shared(to), bytes = valid ? BYTES : 0;
+    if (BYTES == 16) // these pass by the first cache, which has no use for what is in shared memory
+        asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared), "l"(from), "r"(bytes) : "memory");
+    else
+        asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(shared), "l"(from), "r"(bytes) : "memory");
 }
 __device__ inline void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int N> __device__ inline void cp_async_wait() { asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory"); }
@@ -627,47 +861,11 @@ __device__ inline void join(uint32_t& to, float x, float y) {
     to = bits;
 }
 
-// The same fragments in float32, for which there is no such instruction: the threads of a warp tell one another their
-// elements, and each does the sums of its own four elements of C.
-__device__ inline void load_a(float2 a[4], const float* tile, int width) {
-    tile += fragment_row() * width + fragment_column();
-    for (int i = 0; i < 4; i++) {
-        const float* p = tile + i % 2 * 8 * width + i / 2 * 8;
-        a[i] = make_float2(p[0], p[1]);
-    }
-}
-__device__ inline void load_b(float2 b[2][2], const float* tile, int width) {
-    tile += fragment_row() * width + fragment_column();
-    for (int i = 0; i < 4; i++) {
-        const float* p = tile + i / 2 * 8 * width + i % 2 * 8;
-        b[i / 2][i % 2] = make_float2(p[0], p[1]);
-    }
-}
-__device__ inline void load_b_trans(float2 b[2][2], const float* tile, int width) {
-    tile += fragment_column() * width + fragment_row();
-    for (int i = 0; i < 4; i++) {
-        const float* p = tile + i % 2 * 8 * width + i / 2 * 8;
-        b[i / 2][i % 2] = make_float2(p[0], p[width]);
-    }
-}
-__device__ inline float2 of_thread(int lane, float2 x) {
-    return make_float2(__shfl_sync(0xffffffff, x.x, lane), __shfl_sync(0xffffffff, x.y, lane));
-}
-__device__ inline void mma(float c[4], const float2 a[4], const float2 b[2]) {
-    // The first of the four threads with A's rows and with B's columns that belong to this one's elements of C.
-    int row = fragment_row() * 4, column = fragment_column() * 4;
-#pragma unroll
-    for (int half = 0; half < 2; half++)
-#pragma unroll 1 // all in a row, in each place where this is used, would take minutes to compile
-        for (int i = 0; i < 4; i++) {
-            float2 low = of_thread(row + i, a[2 * half]), high = of_thread(row + i, a[2 * half + 1]);
-            float2 left = of_thread(column + i, b[half]), right = of_thread(column + 4 + i, b[half]);
-            c[0] = fmaf(low.y, left.y, fmaf(low.x, left.x, c[0]));
-            c[1] = fmaf(low.y, right.y, fmaf(low.x, right.x, c[1]));
-            c[2] = fmaf(high.y, left.y, fmaf(high.x, left.x, c[2]));
-            c[3] = fmaf(high.y, right.y, fmaf(high.x, right.x, c[3]));
-        }
-}
+// In float32 there is no such instruction. The same functions for that stand at the end of this room.
+__device__ inline void load_a(float2 a[4], const float* tile, int width);
+__device__ inline void load_b(float2 b[2][2], const float* tile, int width);
+__device__ inline void load_b_trans(float2 b[2][2], const float* tile, int width);
+__device__ inline void mma(float c[4], const float2 a[4], const float2 b[2]);
 __device__ inline void join(float2& to, float x, float y) { to = make_float2(x, y); }
 
 // Two C's side by side as an A.
@@ -689,20 +887,24 @@ template <int HEAD> struct Tiling {
     static constexpr size_t BYTES = 4 * TILE_ROWS * ROW * sizeof(real);
 };
 
-// Starts to copy a tile of `rows` rows from x, whose rows are `width` apart; zeros for rows from `valid` on and for
-// columns from D on. Rows that do not begin at multiples of 16 bytes are copied one number at a time.
+// Starts to copy a tile of ROWS rows from x, whose rows are `width` apart; zeros for rows from `valid` on and for
+// columns from D on. A thread keeps to its column and goes down the rows, STEP at a time: all that changes from copy to
+// copy is an address. Rows that do not begin at multiples of 16 bytes are copied one number at a time.
 template <int HEAD, int ROWS>
 __device__ inline void load_tile(real* tile, const real* x, size_t width, int valid, int D) {
-    constexpr int PACKS = HEAD / WIDTH;
-    for (int i = threadIdx.x; i < ROWS * PACKS; i += ATTENTION_THREADS) {
-        int row = i / PACKS, c = i % PACKS * WIDTH;
-        real* to = tile + row * Tiling<HEAD>::ROW + c;
-        const real* from = x + row * width + c;
-        if (D % WIDTH == 0)
-            cp_async_16(to, row < valid && c < D ? from : x, row < valid && c < D);
-        else
-            for (int k = 0; k < WIDTH; k++) put(to + k, row < valid && c + k < D ? number(from[k]) : 0);
-    }
+    constexpr int PACKS = HEAD / WIDTH, STEP = ATTENTION_THREADS / PACKS, ROW = Tiling<HEAD>::ROW;
+    int row = threadIdx.x / PACKS, c = threadIdx.x % PACKS * WIDTH;
+    real* to = tile + row * ROW + c;
+    const real* from = x + row * width + c;
+    if (row >= STEP) return; // where the threads are no multiple of PACKS
+    if (D % WIDTH == 0) {
+        valid = c < D ? valid - row : 0;
+#pragma unroll
+        for (int r = 0; r < ROWS; r += STEP, from += STEP * width)
+            if (ROWS % STEP == 0 || r + row < ROWS) cp_async<16>(to + r * ROW, from, r < valid);
+    } else
+        for (int r = row; r < ROWS; r += STEP, to += STEP * ROW, from += STEP * width)
+            for (int k = 0; k < WIDTH; k++) put(to + k, r < valid && c + k < D ? number(from[k]) : 0);
 }
 
 // Writes a warp's C's, 16 rows of HEAD, to the first `valid` rows of y: row by `scale[0]`, row + 8 by `scale[1]`.
@@ -718,7 +920,7 @@ __device__ inline void store_rows(real* y, size_t width, const float (*c)[4], co
             real* to = y + row * width + column;
             float left = scale[half] * c[n][2 * half], right = scale[half] * c[n][2 * half + 1];
             if (D % 2 == 0 && column < D)
-                join(*reinterpret_cast<pair*>(to), left, right);
+                join(as<pair>(to), left, right);
             else if (column < D) {
                 put(to, left);
                 if (column + 1 < D) put(to + 1, right);
@@ -932,8 +1134,14 @@ __global__ static void attention_rows_kernel(float2* rows, const real* dout, con
 
 // A key's gradients are sums over queries, and a query's over keys. So that each block owns what it writes, the first
 // kernel takes 64 keys and goes along the queries, the second takes queries and goes along the keys, and the tile's
-// weights are computed in both. The first works on the transposed tile, keys by queries: there weights and ds come out
-// in the form in which they are multiplied by dout and q. It takes 16 queries at a time.
+// weights are computed in both: seven products of a tile instead of five. To have five, blocks of different keys would
+// have to add to the same dq, in memory. In whatever order they come, the same run would have other bits. In the order
+// of keys, each block waiting for the one before, it hangs if the device starts them in another order, which it may. And
+// if each has a dq of its own, these are T/64 times as large as dq, in float32: at T = 1024 that is 800 MB for a layer
+// of GPT-2 and 16 sequences, to be written and read, which takes longer than the two products.
+//
+// The first works on the transposed tile, keys by queries: there weights and ds come out in the form in which they are
+// multiplied by dout and q. It takes 16 queries at a time.
 template <int HEAD>
 __global__ static void __launch_bounds__(ATTENTION_THREADS)
     attention_backward_keys_kernel(real* dqkv, const real* dout, const real* qkv, const float2* rows, int T, int C,
@@ -944,7 +1152,7 @@ __global__ static void __launch_bounds__(ATTENTION_THREADS)
     size_t first_row = (size_t)b * T;
     const real *q = qkv + first_row * 3 * C + h * D, *d_o = dout + first_row * C + h * D;
     real* tiles = shared_memory<real>();
-    float2* tile_rows = reinterpret_cast<float2*>(tiles + 4 * QUERIES * ROW); // (2,QUERIES)
+    float2* tile_rows = &as<float2>(tiles + 4 * QUERIES * ROW); // (2,QUERIES)
     float scale = 1 / sqrtf((float)D);
     rows += (size_t)head * T;
 
@@ -961,69 +1169,68 @@ __global__ static void __launch_bounds__(ATTENTION_THREADS)
     }
     __syncthreads();
 
+    // Queries from i0 on, their gradients and their two numbers start on their way. Beyond T all are 0, and add nothing.
+    auto fetch = [&](int i0, int stage) {
+        real* to = tiles + stage * 2 * QUERIES * ROW;
+        load_tile<HEAD, QUERIES>(to, q + (size_t)i0 * 3 * C, 3 * C, T - i0, D);
+        load_tile<HEAD, QUERIES>(to + QUERIES * ROW, d_o + (size_t)i0 * C, C, T - i0, D);
+        int i = i0 + threadIdx.x;
+        if (threadIdx.x < QUERIES) cp_async<8>(tile_rows + stage * QUERIES + threadIdx.x, rows + i, i < T);
+    };
     float dk[HEAD / 8][4] = {}, dv[HEAD / 8][4] = {};
-    float2 row = make_float2(0, 0); // this thread's of the next tile, on its way
-    int stage = 0, begin = first / QUERIES * QUERIES;
-    for (int i0 = begin - QUERIES; i0 < T; i0 += QUERIES, stage ^= 1) {
-        int next = i0 + QUERIES;
-        if (next < T) {
-            real* to = tiles + (stage ^ 1) * 2 * QUERIES * ROW;
-            load_tile<HEAD, QUERIES>(to, q + (size_t)next * 3 * C, 3 * C, T - next, D);
-            load_tile<HEAD, QUERIES>(to + QUERIES * ROW, d_o + (size_t)next * C, C, T - next, D);
-            bool exists = threadIdx.x < QUERIES && next + (int)threadIdx.x < T; // beyond T, weights must be 0
-            row = exists ? rows[next + threadIdx.x] : make_float2(INFINITY, 0);
-        }
+    int begin = first / QUERIES * QUERIES;
+    fetch(begin, 0);
+    cp_async_commit();
+    for (int i0 = begin, stage = 0; i0 < T; i0 += QUERIES, stage ^= 1) {
+        if (i0 + QUERIES < T) fetch(i0 + QUERIES, stage ^ 1);
         cp_async_commit();
-        if (i0 >= begin) {
-            cp_async_wait<1>();
-            __syncthreads();
-            const real *queries = tiles + stage * 2 * QUERIES * ROW, *gradients = queries + QUERIES * ROW;
-            for (int j = 0; j < QUERIES; j += 16) {
-                if (i0 + j + 15 < key0) continue; // all before the keys
-                float p[2][4] = {}, ds[2][4] = {};
-                pair b2[2][2], a[4];
+        cp_async_wait<1>();
+        __syncthreads();
+        const real *queries = tiles + stage * 2 * QUERIES * ROW, *gradients = queries + QUERIES * ROW;
+        for (int j = 0; j < QUERIES; j += 16) {
+            if (i0 + j + 15 < key0) continue; // all before the keys
+            float p[2][4] = {}, ds[2][4] = {};
+            pair b2[2][2], a[4];
 #pragma unroll
-                for (int i = 0; i < HEAD / 16; i++) {
-                    load_b(b2, queries + j * ROW + i * 16, ROW);
-                    mma(p[0], k[i], b2[0]);
-                    mma(p[1], k[i], b2[1]);
-                    load_b(b2, gradients + j * ROW + i * 16, ROW);
-                    mma(ds[0], v[i], b2[0]);
-                    mma(ds[1], v[i], b2[1]);
-                }
-                if (i0 + j < key0 + 15) // some queries may come before some keys
-#pragma unroll
-                    for (int n = 0; n < 2; n++)
-#pragma unroll
-                        for (int e = 0; e < 4; e++)
-                            if (i0 + j + n * 8 + fragment_column() + e % 2 < key0 + fragment_row() + e / 2 * 8)
-                                p[n][e] = -INFINITY;
+            for (int i = 0; i < HEAD / 16; i++) {
+                load_b(b2, queries + j * ROW + i * 16, ROW);
+                mma(p[0], k[i], b2[0]);
+                mma(p[1], k[i], b2[1]);
+                load_b(b2, gradients + j * ROW + i * 16, ROW);
+                mma(ds[0], v[i], b2[0]);
+                mma(ds[1], v[i], b2[1]);
+            }
+            if (i0 + j < key0 + 15) // some queries may come before some keys
 #pragma unroll
                 for (int n = 0; n < 2; n++)
 #pragma unroll
-                    for (int e = 0; e < 4; e++) {
-                        float2 r = tile_rows[stage * QUERIES + j + n * 8 + fragment_column() + e % 2];
-                        float log_p = p[n][e] * (scale * LOG2_E) - r.x;
-                        p[n][e] = exp2_(log_p > 0 ? 0 : log_p);
-                        ds[n][e] = p[n][e] * (ds[n][e] - r.y);
-                    }
-                c_to_a(a, p);
+                    for (int e = 0; e < 4; e++)
+                        if (i0 + j + n * 8 + fragment_column() + e % 2 < key0 + fragment_row() + e / 2 * 8)
+                            p[n][e] = -INFINITY;
 #pragma unroll
-                for (int i = 0; i < HEAD / 16; i++) {
-                    load_b_trans(b2, gradients + j * ROW + i * 16, ROW);
-                    mma(dv[2 * i], a, b2[0]);
-                    mma(dv[2 * i + 1], a, b2[1]);
-                }
-                c_to_a(a, ds);
+            for (int n = 0; n < 2; n++)
 #pragma unroll
-                for (int i = 0; i < HEAD / 16; i++) {
-                    load_b_trans(b2, queries + j * ROW + i * 16, ROW);
-                    mma(dk[2 * i], a, b2[0]);
-                    mma(dk[2 * i + 1], a, b2[1]);
+                for (int e = 0; e < 4; e++) {
+                    float2 r = tile_rows[stage * QUERIES + j + n * 8 + fragment_column() + e % 2];
+                    float log_p = p[n][e] * (scale * LOG2_E) - r.x;
+                    p[n][e] = exp2_(log_p > 0 ? 0 : log_p);
+                    ds[n][e] = p[n][e] * (ds[n][e] - r.y);
                 }
+            c_to_a(a, p);
+#pragma unroll
+            for (int i = 0; i < HEAD / 16; i++) {
+                load_b_trans(b2, gradients + j * ROW + i * 16, ROW);
+                mma(dv[2 * i], a, b2[0]);
+                mma(dv[2 * i + 1], a, b2[1]);
+            }
+            c_to_a(a, ds);
+#pragma unroll
+            for (int i = 0; i < HEAD / 16; i++) {
+                load_b_trans(b2, queries + j * ROW + i * 16, ROW);
+                mma(dk[2 * i], a, b2[0]);
+                mma(dk[2 * i + 1], a, b2[1]);
             }
         }
-        if (threadIdx.x < QUERIES) tile_rows[(stage ^ 1) * QUERIES + threadIdx.x] = row;
         __syncthreads();
     }
     const float scales[2] = {scale, scale}, ones[2] = {1, 1};
@@ -1201,98 +1408,47 @@ static void attention_backward(real* dqkv, float2* rows, const real* dout, const
     });
 }
 
-__device__ inline float gelu_gate(float x) { return 1 / (1 + expf(-1.59576912f * (x + 0.044715f * x * x * x))); }
-
-template <int W> __global__ static void gelu_forward_kernel(real* y, const real* x, size_t n) {
-    size_t at = ((size_t)blockIdx.x * THREADS + threadIdx.x) * W;
-    if (at >= n) return;
-    float v[W];
-    load(v, x + at);
-    for (int i = 0; i < W; i++) v[i] *= gelu_gate(v[i]);
-    store(y + at, v);
-}
-
-static void gelu_forward(real* y, const real* x, size_t n) {
-    with_width(n, [&](auto W) { launch(gelu_forward_kernel<W>, blocks(n / W, THREADS), THREADS, 0, stream, y, x, n); });
-}
-
-template <int W> __global__ static void gelu_backward_kernel(real* dx, const real* dy, const real* x, size_t n) {
-    size_t at = ((size_t)blockIdx.x * THREADS + threadIdx.x) * W;
-    if (at >= n) return;
-    float v[W], g[W];
-    load(v, x + at);
-    load(g, dy + at);
-    for (int i = 0; i < W; i++) {
-        float s = gelu_gate(v[i]);
-        g[i] *= s + v[i] * s * (1 - s) * 1.59576912f * (1 + 0.134145f * v[i] * v[i]);
-    }
-    store(dx + at, g);
-}
-
-static void gelu_backward(real* dx, const real* dy, const real* x, size_t n) {
-    with_width(
-        n, [&](auto W) { launch(gelu_backward_kernel<W>, blocks(n / W, THREADS), THREADS, 0, stream, dx, dy, x, n); });
-}
-
-// A block takes a row. Each thread goes through its part of it once, with the largest logit so far and the sum of
-// e^(logit - largest), as attention does; then these are put together, neighbour by neighbour. logits' rows are
-// padded(V) apart.
-__global__ static void cross_entropy_forward_kernel(float* losses, float* lse, const real* logits, const int* targets,
-                                                    size_t V, size_t stride) {
-    size_t row = blockIdx.x, lane = threadIdx.x % WARP, group = threadIdx.x / WARP;
-    float largest = -INFINITY, sum = 0, x[WIDTH];
-    logits += row * stride;
-    for (size_t v = threadIdx.x * WIDTH; v < V; v += THREADS * WIDTH) {
-        load(x, logits + v);
-        float most = largest;
-        for (int i = 0; i < WIDTH; i++) most = v + i < V ? fmaxf(most, x[i]) : most;
-        sum *= expf(largest - most);
-        for (int i = 0; i < WIDTH; i++) sum += v + i < V ? expf(x[i] - most) : 0;
-        largest = most;
-    }
-    float most = largest;
-    for (int bit = WARP / 2; bit; bit /= 2) most = fmaxf(most, __shfl_xor_sync(0xffffffff, most, bit));
-    sum = warp_sum(sum == 0 ? 0 : sum * expf(largest - most)); // 0: a thread without any
-    float* warps = shared_memory<float>();                     // (2,GROUPS)
-    if (lane == 0) {
-        warps[group] = most;
-        warps[GROUPS + group] = sum;
-    }
-    __syncthreads();
-    if (threadIdx.x > 0) return;
-    for (int i = 1; i < GROUPS; i++) most = fmaxf(most, warps[i]);
-    sum = 0;
-    for (int i = 0; i < GROUPS; i++) sum += warps[GROUPS + i] == 0 ? 0 : warps[GROUPS + i] * expf(warps[i] - most);
-    lse[row] = most + logf(sum);
-    losses[row] = lse[row] - number(logits[targets[row]]);
-}
-
-static void cross_entropy_forward(float* losses, float* lse, const real* logits, const int* targets, size_t rows,
-                                  size_t V) {
-    launch(cross_entropy_forward_kernel, (unsigned)rows, THREADS, 2 * GROUPS * sizeof(float), stream, losses, lse,
-           logits, targets, V, padded(V));
-}
-
-// The padding's gradient is 0. share: of this batch in the step, on the device since it may change from step to step.
-__global__ static void cross_entropy_backward_kernel(real* logits, const float* lse, const int* targets,
-                                                     const float* share, size_t rows, size_t V, size_t stride) {
-    size_t row = blockIdx.x, target = (size_t)targets[row];
-    float row_lse = lse[row], scale = *share / (float)rows, x[WIDTH];
-    logits += row * stride;
-    for (size_t v = threadIdx.x * WIDTH; v < stride; v += THREADS * WIDTH) {
-        load(x, logits + v);
-        for (int i = 0; i < WIDTH; i++)
-            x[i] = v + i < V ? scale * expf(x[i] - row_lse) - (v + i == target ? scale : 0) : 0;
-        store(logits + v, x);
+// The multiply of 16 x 16 by 16 x 8 in float32: fragments as above, but the threads of a warp tell one another their
+// elements, and each does the sums of its own four elements of C.
+__device__ inline void load_a(float2 a[4], const float* tile, int width) {
+    tile += fragment_row() * width + fragment_column();
+    for (int i = 0; i < 4; i++) {
+        const float* p = tile + i % 2 * 8 * width + i / 2 * 8;
+        a[i] = make_float2(p[0], p[1]);
     }
 }
-
-static void cross_entropy_backward(real* logits, const float* lse, const int* targets, const float* share, size_t rows,
-                                   size_t V) {
-    launch(cross_entropy_backward_kernel, (unsigned)rows, THREADS, 0, stream, logits, lse, targets, share, rows, V,
-           padded(V));
+__device__ inline void load_b(float2 b[2][2], const float* tile, int width) {
+    tile += fragment_row() * width + fragment_column();
+    for (int i = 0; i < 4; i++) {
+        const float* p = tile + i / 2 * 8 * width + i % 2 * 8;
+        b[i / 2][i % 2] = make_float2(p[0], p[1]);
+    }
 }
-
+__device__ inline void load_b_trans(float2 b[2][2], const float* tile, int width) {
+    tile += fragment_column() * width + fragment_row();
+    for (int i = 0; i < 4; i++) {
+        const float* p = tile + i % 2 * 8 * width + i / 2 * 8;
+        b[i / 2][i % 2] = make_float2(p[0], p[width]);
+    }
+}
+__device__ inline float2 of_thread(int lane, float2 x) {
+    return make_float2(__shfl_sync(0xffffffff, x.x, lane), __shfl_sync(0xffffffff, x.y, lane));
+}
+__device__ inline void mma(float c[4], const float2 a[4], const float2 b[2]) {
+    // The first of the four threads with A's rows and with B's columns that belong to this one's elements of C.
+    int row = fragment_row() * 4, column = fragment_column() * 4;
+#pragma unroll
+    for (int half = 0; half < 2; half++)
+#pragma unroll 1 // all in a row, in each place where this is used, would take minutes to compile
+        for (int i = 0; i < 4; i++) {
+            float2 low = of_thread(row + i, a[2 * half]), high = of_thread(row + i, a[2 * half + 1]);
+            float2 left = of_thread(column + i, b[half]), right = of_thread(column + 4 + i, b[half]);
+            c[0] = fmaf(low.y, left.y, fmaf(low.x, left.x, c[0]));
+            c[1] = fmaf(low.y, right.y, fmaf(low.x, right.x, c[1]));
+            c[2] = fmaf(high.y, left.y, fmaf(high.x, left.x, c[2]));
+            c[3] = fmaf(high.y, right.y, fmaf(high.x, right.x, c[3]));
+        }
+}
 // ====================================================================================================================
 // Model
 //
@@ -1321,17 +1477,19 @@ static Tensors tensors_of(const Activations* a) {
 // runs as it is: then multiplies choose their algorithms and the driver loads the kernels.
 struct Recording {
     enum Pass { FORWARD, BACKWARD, UPDATE } pass;
-    size_t model, B, T, times;
+    size_t model, B, T;
+    float share; // of a backward pass in the step; of a forward pass, whether one follows
+    size_t times;
     cudaGraphExec_t graph;
 };
 
 template <typename Work> static void replay(Recording* r, Work work) {
-    if (!r || layer_done || !r->times) {
+    if (!r || layer_done || waits_for_each() || !r->times) {
         if (r) r->times++;
         return work();
     }
     if (!r->graph) {
-        cudaGraph_t graph;
+        cudaGraph_t graph = NULL;
         check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
         work();
         check(cudaStreamEndCapture(stream, &graph));
@@ -1349,11 +1507,7 @@ struct Piece {
     bool decays;
 };
 
-// What changes from step to step, and what comes back.
-struct Numbers {
-    Factors factors;
-    float share;
-};
+// What comes back.
 struct Results {
     double loss, norm; // loss: the sum since it was last read
     float clip;        // what clipping leaves of the gradient
@@ -1365,7 +1519,7 @@ struct ModelExtra {
     real* rounded;
     Rounded w;
     Piece* pieces;
-    Numbers* numbers;
+    Factors* factors; // of the update
     Results *results, *host_results;
     Recording update;
 };
@@ -1380,10 +1534,21 @@ struct ActivationsExtra {
     size_t recording_count;
 };
 
+// The head, lnf to losses, is done in parts of so many rows that cuBLASLt and 32 bits can count their logits, of which
+// there can be more than 2^31; with --recompute, of far fewer. If they fit at once, the gradient that cross_entropy
+// leaves in their place is kept. If not, each part takes the place of the one before, and the backward pass computes
+// them again.
+static size_t most_logits = INT32_MAX, few_logits = 1 << 26;
+static size_t head_rows(size_t V) {
+    size_t rows = (recompute ? few_logits : most_logits) / padded(V);
+    return rows ? rows : 1;
+}
+
 static ModelExtra* extra_of(const Model* m) { return (ModelExtra*)m->extra; }
 static ActivationsExtra* extra_of(const Activations* a) { return (ActivationsExtra*)a->extra; }
 
 static size_t activation_bytes(Activations* a, Config config, void* block) {
+    a->logit_rows = head_rows(config.V);
     config.V = padded(config.V);
     return lay_out_activations(a, config, sizeof(real), block);
 }
@@ -1422,7 +1587,7 @@ static void create_model(Model* model, bool training) {
     e->id = ++models;
     model->weights = zeroed_block(model, "the parameters");
     e->rounded = device_memory<real>(model->block_size, "the rounded parameters");
-    e->numbers = device_memory<Numbers>(1, "numbers");
+    e->factors = device_memory<Factors>(1, "numbers");
     e->results = device_memory<Results>(1, "results");
     check(cudaMemsetAsync(e->results, 0, sizeof *e->results, stream));
     check(cudaMallocHost((void**)&e->host_results, sizeof *e->host_results));
@@ -1469,7 +1634,7 @@ static void free_model(Model* model) {
     check(cudaStreamSynchronize(stream));
     forget(&e->update);
     void* const blocks[] = {model->weights, model->gradients, model->moment1, model->moment2,
-                            e->rounded,     e->pieces,        e->numbers,     e->results};
+                            e->rounded,     e->pieces,        e->factors,     e->results};
     for (void* block : blocks) check(cudaFree(block));
     check(cudaFreeHost(e->host_results));
     free(model->tensors), free(e);
@@ -1486,13 +1651,15 @@ static void free_activations(Activations* a) {
 }
 
 // The recording of a pass over these shapes, or NULL if there are too many to keep.
-static Recording* recording(const Model* model, Activations* a, Recording::Pass pass, size_t B, size_t T) {
+static Recording* recording(const Model* model, Activations* a, Recording::Pass pass, size_t B, size_t T, float share) {
     ActivationsExtra* e = extra_of(a);
     Recording *r = e->recordings, *end = r + e->recording_count;
-    while (r < end && (r->pass != pass || r->model != extra_of(model)->id || r->B != B || r->T != T)) r++;
+    while (r < end &&
+           (r->pass != pass || r->model != extra_of(model)->id || r->B != B || r->T != T || r->share != share))
+        r++;
     if (r < end) return r;
     if (e->recording_count == RECORDINGS) return NULL;
-    *r = {pass, extra_of(model)->id, B, T, 0, NULL};
+    *r = {pass, extra_of(model)->id, B, T, share, 0, NULL};
     e->recording_count++;
     return r;
 }
@@ -1507,22 +1674,34 @@ __global__ static void round_kernel(real* to, const float* from, size_t n) {
 
 // loss += mean of the rows' losses. One block.
 __global__ static void mean_loss_kernel(Results* results, const float* losses, size_t rows) {
-    double sum = 0, *warps = shared_memory<double>();
+    double sum = 0;
     for (size_t i = threadIdx.x; i < rows; i += THREADS) sum += losses[i];
-    sum = warp_sum(sum);
-    if (threadIdx.x % WARP == 0) warps[threadIdx.x / WARP] = sum;
-    __syncthreads();
-    if (threadIdx.x > 0) return;
-    for (int i = 1; i < GROUPS; i++) sum += warps[i];
-    results->loss += sum / (double)rows;
+    sum = block_sum(sum, shared_memory<double>());
+    if (threadIdx.x == 0) results->loss += sum / (double)rows;
 }
 
 // The MLP's first half. In training GELU comes along with the multiply where the matrix units' arithmetic is all that is
-// asked for; fc keeps its input. Generation has too few rows for that to matter.
-static bool gelu_is_folded_in(bool training, size_t C) { return training && sizeof(real) == 2 && C % WIDTH == 0; }
+// asked for; fc keeps its input. Generation has too few rows for that to matter, and for a single row there may be no
+// algorithm. With --recompute it is found twice, from the same fc, so that both find the same.
+static bool gelu_is_folded_in(bool training, size_t rows, size_t C) {
+    return training && !recompute && rows > 1 && sizeof(real) == 2 && C % WIDTH == 0;
+}
+
+static void head_forward(const Model* model, const Activations* activations, size_t first, size_t rows,
+                         bool with_gradient) {
+    Tensors a = tensors_of(activations);
+    size_t V = model->config.V, C = model->config.C;
+    matmul(a.logits, matrix(a.lnf + first * C, C), transposed(extra_of(model)->w.wte, C), NULL, (const real*)NULL, rows,
+           padded(V), C); // the padding's logits come out as 0, and are never looked at
+    done("logits");
+    cross_entropy(a.losses + first, a.logits_lse + first, a.logits, extra_of(activations)->targets + first, rows, V,
+                  with_gradient);
+    done("loss");
+}
 
 // As cpu_forward. tokens and targets are on the device already.
-static void run_forward(Model* model, Activations* activations, bool with_targets, size_t B, size_t T, size_t start) {
+static void run_forward(Model* model, Activations* activations, bool with_targets, bool training, size_t B, size_t T,
+                        size_t start) {
     const Parameters* p = &model->w;
     const Rounded* w = &extra_of(model)->w;
     const ActivationsExtra* e = extra_of(activations);
@@ -1543,9 +1722,9 @@ static void run_forward(Model* model, Activations* activations, bool with_target
         done("att_w");
         layernorm_forward(a.ln2[l], a.ln2_mean[l], a.ln2_rstd[l], a.mid[l], p->ln2_w[l], p->ln2_b[l], rows, C);
         done("ln2");
-        if (gelu_is_folded_in(activations->training, C)) {
-            matmul(a.gelu[l], matrix(a.ln2[l], C), matrix(w->fc_w[l], 4 * C), w->fc_b[l], none, rows, 4 * C, C,
-                   CUBLASLT_EPILOGUE_GELU_AUX_BIAS, a.fc[l]);
+        if (gelu_is_folded_in(activations->training, rows, C)) {
+            matmul(a.gelu[l], matrix(a.ln2[l], C), matrix(w->fc_w[l], 4 * C), w->fc_b[l], none, rows, 4 * C, C, 1,
+                   Folded{CUBLASLT_EPILOGUE_GELU_AUX_BIAS, a.fc[l]});
             done("fc_w");
         } else {
             linear_forward(a.fc[l], a.ln2[l], w->fc_w[l], w->fc_b[l], none, rows, C, 4 * C);
@@ -1559,18 +1738,19 @@ static void run_forward(Model* model, Activations* activations, bool with_target
     }
     layernorm_forward(a.lnf, a.lnf_mean, a.lnf_rstd, x, p->lnf_w, p->lnf_b, rows, C);
     done("lnf");
-    // The padding's logits come out as 0, and are never looked at.
-    size_t first = with_targets ? 0 : rows - 1;
-    matmul(a.logits, matrix(a.lnf + first * C, C), transposed(w->wte, C), NULL, none, rows - first, padded(V), C);
-    done("logits");
-    if (!with_targets) return;
-    cross_entropy_forward(a.losses, a.logits_lse, a.logits, e->targets, rows, V);
+    if (!with_targets) {
+        matmul(a.logits, matrix(a.lnf + (rows - 1) * C, C), transposed(w->wte, C), NULL, none, 1, padded(V), C);
+        return done("logits");
+    }
+    size_t part = head_rows(V);
+    for (size_t first = 0; first < rows; first += part)
+        head_forward(model, activations, first, min_size(part, rows - first), training && rows <= part);
     launch(mean_loss_kernel, 1, THREADS, GROUPS * sizeof(double), stream, extra_of(model)->results, a.losses, rows);
     done("loss");
 }
 
 static void forward(Model* model, Activations* a, const int* tokens, const int* targets, size_t B, size_t T,
-                    size_t start, bool) {
+                    size_t start, bool training) {
     ModelExtra* m = extra_of(model);
     size_t rows = B * (T - start);
     if (m->seen_uploads != uploads) // the host may have written weights
@@ -1578,13 +1758,14 @@ static void forward(Model* model, Activations* a, const int* tokens, const int* 
                model->block_size);
     m->seen_uploads = uploads;
     upload(extra_of(a)->tokens, tokens, rows * sizeof(int));
-    if (!targets) return run_forward(model, a, false, B, T, start);
+    if (!targets) return run_forward(model, a, false, false, B, T, start);
     upload(extra_of(a)->targets, targets, rows * sizeof(int));
-    replay(recording(model, a, Recording::FORWARD, B, T), [&] { run_forward(model, a, true, B, T, 0); });
+    replay(recording(model, a, Recording::FORWARD, B, T, training),
+           [&] { run_forward(model, a, true, training, B, T, 0); });
     model->loss_count += 1;
 }
 
-static void run_backward(Model* model, Activations* activations, size_t B, size_t T) {
+static void run_backward(Model* model, Activations* activations, size_t B, size_t T, float share) {
     const Parameters *p = &model->w, *d = &model->d;
     const Rounded* w = &extra_of(model)->w;
     const ActivationsExtra* e = extra_of(activations);
@@ -1592,21 +1773,32 @@ static void run_backward(Model* model, Activations* activations, size_t B, size_
     size_t V = model->config.V, C = model->config.C, L = model->config.L, rows = B * T;
     Attention shape = attention_of(model->config, B, T, 0);
     const real* none = NULL;
-    cross_entropy_backward(a.logits, a.logits_lse, e->targets, &extra_of(model)->numbers->share, rows, V);
-    done("loss");
-    matmul(a.dnormed, matrix(a.logits, padded(V)), matrix(w->wte, C), NULL, none, rows, C, padded(V));
-    done("logits");
-    matmul(d->wte, transposed(a.logits, padded(V)), matrix(a.lnf, C), NULL, d->wte, padded(V), C, rows);
-    done("logits");
+    size_t part = head_rows(V);
+    for (size_t first = 0, n; first < rows; first += n) {
+        n = min_size(part, rows - first);
+        if (rows > part) head_forward(model, activations, first, n, true);
+        float scale = share / (float)rows;
+        matmul(a.dnormed + first * C, matrix(a.logits, padded(V)), matrix(w->wte, C), NULL, none, n, C, padded(V),
+               scale);
+        done("logits");
+        matmul(d->wte, transposed(a.logits, padded(V)), matrix(a.lnf + first * C, C), NULL, d->wte, padded(V), C, n,
+               scale);
+        done("logits");
+    }
     check(cudaMemsetAsync(a.dresidual, 0, rows * C * sizeof(real), stream));
     const real* x = a.out[L - 1];
     layernorm_backward(a.dresidual, d->lnf_w, d->lnf_b, a.dnormed, x, a.lnf_mean, a.lnf_rstd, p->lnf_w, rows, C);
     done("lnf");
     for (size_t l = L; l-- > 0;) {
         x = l > 0 ? a.out[l - 1] : a.embedded;
-        if (gelu_is_folded_in(activations->training, C)) {
-            matmul(a.dfc, matrix(a.dresidual, C), transposed(w->mlp_w[l], C), NULL, none, rows, 4 * C, C,
-                   CUBLASLT_EPILOGUE_DGELU, a.fc[l]);
+        if (recompute) {
+            layernorm_forward(a.ln1[l], a.ln1_mean[l], a.ln1_rstd[l], x, p->ln1_w[l], p->ln1_b[l], rows, C);
+            layernorm_forward(a.ln2[l], a.ln2_mean[l], a.ln2_rstd[l], a.mid[l], p->ln2_w[l], p->ln2_b[l], rows, C);
+            gelu_forward(a.gelu[l], a.fc[l], rows * 4 * C);
+        }
+        if (gelu_is_folded_in(activations->training, rows, C)) {
+            matmul(a.dfc, matrix(a.dresidual, C), transposed(w->mlp_w[l], C), NULL, none, rows, 4 * C, C, 1,
+                   Folded{CUBLASLT_EPILOGUE_DGELU, a.fc[l]});
             linear_backward(NULL, d->mlp_w[l], d->mlp_b[l], a.dresidual, a.gelu[l], w->mlp_w[l], rows, 4 * C, C);
             done("mlp_w");
         } else {
@@ -1634,19 +1826,6 @@ static void run_backward(Model* model, Activations* activations, size_t B, size_
     done("embedding");
 }
 
-// order (2,rows), as token_gradient_kernel wants it, by a counting sort: those of one token stay in order.
-static void sort_rows(int* order, const int* tokens, size_t rows, size_t V) {
-    int* place = (int*)allocate(V + 1, sizeof(int), "the order of tokens");
-    for (size_t i = 0; i < rows; i++) place[tokens[i] + 1]++;
-    memset(order + rows, 0, rows * sizeof(int));
-    for (size_t v = 0; v < V; v++) {
-        if (place[v + 1]) order[rows + (size_t)place[v]] = place[v + 1];
-        place[v + 1] += place[v];
-    }
-    for (size_t i = 0; i < rows; i++) order[place[tokens[i]]++] = (int)i;
-    free(place);
-}
-
 // tokens and targets must be the forward pass's; all but the order of tokens is on the device still.
 static void backward(Model* model, Activations* a, const int* tokens, const int* targets, size_t B, size_t T,
                      float share) {
@@ -1656,44 +1835,38 @@ static void backward(Model* model, Activations* a, const int* tokens, const int*
     sort_rows(order, tokens, rows, model->config.V);
     upload(extra_of(a)->order, order, 2 * rows * sizeof(int));
     free(order);
-    upload(&extra_of(model)->numbers->share, &share, sizeof share);
-    replay(recording(model, a, Recording::BACKWARD, B, T), [&] { run_backward(model, a, B, T); });
+    replay(recording(model, a, Recording::BACKWARD, B, T, share), [&] { run_backward(model, a, B, T, share); });
 }
 
-// The gradient's norm, and what clipping leaves of it. Each block sums its share of the squares, and the last adds up
+// The gradient's norm, and what clipping leaves of it: each block sums its share of the squares, then one block adds up
 // the blocks' sums. n is a multiple of 4.
 enum { NORM_BLOCKS = 1024 };
-__global__ static void norm_kernel(Results* results, const float* d, size_t n, const Numbers* numbers, double* partial,
-                                   unsigned* counter) {
-    double sum = 0, *warps = shared_memory<double>() + 1; // after is_last_block's
+__global__ static void norm_kernel(double* partial, const float* d, size_t n) {
+    double sum = 0;
     float x[4];
     for (size_t i = ((size_t)blockIdx.x * THREADS + threadIdx.x) * 4; i < n; i += (size_t)gridDim.x * THREADS * 4) {
         load(x, d + i);
         for (int k = 0; k < 4; k++) sum += (double)x[k] * x[k];
     }
-    for (int stage = 0; stage < 2; stage++) {
-        sum = warp_sum(sum);
-        if (threadIdx.x % WARP == 0) warps[threadIdx.x / WARP] = sum;
-        __syncthreads();
-        sum = warps[0];
-        for (int i = 1; i < GROUPS; i++) sum += warps[i];
-        if (stage == 1) break;
-        if (threadIdx.x == 0) partial[blockIdx.x] = sum;
-        if (!is_last_block(counter, gridDim.x)) return;
-        sum = 0;
-        for (unsigned i = threadIdx.x; i < gridDim.x; i += THREADS) sum += partial[i];
-    }
+    sum = block_sum(sum, shared_memory<double>());
+    if (threadIdx.x == 0) partial[blockIdx.x] = sum;
+}
+
+__global__ static void clip_kernel(Results* results, const double* partial, unsigned count, const Factors* factors) {
+    double sum = 0;
+    for (unsigned i = threadIdx.x; i < count; i += THREADS) sum += partial[i];
+    sum = block_sum(sum, shared_memory<double>());
     if (threadIdx.x > 0) return;
-    double norm = sqrt(sum), clip = numbers->factors.clip;
+    double norm = sqrt(sum), clip = factors->clip;
     results->norm = norm;
     results->clip = clip > 0 && clip < norm + 1e-6 ? (float)(clip / (norm + 1e-6)) : 1;
 }
 
 // All tensors in one launch, a block for each piece. It also rounds the new weights for the multiplies.
 __global__ static void adamw_kernel(float* w, real* rounded, float* d, float* m, float* v, const Piece* pieces,
-                                    const Numbers* numbers, const Results* results) {
+                                    const Factors* factors, const Results* results) {
     Piece piece = pieces[blockIdx.x];
-    Factors f = numbers->factors;
+    Factors f = *factors;
     float keep = piece.decays ? f.keep : 1, clip = results->clip, wi[4], di[4], mi[4], vi[4];
     const float zero[4] = {};
     for (size_t i = piece.first + threadIdx.x * 4; i < piece.first + piece.size; i += THREADS * 4) {
@@ -1718,14 +1891,16 @@ __global__ static void adamw_kernel(float* w, real* rounded, float* d, float* m,
 static void update(Model* model, AdamW o) {
     ModelExtra* e = extra_of(model);
     Factors factors = adamw_factors(o);
-    upload(&e->numbers->factors, &factors, sizeof factors);
+    upload(e->factors, &factors, sizeof factors);
     replay(&e->update, [&] {
         unsigned count = (unsigned)min_size(NORM_BLOCKS, blocks(model->block_size, THREADS * 4));
-        launch(norm_kernel, count, THREADS, (GROUPS + 1) * sizeof(double), stream, e->results, model->gradients,
-               model->block_size, e->numbers, (double*)workspace, counters);
+        double* partial = (double*)workspace;
+        launch(norm_kernel, count, THREADS, GROUPS * sizeof(double), stream, partial, model->gradients,
+               model->block_size);
+        launch(clip_kernel, 1, THREADS, GROUPS * sizeof(double), stream, e->results, partial, count, e->factors);
         done("norm");
         launch(adamw_kernel, (unsigned)e->piece_count, THREADS, 0, stream, model->weights, e->rounded, model->gradients,
-               model->moment1, model->moment2, e->pieces, e->numbers, e->results);
+               model->moment1, model->moment2, e->pieces, e->factors, e->results);
         done("adamw");
     });
 }
@@ -1756,7 +1931,7 @@ static void read_activation(float* to, const Activations* a, const float* tensor
     const Config c = extra_of(a)->config;
     const Tensors t = tensors_of(a);
 #define READ(kind, type, field, width)                                                               \
-    for (size_t l = 0; l < (kind == EACH || kind == CACHE ? c.L : 1); l++) {                         \
+    for (size_t l = 0; l < (kind == EACH || kind == AGAIN || kind == CACHE ? c.L : 1); l++) {        \
         type* p = ((type* const*)((const char*)&t + offsetof(Tensors, field)))[l];                   \
         if ((const void*)p == tensor)                                                                \
             return read_rows(to, p, n, width, (const void*)p == t.logits ? padded(width) : (width)); \
@@ -1802,48 +1977,51 @@ static double peak(void) {
     return best;
 }
 
-static const Device cuda = {start,      beyond_gpt2,      available, memory,   peak,   create_model, create_activations,
-                            free_model, free_activations, forward,   backward, update, wait,         to_host,
-                            to_device,  read_activation};
+// clang-format off
+static const Device cuda = {start, available, memory, peak, create_model, create_activations,
+                            free_model, free_activations, forward, backward, update, wait,
+                            to_host, to_device, read_activation, beyond_gpt2};
+// clang-format on
 
 // ====================================================================================================================
 // Comparison
 //
-// --compare trains the same steps on both devices from the same weights. In some of them each layer's end is marked, on
-// the GPU by an event in the stream; these steps are started kernel by kernel. The others run as in training.
+// --compare trains the same steps on both devices from the same weights on the same random tokens, or on the one that
+// --device names. In some steps each kernel's end is marked by an event in the stream, and on the CPU each layer's; these
+// are started kernel by kernel. The others run as in training.
 
 enum { COMPARED = 3, DEVICES = 2 };
 typedef enum { FORWARD, BACKWARD, UPDATE, PASSES } Phase;
+static const char* const phase_names[] = {"forward", "backward", "update"};
 
 struct Mark {
-    const char* layer;
+    const char *layer, *kernel;
     Phase phase;
-    double time; // on the CPU
+    double operations, time; // time: the CPU's
     cudaEvent_t event;
 };
-static std::vector<Mark> marks; // one is kept from step to step, with its event
-static size_t mark_count;
+static std::vector<Mark> marks; // kept from step to step, with their events
+static size_t mark_count, layer_began;
 static Phase phase;
 
-static void mark(const char* layer) {
+static void mark(const char* kernel, double operations) {
     if (mark_count == marks.size()) marks.emplace_back();
     Mark& m = marks[mark_count++];
-    if (!strcmp(layer, "norm")) phase = UPDATE;
-    m.layer = layer;
-    m.phase = phase;
-    m.time = seconds();
+    m.layer = m.kernel = kernel, m.operations = operations, m.phase = phase, m.time = seconds();
     if (device == &cuda && !m.event) check(cudaEventCreate(&m.event));
     if (device == &cuda) check(cudaEventRecord(m.event, stream));
-    if (phase == FORWARD && !strcmp(layer, "loss"))
-        phase = BACKWARD; // its last, which is also backward's first
-    else if (!strcmp(layer, "embedding"))
-        phase = FORWARD; // backward's last
 }
 
-static double milliseconds(size_t i) { // from mark i to the next
+// The kernels since the last layer were this one's.
+static void mark_layer(const char* layer) {
+    if (device == &cpu) mark(layer, 0);
+    for (; layer_began < mark_count; layer_began++) marks[layer_began].layer = layer;
+}
+
+static double milliseconds(size_t i) { // from mark i - 1 to mark i
     float ms = 0;
-    if (device != &cuda) return 1e3 * (marks[i + 1].time - marks[i].time);
-    check(cudaEventElapsedTime(&ms, marks[i].event, marks[i + 1].event));
+    if (device != &cuda) return 1e3 * (marks[i].time - marks[i - 1].time);
+    check(cudaEventElapsedTime(&ms, marks[i - 1].event, marks[i].event));
     return ms;
 }
 
@@ -1872,112 +2050,181 @@ static double copy_rate(void) {
     return best;
 }
 
-// What a step asks of a layer, forward and backward: operations or, where there are few of them, the reals that at
-// least must be read and written.
-struct Work {
-    const char* layer;
-    double operations, moved[PASSES];
+// A row of the table: what a kernel, all its calls in a pass and all layers together, takes; on the CPU a layer.
+struct Row {
+    Phase phase;
+    const char *layer, *kernel;
+    size_t calls;
+    double ms, operations;
 };
 
-static void print_layer(const Work* w, Phase p, double ms[DEVICES], const double peaks[DEVICES],
-                        const double copies[DEVICES]) {
-    static const char* const names[] = {"forward", "backward", "update"};
-    if (!ms[0] && !ms[1]) return;
-    printf("%-10s %-8s", w->layer, names[p]);
-    for (int d = 0; d < DEVICES; d++) {
-        double size = p == UPDATE || d == 0 ? sizeof(float) : sizeof(real);
-        double share = w->operations > 0 ? w->operations * (p + 1) / peaks[d] : w->moved[p] * size / copies[d];
-        if (ms[d])
-            printf(" %10.3f ms %5.1f%%", ms[d], 100 * share / (ms[d] * 1e-3));
-        else
-            printf(" %20s", "in a multiply");
+static void add_row(std::vector<Row>& rows, const Mark& m, double ms) {
+    size_t i = 0;
+    while (i < rows.size() &&
+           (rows[i].phase != m.phase || strcmp(rows[i].layer, m.layer) || strcmp(rows[i].kernel, m.kernel)))
+        i++;
+    if (i == rows.size()) rows.push_back({m.phase, m.layer, m.kernel, 0, 0, 0});
+    rows[i].calls++, rows[i].ms += ms, rows[i].operations += m.operations;
+}
+
+// What a call of a kernel computes, or else the bytes that at least it must read and write, n being the tokens. Multiplies
+// say it themselves. Kernels that are not here have little to do.
+static double work_of(const char* kernel, Config c, double n, double parameters, bool* is_bytes) {
+    double C = (double)c.C, product = n * C * (double)c.T, row = n * C * sizeof(real), logits = n * (double)padded(c.V);
+    const struct {
+        const char* kernel;
+        double operations, bytes;
+    } table[] = {{"embedding_forward_kernel", 0, row + 2 * n * C * sizeof(float)},
+                 {"token_gradient_kernel", 0, row + 2 * n * C * sizeof(float)},
+                 {"position_gradient_kernel", 0, row},
+                 {"layernorm_forward_kernel", 0, 2 * row},
+                 {"layernorm_backward_kernel", 0, 4 * row},
+                 {"attention_forward_kernel", 2 * product, 0},
+                 {"attention_rows_kernel", 0, 2 * row},
+                 {"attention_backward_keys_kernel", 4 * product, 0},
+                 {"attention_backward_queries_kernel", 3 * product, 0},
+                 {"gelu_forward_kernel", 0, 8 * row},
+                 {"gelu_backward_kernel", 0, 12 * row},
+                 {"cross_entropy_kernel<true>", 0, 2 * logits * sizeof(real)},
+                 {"norm_kernel", 0, parameters * sizeof(float)},
+                 {"adamw_kernel", 0, parameters * (8 * sizeof(float) + sizeof(real))}};
+    for (const auto& t : table)
+        if (!strncmp(kernel, t.kernel, strlen(t.kernel))) {
+            *is_bytes = t.bytes > 0;
+            return t.operations + t.bytes;
+        }
+    return 0;
+}
+
+static double compared_step(Model* model, Activations* a, const int* tokens, size_t B, size_t step) {
+    size_t T = model->config.T;
+    for (size_t i = 0; i < (size_t)opt.accumulate; i++) {
+        phase = FORWARD;
+        device->forward(model, a, tokens, tokens + B * T, B, T, 0, true);
+        phase = BACKWARD;
+        device->backward(model, a, tokens, tokens + B * T, B, T, 1 / (float)opt.accumulate);
     }
-    if (ms[0] && ms[1]) printf(" %8.1fx", ms[0] / ms[1]);
+    phase = UPDATE;
+    AdamW o = {opt.lr, opt.beta1, opt.beta2, opt.weight_decay, opt.clip, step + 1};
+    device->update(model, o);
+    return take_loss(model);
+}
+
+struct Compared {
+    const char* machine;
+    double peak, copies, ms; // operations and bytes a second; a step in training
+    double layers_ms[PASSES];
+    std::vector<double> losses;
+    std::vector<Row> rows;
+};
+
+static Compared compare_on(const Device* on, const Checkpoint* from, Config config, size_t B) {
+    Compared c = {};
+    Run run;
+    memset(&run, 0, sizeof run);
+    device = on;
+    c.machine = device->start();
+    printf("machine    %s\n", c.machine);
+    check_memory(config, B, true);
+    c.peak = device->peak();
+    c.copies = copy_rate();
+    printf("peak       %.3g TFLOP/s, copies %.0f GB/s\n", c.peak / 1e12, c.copies / 1e9);
+    run.model.config = config;
+    run.B = B, run.T = config.T;
+    create_model(&run, from);
+    size_t n = B * config.T;
+    int* tokens = (int*)allocate(2 * n, sizeof(int), "a batch");
+    for (size_t i = 0; i < 2 * n; i++) tokens[i] = (int)(random_bits(random_bits((uint64_t)opt.seed, 1), i) % config.V);
+    auto step = [&] { c.losses.push_back(compared_step(&run.model, &run.a, tokens, B, c.losses.size())); };
+    // Of each kind of step the first ones are a trial: memory is touched, algorithms are chosen, graphs recorded.
+    kernel_done = mark, layer_done = mark_layer;
+    for (int i = 0; i <= COMPARED; i++) {
+        mark_count = layer_began = 0;
+        phase = FORWARD;
+        mark("start", 0);
+        step();
+        for (size_t k = 1; i > 0 && k < mark_count; k++) {
+            add_row(c.rows, marks[k], milliseconds(k) / COMPARED);
+            c.layers_ms[marks[k].phase] += milliseconds(k) / COMPARED;
+        }
+    }
+    kernel_done = NULL, layer_done = NULL;
+    for (int i = 0; i < 2; i++) step();
+    double begin = seconds(), end = begin;
+    int steps = 0;
+    for (; steps < COMPARED || (end - begin < 2 && on != &cpu); steps++, end = seconds()) step();
+    c.ms = 1e3 * (seconds() - begin) / steps;
+    device->free_activations(&run.a), device->free_activations(&run.sampler), device->free_model(&run.model);
+    free(tokens);
+    return c;
+}
+
+static void print_rows(const Compared& c, Config config, double n, double parameters, const Compared* other) {
+    printf("%-9s %-10s %-34s %5s %10s %17s %6s", "", "", "", "calls", "ms", "", "of it");
+    puts(other ? "     CPU ms  times" : "");
+    for (int p = 0; p < PASSES; p++)
+        for (size_t i = 0; i < c.rows.size(); i++) {
+            const Row& r = c.rows[i];
+            if ((int)r.phase != p) continue;
+            double calls = (double)r.calls / COMPARED, work = r.operations / COMPARED, rate = 0;
+            bool is_bytes = false, first = true;
+            if (!work) work = calls * work_of(r.kernel, config, n / (double)opt.accumulate, parameters, &is_bytes);
+            rate = work / (r.ms * 1e-3);
+            int name = (int)strcspn(r.kernel, "<"); // without the template's arguments
+            printf("%-9s %-10s %-34.*s %5.0f %10.3f", phase_names[p], r.layer, name, r.kernel, calls, r.ms);
+            if (work > 0)
+                printf(" %8.1f %-8s %5.1f%%", rate / (is_bytes ? 1e9 : 1e12), is_bytes ? "GB/s" : "TFLOP/s",
+                       100 * rate / (is_bytes ? c.copies : c.peak));
+            else
+                printf(" %24s", "");
+            double layer_ms = 0, other_ms = 0;
+            for (const Row& same : c.rows)
+                if (same.phase == r.phase && !strcmp(same.layer, r.layer)) {
+                    first = first && (layer_ms > 0 || !strcmp(same.kernel, r.kernel));
+                    layer_ms += same.ms;
+                }
+            for (size_t k = 0; other && k < other->rows.size(); k++)
+                if (other->rows[k].phase == r.phase && !strcmp(other->rows[k].layer, r.layer))
+                    other_ms += other->rows[k].ms;
+            if (first && other_ms > 0) printf(" %10.3f %6.1f", other_ms, other_ms / layer_ms);
+            puts("");
+        }
     putchar('\n');
+    for (int p = 0; p < PASSES; p++) printf("%-60s %10.3f ms\n", phase_names[p], c.layers_ms[p]);
 }
 
 static int compare(void) {
-    const Device* const devices[DEVICES] = {&cpu, &cuda};
-    static Run runs[DEVICES];
-    double peaks[DEVICES], copies[DEVICES], losses[DEVICES][2 * COMPARED + 2], step_ms[DEVICES] = {};
-    start(); // without a GPU, nothing need be begun
-    for (int d = 0; d < DEVICES; d++) {
-        Run* run = &runs[d];
-        device = devices[d];
-        run->tokenizer = load_tokenizer(data_path("tokenizer.bin"));
-        Checkpoint file, *from = opt.init ? &file : NULL;
-        if (from) file = open_checkpoint(weights_path(), "");
-        Config config = run->model.config = choose_config(&run->tokenizer, from);
-        run->B = (size_t)opt.batch;
-        run->T = config.T;
-        open_texts(run, config.V, NULL);
-        printf("machine    %s\n", device->start());
-        check_memory(config, run->B, true);
-        peaks[d] = device->peak();
-        copies[d] = copy_rate();
-        create_model(run, from);
-        if (from) close_checkpoint(from);
-        printf("peak       %.0f GFLOP/s, copies %.0f GB/s\n", peaks[d] / 1e9, copies[d] / 1e9);
-    }
-    Config c = runs[0].model.config;
-    double n = (double)opt.accumulate * (double)runs[0].B * (double)c.T, V = (double)c.V, C = (double)c.C,
-           L = (double)c.L;
-    double P = (double)runs[0].model.parameter_count, CCL = 2 * n * C * C * L, CL = n * C * L;
-    print_config(c);
-    printf(": %.0f parameters; %.0f tokens a step\n\n", P, n);
-    const Work works[] = {{"embedding", 0, {3 * n * C, 3 * n * C}},
-                          {"ln1", 0, {2 * CL, 4 * CL}},
-                          {"qkv_w", 3 * CCL, {}},
-                          {"attention", 2 * CL * (double)c.T, {}},
-                          {"att_w", CCL, {}},
-                          {"ln2", 0, {2 * CL, 4 * CL}},
-                          {"fc_w", 4 * CCL, {}},
-                          {"gelu", 0, {8 * CL, 12 * CL}},
-                          {"mlp_w", 4 * CCL, {}},
-                          {"lnf", 0, {2 * n * C, 4 * n * C}},
-                          {"logits", 2 * n * C * V, {}},
-                          {"loss", 0, {n * V, 2 * n * V}},
-                          {"norm", 0, {0, 0, P}},
-                          {"adamw", 0, {0, 0, 8 * P}}};
-    enum { WORKS = sizeof works / sizeof *works };
-    double ms[WORKS][PASSES][DEVICES] = {}, totals[PASSES][DEVICES] = {};
-    // Of each kind of step the first is a trial: memory is touched, algorithms are chosen, graphs recorded.
-    for (int d = 0; d < DEVICES; d++) {
-        device = devices[d];
-        for (int step = 0; step < 2 * COMPARED + 2; step++) {
-            bool marked = step <= COMPARED, trial = step % (COMPARED + 1) == 0;
-            layer_done = marked ? mark : NULL;
-            mark_count = 0;
-            phase = FORWARD;
-            if (marked) mark("start");
-            double begin = seconds();
-            losses[d][step] = train_step(&runs[d]);
-            if (trial) continue;
-            if (!marked) step_ms[d] += 1e3 * (seconds() - begin) / COMPARED;
-            for (size_t i = 0; i + 1 < mark_count; i++)
-                for (int w = 0; w < WORKS; w++)
-                    if (!strcmp(works[w].layer, marks[i + 1].layer)) {
-                        ms[w][marks[i + 1].phase][d] += milliseconds(i) / COMPARED;
-                        totals[marks[i + 1].phase][d] += milliseconds(i) / COMPARED;
-                    }
-        }
-        layer_done = NULL;
-    }
-    printf("%-19s %20s %20s\n", "", "CPU       of peak", "GPU       of peak");
-    for (int p = 0; p < PASSES; p++)
-        for (int w = 0; w < WORKS; w++) print_layer(&works[w], (Phase)p, ms[w][p], peaks, copies);
-    static const char* const names[] = {"forward", "backward", "update"};
-    putchar('\n');
-    for (int p = 0; p < PASSES; p++)
-        printf("%-19s %10.3f ms        %10.3f ms        %8.1fx\n", names[p], totals[p][0], totals[p][1],
-               totals[p][0] / totals[p][1]);
-    double operations = (double)opt.accumulate * step_operations(c, runs[0].B, c.T);
-    printf("%-19s %10.3f ms %5.1f%% %10.3f ms %5.1f%% %8.1fx\n\n", "a step in training", step_ms[0],
-           100 * operations / peaks[0] / (step_ms[0] * 1e-3), step_ms[1],
-           100 * operations / peaks[1] / (step_ms[1] * 1e-3), step_ms[0] / step_ms[1]);
-    for (int step = 0; step < 2 * COMPARED + 2; step++)
-        printf("step %d  loss %.6f on the CPU, %.6f on the GPU, difference %+.6f\n", step + 1, losses[0][step],
-               losses[1][step], losses[1][step] - losses[0][step]);
+    Checkpoint file, *from = opt.init ? &file : NULL;
+    if (from) file = open_checkpoint(weights_path(), "");
+    Config config = choose_config(NULL, from);
+    if (!config.V) config.V = opt.preset ? 50257 : 1024; // GPT-2's, or prepare_data.py's
+    size_t B = (size_t)opt.batch;
+    bool wants[DEVICES] = {!opt.device || !strcmp(opt.device, "cpu"), !opt.device || strcmp(opt.device, "cpu")};
+    Compared c[DEVICES] = {};
+    if (wants[1]) device = &cuda, start(); // without a GPU, nothing need be begun
+    for (int d = 0; d < DEVICES; d++)
+        if (wants[d]) c[d] = compare_on(d ? &cuda : &cpu, from, config, B);
+    if (from) close_checkpoint(from);
+    Model model;
+    model.config = config;
+    describe_parameters(&model);
+    free(model.tensors);
+    double n = (double)opt.accumulate * (double)(B * config.T), parameters = (double)model.parameter_count;
+    const char* name = opt.preset ? opt.preset : "the model";
+    print_config(config);
+    printf(": %.0f parameters; %.0f tokens a step\n\n", parameters, n);
+    const Compared& shown = c[wants[1]];
+    print_rows(shown, config, n, parameters, wants[0] && wants[1] ? &c[0] : NULL);
+    for (size_t i = 0; wants[0] && wants[1] && i < 2 * COMPARED; i++)
+        printf("step %zu  loss %.6f on the CPU, %.6f on the GPU, difference %+.6f\n", i + 1, c[0].losses[i],
+               c[1].losses[i], c[1].losses[i] - c[0].losses[i]);
+    double operations = (double)opt.accumulate * step_operations(config, B, config.T);
+    puts("\n| machine | model | batch | ms a step | tokens/s | TFLOP/s | of its own multiply's "
+         "|\n|---|---|---|---|---|---|---|");
+    for (int d = 0; d < DEVICES; d++)
+        if (wants[d])
+            printf("| %s | %s | %zu x %zu | %.2f | %.0f | %.1f | %.1f%% |\n", c[d].machine, name, B, config.T, c[d].ms,
+                   n / (c[d].ms * 1e-3), operations / (c[d].ms * 1e9), 100 * operations / c[d].peak / (c[d].ms * 1e-3));
     check_output();
     return 0;
 }

@@ -10,11 +10,20 @@ random tokens. PyTorch is run as it comes (eager), with its linear layers given 
 where that works; with its own attention kernel and its fused AdamW where the version has them. A round times train_gpt (build/bench), then each of these; the
 ratio is the median of the rounds' ratios, since what disturbs a round disturbs all of it.
 
+On a GPU, against train_gpt.cu:
+
+    make train_gpt_cu && python3 dev/bench/pytorch.py --device cuda --preset gpt2 --batch 16 --context 1024
+
+Both keep weights in float32 and multiply in bfloat16. PyTorch is run as nanoGPT runs it: autocast, flash attention,
+fused AdamW, TF32 where it multiplies float32, the vocabulary padded to a multiple of 128; eager, and with
+torch.compile. --llmc DIR adds llm.c's train_gpt2cu, which its own Makefile has built there, on random tokens.
+
 PyTorch on a CPU is as quick as its BLAS library: the first lines printed name it, and how fast one large matrix
 multiply is. Debian's python3-torch calls the reference BLAS unless another is installed: libopenblas0-openmp.
 """
 
 import argparse
+import array
 import json
 import math
 import os
@@ -38,6 +47,8 @@ BENCH = os.path.join(ROOT, "build", "bench")
 SIZES = ("layers", "heads", "channels", "vocab", "context", "batch")
 PRESETS = {"gpt2": (12, 12, 768, 50257, 64, 4), "small": (3, 4, 192, 1024, 64, 8), "nanogpt": (4, 4, 128, 65, 64, 12),
            "tiny": (2, 2, 32, 80, 32, 2)}
+GPU_PRESETS = {"gpt2": (12, 12, 768), "gpt2-medium": (24, 16, 1024), "gpt2-large": (36, 20, 1280),
+               "gpt2-xl": (48, 25, 1600)}
 
 
 class OneDNNLinear(torch.autograd.Function):
@@ -102,7 +113,7 @@ class GPT(nn.Module):
     def __init__(self, a, linear):
         super().__init__()
         self.linear = linear
-        self.wte, self.wpe = nn.Embedding(a.vocab, a.channels), nn.Embedding(a.context, a.channels)
+        self.wte, self.wpe = nn.Embedding(a.vocab + a.padding, a.channels), nn.Embedding(a.context, a.channels)
         self.blocks = nn.ModuleList(Block(a.channels, a.heads, linear) for _ in range(a.layers))
         self.lnf = nn.LayerNorm(a.channels)
         for w in self.parameters():
@@ -128,25 +139,29 @@ def make_optimizer(params):
 
 def make_step(a, linear=F.linear, compiled=False):
     """A function that makes one training step and returns its seconds."""
-    model = GPT(a, linear)
+    model = GPT(a, linear).to(a.device)
     params = list(model.parameters())
     optimizer = make_optimizer(params)
     forward = torch.compile(model) if compiled else model
+    wait = torch.cuda.synchronize if a.device == "cuda" else lambda: None
 
     def step():
-        tokens = torch.randint(a.vocab, (2, a.batch, a.context))
+        tokens = torch.randint(a.vocab, (2, a.batch, a.context), device=a.device)
+        wait()
         start = time.perf_counter()
-        loss = forward(tokens[0], tokens[1])
+        with torch.autocast(a.device, torch.bfloat16, enabled=a.bfloat16):
+            loss = forward(tokens[0], tokens[1])
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(params, 1.0)
         optimizer.step()
+        wait()
         seconds = time.perf_counter() - start
         if not math.isfinite(loss.item()):
             sys.exit("pytorch.py: the loss is not a number")
         return seconds
 
-    step.parameters = sum(w.numel() for w in params)
+    step.parameters = sum(w.numel() for w in params) - a.padding * a.channels
     for _ in range(3):  # these also pay for memory, threads and compilation
         step()
     return step
@@ -164,7 +179,7 @@ def their_steps(a):
 
     steps = {"eager": make_step(a)}
     for name, make in (("oneDNN", onednn), ("compiled", compiled)):
-        if name == "compiled" and a.no_compile:
+        if name == "compiled" and a.no_compile or name == "oneDNN" and a.bfloat16:
             continue
         try:
             steps[name] = make()
@@ -179,6 +194,59 @@ def median_ms(step, seconds):
     while len(times) < 3 or time.perf_counter() < end:
         times.append(step())
     return 1000 * statistics.median(times)
+
+
+def twins(a):
+    """The same of train_gpt.cu, whose --compare ends with a table's row."""
+    command = [os.path.abspath(a.twin), "--compare", "--device", "cuda", "--preset", a.preset]
+    for name in ("layers", "heads", "channels", "context", "batch"):
+        command += ["--" + name, str(getattr(a, name))]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True)
+    except OSError:
+        sys.exit(f"pytorch.py: cannot run {a.twin}; `make train_gpt_cu` builds it")
+    if done.returncode:
+        sys.exit(f"pytorch.py: {' '.join(command)}: {done.stderr.strip()}")
+    row = [cell.strip() for cell in done.stdout.strip().splitlines()[-1].strip("|").split("|")]
+    return {"ms": float(row[3]), "machine": row[0], "share": row[6],
+            "parameters": int(re.search(r"(\d+) parameters", done.stdout).group(1))}
+
+
+def llmc(a):
+    """Milliseconds of a step in llm.c's CUDA program, the median of those it prints but for the first two."""
+    steps, rows = 12, a.batch * a.context
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "random.bin")
+        count = (steps + 2) * rows + 1
+        with open(path, "wb") as file:  # a shard, as described in this project's README
+            array.array("i", [20240520, 1, count] + 253 * [0]).tofile(file)
+            array.array("H", torch.randint(a.vocab, (count,)).tolist()).tofile(file)
+        command = [os.path.join(os.path.abspath(a.llmc), "train_gpt2cu"), "-e", f"d{a.layers}", "-i", path, "-j", path,
+                   "-b", str(a.batch), "-t", str(a.context), "-d", str(rows), "-x", str(steps), "-v", "0", "-s", "0",
+                   "-h", "0"]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=a.llmc)
+    times = [float(t) for t in re.findall(r"^step.*?([\d.]+) ms", done.stdout, re.M)][2:]
+    if not times:
+        raise RuntimeError(f"{' '.join(command)} prints no times: {(done.stderr or done.stdout).strip()[-200:]}")
+    return statistics.median(times)
+
+
+def cuda_matmul_tflops():
+    x, y = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    best = 0.0
+    for _ in range(20):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        x @ y
+        end.record()
+        end.synchronize()
+        best = max(best, 2 * 8192**3 / begin.elapsed_time(end) / 1e9)
+    return best
+
+
+def step_operations(a):  # as train_gpt.c counts them
+    weights = 12 * a.channels**2 * a.layers + a.vocab * a.channels
+    return 6 * (weights + a.channels * a.layers * a.context) * a.batch * a.context
 
 
 def ours(a):
@@ -210,7 +278,10 @@ def blas():
 
 def parse_args():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--preset", choices=PRESETS, default="gpt2", help="default: gpt2")
+    p.add_argument("--preset", choices=sorted({*PRESETS, *GPU_PRESETS}), default="gpt2", help="default: gpt2")
+    p.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: cpu")
+    p.add_argument("--twin", default=os.path.join(ROOT, "train_gpt_cu"), metavar="FILE", help="train_gpt.cu's program")
+    p.add_argument("--llmc", metavar="DIR", help="with --device cuda: a folder with llm.c's train_gpt2cu")
     for name in SIZES:
         p.add_argument("--" + name, type=int, metavar="N")
     p.add_argument("--rounds", type=int, default=5, metavar="N", help="default: 5")
@@ -218,11 +289,19 @@ def parse_args():
     p.add_argument("--threads", type=int, default=os.cpu_count(), metavar="N", help="default: all")
     p.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     a = p.parse_args()
-    for name, value in zip(SIZES, PRESETS[a.preset]):
+    a.bfloat16, presets = a.device == "cuda", dict(PRESETS)
+    if a.bfloat16:
+        presets = {name: (*sizes, 50257, 1024, 16) for name, sizes in GPU_PRESETS.items()}
+    if a.preset not in presets:
+        p.error(f"--preset {a.preset} is not for --device {a.device}")
+    if a.bfloat16 and a.vocab:
+        p.error("--vocab is GPT-2's on a GPU")
+    for name, value in zip(SIZES, presets[a.preset]):
         if getattr(a, name) is None:
             setattr(a, name, value)
         if getattr(a, name) < 1:
             p.error(f"--{name} must be at least 1")
+    a.padding = -a.vocab % 128 if a.bfloat16 else 0
     if a.channels % a.heads:
         p.error("--channels must be a multiple of --heads")
     if a.rounds < 1 or a.threads < 1:
@@ -233,23 +312,37 @@ def parse_args():
 def main():
     a = parse_args()
     torch.set_num_threads(a.threads)
-    print(f"PyTorch {torch.__version__}, {blas()}, {a.threads} threads, matrix multiply {matmul_gflops():.0f} GFLOP/s")
+    if a.device == "cuda":
+        if not torch.cuda.is_available():
+            sys.exit("pytorch.py: this PyTorch has no GPU to use")
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+        peak = cuda_matmul_tflops()
+        print(f"PyTorch {torch.__version__}, {torch.cuda.get_device_name()}, matrix multiply {peak:.0f} TFLOP/s")
+    else:
+        peak = matmul_gflops() / 1000
+        print(f"PyTorch {torch.__version__}, {blas()}, {a.threads} threads, matrix multiply {1000 * peak:.0f} GFLOP/s")
     print(", ".join(f"{name} {getattr(a, name)}" for name in SIZES), flush=True)
     theirs = their_steps(a)
-    times = {name: [] for name in ["train_gpt", *theirs]}
+    times = {name: [] for name in ["train_gpt", *theirs, *(["llm.c"] if a.llmc else [])]}
     for _ in range(a.rounds):
-        figures = ours(a)
+        figures = twins(a) if a.bfloat16 else ours(a)
         if figures["parameters"] != theirs["eager"].parameters:
             sys.exit(f"pytorch.py: different models, {figures['parameters']} parameters and "
                      f"{theirs['eager'].parameters}")
         times["train_gpt"].append(figures["ms"])
         for name, step in theirs.items():
             times[name].append(median_ms(step, a.seconds))
+        if a.llmc:
+            times["llm.c"].append(llmc(a))
         print("round   " + "   ".join(f"{name} {t[-1]:.2f} ms" for name, t in times.items()), flush=True)
-    print(f"median  train_gpt {statistics.median(times['train_gpt']):.2f} ms")
-    for name in theirs:
-        ratio = statistics.median(their / our for their, our in zip(times[name], times["train_gpt"]))
-        print(f"median  {name} {statistics.median(times[name]):.2f} ms: train_gpt is {ratio:.2f} times as fast")
+    for name, t in times.items():
+        ms = statistics.median(t)
+        rate = step_operations(a) / ms / 1e9
+        line = f"median  {name} {ms:.2f} ms, {rate:.3g} TFLOP/s, {100 * rate / peak:.0f}% of the multiply's"
+        if name != "train_gpt":
+            ratio = statistics.median(their / our for their, our in zip(t, times["train_gpt"]))
+            line += f": train_gpt is {ratio:.2f} times as fast"
+        print(line)
 
 
 if __name__ == "__main__":

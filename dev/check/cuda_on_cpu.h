@@ -13,14 +13,18 @@
 //     memory      of the device and shared memory end at a page that cannot be touched, are full of NaN at first, and
 //                 are looked after on their other side. The host cannot touch the device's memory.
 //     copies      in the background (cp.async) destroy what they will overwrite at once, and arrive when waited for.
-//     streams     do nothing until somebody waits for them. So what the host reads or overwrites too soon is seen.
+//     streams     do nothing until somebody waits for them, each for itself. So what the host reads or overwrites too
+//                 soon is seen, and what one stream takes from another without waiting.
+//     addresses   of more than a number at a time must be multiples of its size, which x86 would not ask for.
+//     multiplies  of bfloat16 cut off what the matrix units cut off, cuBLASLt adds in an order that depends on the
+//                 shape, and knows no way to multiply by a single row or column: all that it may do, too.
 //
 // Every such error is one line on stderr and exit status 1.
 
 #include <deque>
 #include <functional>
 #include <map>
-#include <memory>
+#include <string>
 #include <tuple>
 #include <type_traits>
 #include <ucontext.h>
@@ -192,10 +196,10 @@ enum { MAX_THREADS = 1024, LANES_OF_WARP = 32, STACK = 1 << 16, MOST_SHARED = 99
 typedef void (*Together)(void** lanes); // what a warp does together; `lanes` are the lanes' operands
 enum State { READY, IN_WARP, IN_BLOCK, DONE };
 
-struct Copy { // 16 bytes on their way to shared memory
+struct Copy { // on its way to shared memory
     void* to;
     const void* from; // NULL: zeros
-    size_t group;
+    size_t bytes, group;
 };
 
 struct Fiber {
@@ -341,8 +345,15 @@ static void run_block(Order order, uint64_t key) {
     look_after(*shared);
 }
 
+// CUDA_ON_CPU_FAULT=NAME: the kernel of that name fails, as one does on a device: those who wait for it are told, and
+// nothing works from then on.
+static bool has_failed;
+
 static void run_kernel(const char* name, dim3 grid, dim3 block, size_t shared_bytes,
                        const std::function<void()>& work) {
+    const char* fault = getenv("CUDA_ON_CPU_FAULT");
+    if (fault && !strcmp(fault, name)) has_failed = true;
+    if (has_failed) return;
     static uint64_t launches;
     static std::map<size_t, Region> shared_of_size;
     if (!shared_of_size.count(shared_bytes)) shared_of_size[shared_bytes] = make_region(shared_bytes, true);
@@ -370,23 +381,33 @@ static void run_kernel(const char* name, dim3 grid, dim3 block, size_t shared_by
 // ====================================================================================================================
 // Streams
 //
-// All streams are one queue of work, done when somebody waits for it. While work is captured, it goes to a graph instead.
+// A stream is a queue of work, done when somebody waits for it. While work is captured, it goes to a graph instead. The
+// stream called NULL waits for no other here: CUDA's does not wait for those made with cudaStreamNonBlocking.
 
-static std::deque<std::function<void()>> queue;
-static std::vector<std::function<void()>>* captured; // NULL: nothing is
+typedef std::function<void()> Task;
+struct Stream {
+    std::deque<Task> queue;
+};
+static Stream null_stream;
+static std::vector<Stream*> streams = {&null_stream};
+static const Stream* capturing;     // NULL: none is
+static std::vector<Task>* captured; // by it
 
-static void enqueue(std::function<void()> work) {
-    if (captured)
+static Stream* stream_of(Stream* stream) { return stream ? stream : &null_stream; }
+
+static void enqueue(Stream* stream, const Task& work) {
+    if (capturing == stream_of(stream))
         captured->push_back(work);
     else
-        queue.push_back(work);
+        stream_of(stream)->queue.push_back(work);
 }
 
 // Does what is queued, or only as much as makes `pending` 0. Memory then stays open, since opening and closing takes long.
-static void work_until(const size_t* pending) {
+static void work_until(Stream* stream, const size_t* pending) {
+    std::deque<Task>& queue = stream_of(stream)->queue;
     if (!queue.empty()) open_memory(true);
     while (!queue.empty() && !(pending && !*pending)) {
-        std::function<void()> work = queue.front();
+        Task work = queue.front();
         queue.pop_front();
         work();
     }
@@ -402,36 +423,32 @@ template <typename T> static void check_argument(const char* name, const T& argu
 }
 
 template <typename... Parameters, typename... Arguments>
-static void launch_named(const char* name, void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes,
-                         struct Stream*, Arguments... arguments) {
+static void launch(const char* name, void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes,
+                   Stream* stream, Arguments... arguments) {
     size_t threads = (size_t)block.x * block.y * block.z;
     if (!grid.x || !grid.y || !grid.z || grid.x > INT32_MAX || grid.y > 65535 || grid.z > 65535)
         wrong("%s is launched with a grid of (%u,%u,%u)", name, grid.x, grid.y, grid.z);
     if (!threads || threads > MAX_THREADS) wrong("%s is launched with blocks of %zu threads", name, threads);
     if (shared_bytes > MOST_SHARED) wrong("%s is launched with %zu bytes of shared memory", name, shared_bytes);
     std::tuple<Parameters...> kept(static_cast<Parameters>(arguments)...);
-    enqueue([=] {
+    enqueue(stream, [=] {
         std::apply([&](const Parameters&... p) { (check_argument(name, p), ...); }, kept);
         run_kernel(name, grid, block, shared_bytes, [&] { std::apply(kernel, kept); });
     });
 }
 } // namespace cuda_on_cpu
 
-#define launch(kernel, ...) cuda_on_cpu::launch_named(#kernel, kernel, __VA_ARGS__)
-
 template <typename T> static inline T* shared_memory() { return (T*)cuda_on_cpu::shared->begin; }
+
+static inline void expect_aligned(const void* p, size_t to) {
+    if ((size_t)p % to) cuda_on_cpu::wrong("%zu bytes at once, at an address that is not a multiple of that", to);
+}
 
 // ====================================================================================================================
 // What threads do together. The line of the call tells whether they are at the same place.
 
 static inline void __syncthreads(int line = __builtin_LINE()) {
     cuda_on_cpu::wait_as(cuda_on_cpu::IN_BLOCK, line, NULL, NULL);
-}
-static inline void __threadfence() {} // blocks run one after the other
-static inline unsigned atomicAdd(unsigned* to, unsigned x) {
-    unsigned before = *to;
-    *to += x;
-    return before;
 }
 
 namespace cuda_on_cpu {
@@ -493,34 +510,84 @@ template <bool TRANSPOSED> static void load_matrices(void** lanes) {
         }
 }
 
+static uint32_t bits_of(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    return bits;
+}
+static float float_of(uint32_t bits) {
+    float x;
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
+// sums (N) += x (depth) times y (depth,N), as a matrix unit does it. Products of bfloat16s are exact. They and the sum
+// so far are brought to the exponent of the largest of them, what then lies below the 24th bit is cut off, and so it is
+// when the new sum is stored. (Fasi et al. 2021, "Numerical behavior of NVIDIA tensor cores"; Khattak and Mikaitis 2025,
+// "Accurate models of NVIDIA tensor cores": A100 and H100 keep one or two bits more, depth is 8 and 16.)
+static void add_truncated(float* sums, const float* x, const float* y, size_t depth, size_t N) {
+    enum { PART = 64 };
+    for (size_t first = 0; first < N; first += PART) {
+        size_t n = min_size(PART, N - first);
+        float *to = sums + first, largest[PART], total[PART];
+        int32_t fixed[PART]; // in units of the largest number's last bit: 17 numbers below 2^24 at most
+        for (size_t j = 0; j < n; j++) largest[j] = fabsf(total[j] = to[j]);
+        for (size_t k = 0; k < depth; k++)
+#pragma omp simd
+            for (size_t j = 0; j < n; j++) {
+                float product = x[k] * y[k * N + first + j];
+                total[j] += product;
+                largest[j] = fabsf(product) > largest[j] ? fabsf(product) : largest[j];
+            }
+        float unit[PART], per_unit[PART];
+        bool plain[PART]; // zeros, very small numbers, infinities and NaN
+#pragma omp simd
+        for (size_t j = 0; j < n; j++) {
+            plain[j] = !(largest[j] > 0x1p-90f && largest[j] < 0x1p90f);
+            uint32_t exponent = bits_of(largest[j]) >> 23;
+            unit[j] = float_of((exponent - 23) << 23), per_unit[j] = float_of((277 - exponent) << 23);
+            fixed[j] = plain[j] ? 0 : (int32_t)(to[j] * per_unit[j]);
+        }
+        for (size_t k = 0; k < depth; k++)
+#pragma omp simd
+            for (size_t j = 0; j < n; j++)
+                fixed[j] += plain[j] ? 0 : (int32_t)(x[k] * y[k * N + first + j] * per_unit[j]);
+#pragma omp simd
+        for (size_t j = 0; j < n; j++) {
+            float stored = (float)fixed[j]; // to the nearest; if that is farther from 0, the one before
+            if (abs((int32_t)stored) > abs(fixed[j])) stored = float_of(bits_of(stored) - 1);
+            to[j] = plain[j] ? total[j] : stored * unit[j];
+        }
+    }
+}
+
 struct Multiply {
     float* c;
     const uint32_t *a, *b;
 };
 static float half_of(uint32_t pair, int which) { return __bfloat162float({(uint16_t)(pair >> 16 * which)}); }
 static void multiply(void** lanes) {
-    float a[16][16], b[16][8];
+    float a[16][16], b[16][8], c[16][8];
     for (int i = 0; i < 32; i++) {
         const Multiply* l = (const Multiply*)lanes[i];
         for (int e = 0; e < 8; e++)
             a[i / 4 + e / 2 % 2 * 8][i % 4 * 2 + e % 2 + e / 4 * 8] = half_of(l->a[e / 2], e % 2);
         for (int e = 0; e < 4; e++) b[i % 4 * 2 + e % 2 + e / 2 * 8][i / 4] = half_of(l->b[e / 2], e % 2);
+        for (int e = 0; e < 4; e++) c[i / 4 + e / 2 * 8][i % 4 * 2 + e % 2] = l->c[e];
     }
-    float c[16][8] = {};
     for (int i = 0; i < 16; i++)
-        for (int k = 0; k < 16; k++)
-            for (int j = 0; j < 8; j++) c[i][j] += a[i][k] * b[k][j];
+        for (int k = 0; k < 16; k += 8) add_truncated(c[i], a[i] + k, b[k], 8, 8);
     for (int i = 0; i < 32; i++)
-        for (int e = 0; e < 4; e++) ((Multiply*)lanes[i])->c[e] += c[i / 4 + e / 2 * 8][i % 4 * 2 + e % 2];
+        for (int e = 0; e < 4; e++) ((Multiply*)lanes[i])->c[e] = c[i / 4 + e / 2 * 8][i % 4 * 2 + e % 2];
 }
 
 static void copies_arrive(size_t last_group) {
     std::deque<Copy>& copies = running->copies;
     for (; !copies.empty() && copies.front().group < last_group; copies.pop_front()) {
         if (copies.front().from)
-            memcpy(copies.front().to, copies.front().from, 16);
+            memcpy(copies.front().to, copies.front().from, copies.front().bytes);
         else
-            memset(copies.front().to, 0, 16);
+            memset(copies.front().to, 0, copies.front().bytes);
     }
 }
 } // namespace cuda_on_cpu
@@ -542,14 +609,15 @@ static inline float exp2_(float x) {
     return y < 0x1p-126f ? 0 : y;
 }
 
-static inline void cp_async_16(void* to, const void* from, bool valid) {
+template <int BYTES> static inline void cp_async(void* to, const void* from, bool valid) {
     using namespace cuda_on_cpu;
-    if (((size_t)to | (size_t)from) % 16) wrong("cp.async: an address is not a multiple of 16");
-    if ((char*)to < shared->begin || (char*)to + 16 > shared->begin + shared->size)
+    static_assert(BYTES == 8 || BYTES == 16, "what the instruction can do");
+    if (((size_t)to | (size_t)from) % BYTES) wrong("cp.async: an address is not a multiple of %d", BYTES);
+    if ((char*)to < shared->begin || (char*)to + BYTES > shared->begin + shared->size)
         wrong("cp.async: to outside of shared memory");
-    if (valid) expect_device(from, 16, "what cp.async copies");
-    memset(to, POISON, 16);
-    running->copies.push_back({to, valid ? from : NULL, running->groups});
+    if (valid) expect_device(from, BYTES, "what cp.async copies");
+    memset(to, POISON, BYTES);
+    running->copies.push_back({to, valid ? from : NULL, BYTES, running->groups});
 }
 static inline void cp_async_commit() { cuda_on_cpu::running->groups++; }
 template <int N> static inline void cp_async_wait() {
@@ -566,7 +634,12 @@ enum cudaError_t {
     cudaErrorMemoryAllocation = 2,
     cudaErrorInsufficientDriver = 35,
     cudaErrorNoDevice = 100,
+    cudaErrorInvalidDevice = 101,
+    cudaErrorNoKernelImageForDevice = 209,
+    cudaErrorUnsupportedPtxVersion = 222,
     cudaErrorNotReady = 600,
+    cudaErrorIllegalAddress = 700,
+    cudaErrorLaunchFailure = 719,
     cudaErrorStreamCaptureUnsupported = 900
 };
 enum cudaMemcpyKind { cudaMemcpyHostToDevice = 1, cudaMemcpyDeviceToHost = 2, cudaMemcpyDeviceToDevice = 3 };
@@ -583,11 +656,12 @@ struct cudaDeviceProp {
 };
 struct cuda_on_cpu_event {
     size_t pending; // times it was recorded, but not reached
+    cuda_on_cpu::Stream* on;
     double time;
 };
 typedef cuda_on_cpu::Stream* cudaStream_t;
 typedef cuda_on_cpu_event* cudaEvent_t;
-typedef std::vector<std::function<void()>>*cudaGraph_t, *cudaGraphExec_t;
+typedef std::vector<cuda_on_cpu::Task>*cudaGraph_t, *cudaGraphExec_t;
 
 static inline const char* cudaGetErrorString(cudaError_t error) {
     switch (error) {
@@ -597,17 +671,23 @@ static inline const char* cudaGetErrorString(cudaError_t error) {
         return "out of memory";
     case cudaErrorNoDevice:
         return "no CUDA-capable device is detected";
+    case cudaErrorInvalidDevice:
+        return "invalid device ordinal";
+    case cudaErrorIllegalAddress:
+        return "an illegal memory access was encountered";
     case cudaErrorStreamCaptureUnsupported:
         return "operation not permitted when stream is capturing";
     default:
         return "invalid argument";
     }
 }
-static inline cudaError_t cudaGetDeviceCount(int* count) { return *count = 1, cudaSuccess; }
+// There are two devices, so that the second can be asked for; they are the same.
+static inline cudaError_t cudaGetDeviceCount(int* count) { return *count = 2, cudaSuccess; }
+static inline cudaError_t cudaSetDevice(int i) { return i == 0 || i == 1 ? cudaSuccess : cudaErrorInvalidDevice; }
 static inline cudaError_t cudaDriverGetVersion(int* version) { return *version = 13000, cudaSuccess; }
 static inline cudaError_t cudaRuntimeGetVersion(int* version) { return *version = 13000, cudaSuccess; }
-static inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp* p, int) {
-    *p = {"the CPU in a GPU's place", 8, 0, 1, memory_available()};
+static inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp* p, int i) {
+    *p = {"the CPU in a GPU's place", 8, 0, 1 + i, memory_available()};
     return cudaSuccess;
 }
 
@@ -641,7 +721,7 @@ static inline cudaError_t cudaMemGetInfo(size_t* unused, size_t* total) {
 }
 static inline cudaError_t cudaMalloc(void** p, size_t bytes) {
     using namespace cuda_on_cpu;
-    if (captured) return cudaErrorStreamCaptureUnsupported;
+    if (capturing) return cudaErrorStreamCaptureUnsupported;
     prepare();
     size_t unused = memory_size() - min_size(memory_size(), memory_used);
     if (bytes > unused) return cudaErrorMemoryAllocation;
@@ -656,8 +736,8 @@ static inline cudaError_t cudaMalloc(void** p, size_t bytes) {
 static inline cudaError_t cudaFree(void* p) {
     using namespace cuda_on_cpu;
     if (!p) return cudaSuccess;
-    if (captured) return cudaErrorStreamCaptureUnsupported;
-    work_until(NULL);
+    if (capturing) return cudaErrorStreamCaptureUnsupported;
+    for (Stream* stream : streams) work_until(stream, NULL);
     for (Region& r : regions)
         if (r.begin == p && !r.shared && !r.freed) {
             r.freed = true;
@@ -675,16 +755,23 @@ static inline cudaError_t cudaMallocHost(void** p, size_t bytes) {
 static inline cudaError_t cudaFreeHost(void* p) { return free(p), cudaSuccess; }
 
 static inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
-    *stream = (cudaStream_t)malloc(1);
+    cuda_on_cpu::streams.push_back(*stream = new cuda_on_cpu::Stream());
     return cudaSuccess;
 }
-static inline cudaError_t cudaStreamSynchronize(cudaStream_t) {
-    if (cuda_on_cpu::captured) return cudaErrorStreamCaptureUnsupported;
-    cuda_on_cpu::work_until(NULL);
+static inline cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
+    if (cuda_on_cpu::capturing) return cudaErrorStreamCaptureUnsupported;
+    cuda_on_cpu::work_until(stream, NULL);
+    return cuda_on_cpu::has_failed ? cudaErrorIllegalAddress : cudaSuccess;
+}
+
+template <typename... Parameters, typename... Arguments>
+static inline cudaError_t start_kernel(const char* name, void (*kernel)(Parameters...), dim3 grid, dim3 block,
+                                       size_t shared_bytes, cudaStream_t stream, Arguments... arguments) {
+    cuda_on_cpu::launch(name, kernel, grid, block, shared_bytes, stream, arguments...);
     return cudaSuccess;
 }
 
-static inline cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind kind, cudaStream_t) {
+static inline void expect_copy(void* to, const void* from, size_t bytes, cudaMemcpyKind kind) {
     using namespace cuda_on_cpu;
     if (kind == cudaMemcpyDeviceToHost)
         expect_host(to, "what is copied to the host");
@@ -694,16 +781,32 @@ static inline cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t byt
         expect_host(from, "what is copied from the host");
     else
         expect_device(from, bytes, "what is copied from");
-    enqueue([=] { memcpy(to, from, bytes); });
+}
+static inline cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind kind,
+                                          cudaStream_t stream) {
+    expect_copy(to, from, bytes, kind);
+    cuda_on_cpu::enqueue(stream, [=] { memcpy(to, from, bytes); });
     return cudaSuccess;
 }
+// On the stream NULL. What goes to the device need only have left the host's memory when this returns (CUDA Runtime
+// API, "API synchronization behavior"): it is there when somebody waits for that stream, and nothing is until then.
 static inline cudaError_t cudaMemcpy(void* to, const void* from, size_t bytes, cudaMemcpyKind kind) {
-    cudaMemcpyAsync(to, from, bytes, kind, NULL);
-    return cudaStreamSynchronize(NULL);
+    using namespace cuda_on_cpu;
+    expect_copy(to, from, bytes, kind);
+    work_until(NULL, NULL);
+    open_memory(true);
+    if (kind == cudaMemcpyHostToDevice) {
+        std::string staged((const char*)from, bytes);
+        memset(to, POISON, bytes);
+        enqueue(NULL, [=] { memcpy(to, staged.data(), bytes); });
+    } else
+        memcpy(to, from, bytes);
+    open_memory(false);
+    return cudaSuccess;
 }
-static inline cudaError_t cudaMemsetAsync(void* to, int byte, size_t bytes, cudaStream_t) {
+static inline cudaError_t cudaMemsetAsync(void* to, int byte, size_t bytes, cudaStream_t stream) {
     cuda_on_cpu::expect_device(to, bytes, "what is set");
-    cuda_on_cpu::enqueue([=] { memset(to, byte, bytes); });
+    cuda_on_cpu::enqueue(stream, [=] { memset(to, byte, bytes); });
     return cudaSuccess;
 }
 
@@ -712,23 +815,24 @@ static inline cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned)
     return cudaSuccess;
 }
 static inline cudaError_t cudaEventCreate(cudaEvent_t* event) { return cudaEventCreateWithFlags(event, 0); }
+static inline cudaError_t cudaEventSynchronize(cudaEvent_t event) {
+    if (cuda_on_cpu::capturing) return cudaErrorStreamCaptureUnsupported;
+    cuda_on_cpu::work_until(event->on, &event->pending);
+    return cuda_on_cpu::has_failed ? cudaErrorIllegalAddress : cudaSuccess;
+}
 static inline cudaError_t cudaEventDestroy(cudaEvent_t event) {
-    cuda_on_cpu::work_until(&event->pending);
+    cudaEventSynchronize(event);
     delete event;
     return cudaSuccess;
 }
-static inline cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t) {
-    if (cuda_on_cpu::captured) return cudaErrorStreamCaptureUnsupported;
+static inline cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
+    if (cuda_on_cpu::capturing) return cudaErrorStreamCaptureUnsupported;
     event->pending++;
-    cuda_on_cpu::enqueue([=] {
+    event->on = stream;
+    cuda_on_cpu::enqueue(stream, [=] {
         event->pending--;
         event->time = seconds();
     });
-    return cudaSuccess;
-}
-static inline cudaError_t cudaEventSynchronize(cudaEvent_t event) {
-    if (cuda_on_cpu::captured) return cudaErrorStreamCaptureUnsupported;
-    cuda_on_cpu::work_until(&event->pending);
     return cudaSuccess;
 }
 static inline cudaError_t cudaEventElapsedTime(float* ms, cudaEvent_t begin, cudaEvent_t end) {
@@ -737,29 +841,32 @@ static inline cudaError_t cudaEventElapsedTime(float* ms, cudaEvent_t begin, cud
     return cudaSuccess;
 }
 
-static inline cudaError_t cudaStreamBeginCapture(cudaStream_t, cudaStreamCaptureMode) {
-    if (cuda_on_cpu::captured) return cudaErrorStreamCaptureUnsupported;
-    cuda_on_cpu::captured = new std::vector<std::function<void()>>();
+static inline cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
+    using namespace cuda_on_cpu;
+    if (capturing || !stream) return cudaErrorStreamCaptureUnsupported;
+    capturing = stream;
+    captured = new std::vector<Task>();
     return cudaSuccess;
 }
-static inline cudaError_t cudaStreamEndCapture(cudaStream_t, cudaGraph_t* graph) {
+static inline cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
+    if (cuda_on_cpu::capturing != stream) return cudaErrorInvalidValue;
     *graph = cuda_on_cpu::captured;
-    cuda_on_cpu::captured = NULL;
-    return *graph ? cudaSuccess : cudaErrorInvalidValue;
+    cuda_on_cpu::capturing = NULL;
+    return cudaSuccess;
 }
 static inline cudaError_t cudaGraphInstantiate(cudaGraphExec_t* exec, cudaGraph_t graph, unsigned long long) {
-    *exec = new std::vector<std::function<void()>>(*graph);
+    *exec = new std::vector<cuda_on_cpu::Task>(*graph);
     return cudaSuccess;
 }
 static inline cudaError_t cudaGraphDestroy(cudaGraph_t graph) { return delete graph, cudaSuccess; }
-static inline cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t) {
-    for (const std::function<void()>& work : *exec) cuda_on_cpu::enqueue(work);
+static inline cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t stream) {
+    for (const cuda_on_cpu::Task& work : *exec) cuda_on_cpu::enqueue(stream, work);
     return cudaSuccess;
 }
 static inline cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec) { return delete exec, cudaSuccess; }
 
 // ====================================================================================================================
-// cuBLASLt: train_gpt.c's multiply, on copies in float32.
+// cuBLASLt: products as a matrix unit forms them, or, of float32, train_gpt.c's multiply; on copies.
 
 enum cublasStatus_t { CUBLAS_STATUS_SUCCESS = 0, CUBLAS_STATUS_INVALID_VALUE = 7, CUBLAS_STATUS_NOT_SUPPORTED = 15 };
 enum cublasOperation_t { CUBLAS_OP_N = 0, CUBLAS_OP_T = 1 };
@@ -769,7 +876,8 @@ enum cublasLtEpilogue_t {
     CUBLASLT_EPILOGUE_DEFAULT = 1,
     CUBLASLT_EPILOGUE_BIAS = 4,
     CUBLASLT_EPILOGUE_GELU_AUX_BIAS = 32 | 128 | 4,
-    CUBLASLT_EPILOGUE_DGELU = 64 | 128
+    CUBLASLT_EPILOGUE_DGELU = 64 | 128,
+    CUBLASLT_EPILOGUE_BGRADA = 256
 };
 enum cublasLtMatmulDescAttributes_t {
     CUBLASLT_MATMUL_DESC_TRANSA,
@@ -822,6 +930,11 @@ struct cublasLtMatmulHeuristicResult_t {
     cublasLtMatmulAlgo_t algo;
 };
 
+static inline const char* cublasLtGetStatusName(cublasStatus_t status) {
+    return status == CUBLAS_STATUS_SUCCESS         ? "CUBLAS_STATUS_SUCCESS"
+           : status == CUBLAS_STATUS_INVALID_VALUE ? "CUBLAS_STATUS_INVALID_VALUE"
+                                                   : "CUBLAS_STATUS_NOT_SUPPORTED";
+}
 static inline cublasStatus_t cublasLtCreate(cublasLtHandle_t* handle) { return *handle = NULL, CUBLAS_STATUS_SUCCESS; }
 static inline cublasStatus_t cublasLtMatmulDescCreate(cublasLtMatmulDesc_t* operation, cublasComputeType_t compute,
                                                       cudaDataType_t scale) {
@@ -872,9 +985,11 @@ static inline cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t, cu
                                                             cublasLtMatrixLayout_t c, cublasLtMatrixLayout_t d,
                                                             cublasLtMatmulPreference_t preference, int,
                                                             cublasLtMatmulHeuristicResult_t* choice, int* found) {
+    size_t K = operation->transposed[0] == CUBLAS_OP_T ? a->rows : a->columns;
+    bool sums_columns = operation->epilogue == CUBLASLT_EPILOGUE_BGRADA;
     choice->algo = {*operation, *a, *b, *c, *d, *preference};
-    *found = 1;
-    return CUBLAS_STATUS_SUCCESS;
+    *found = c->rows > 1 && c->columns > 1 && K > 1 && (!sums_columns || (a->type == CUDA_R_16BF && c->rows % 8 == 0));
+    return *found ? CUBLAS_STATUS_SUCCESS : CUBLAS_STATUS_NOT_SUPPORTED;
 }
 
 namespace cuda_on_cpu {
@@ -895,10 +1010,11 @@ static void expect_matrix(const void* p, const Layout& l, uint32_t alignment, co
 }
 
 // op(A), dense, as train_gpt.c sees it: the rows of one are the columns of the other.
-static std::vector<float> dense(const void* p, const Layout& l) {
+static std::vector<float> dense(const void* p, const Layout& l, bool is_transposed) {
     std::vector<float> x(l.rows * l.columns);
     for (size_t j = 0; j < l.columns; j++)
-        for (size_t i = 0; i < l.rows; i++) x[j * l.rows + i] = get(p, j * l.ld + i, l.type);
+        for (size_t i = 0; i < l.rows; i++)
+            x[is_transposed ? i * l.columns + j : j * l.rows + i] = get(p, j * l.ld + i, l.type);
     return x;
 }
 
@@ -913,10 +1029,23 @@ struct Product {
 static void multiply_and_finish(const Product& p) {
     bool ta = p.o.transposed[0], tb = p.o.transposed[1];
     size_t M = p.c.rows, N = p.c.columns, K = ta ? p.a.rows : p.a.columns;
-    std::vector<float> a = dense(p.A, p.a), b = dense(p.B, p.b), product(M * N);
-    // D' (N,M) = op(B)' (N,K) times op(A)' (K,M)
-    ::matmul(product.data(), tb ? transposed(b.data(), p.b.rows) : matrix(b.data(), p.b.rows),
-             ta ? transposed(a.data(), p.a.rows) : matrix(a.data(), p.a.rows), NULL, NULL, N, M, K);
+    std::vector<float> a = dense(p.A, p.a, ta), b = dense(p.B, p.b, tb), product(M * N), part(M * N);
+    // D' (N,M) = op(B)' (N,K) times op(A)' (K,M), in one or two parts of K and 8 or 16 at a time, by the shape.
+    uint64_t choice = random_bits(random_bits(M, N), K);
+    size_t depth = choice & 1 ? 8 : 16, parts = choice & 2 ? 2 : 1;
+    for (size_t i = 0, k0, end; i < parts; i++) {
+        k0 = K * i / parts, end = K * (i + 1) / parts;
+        if (k0 == end) continue;
+        std::vector<float>& to = i ? part : product;
+        if (p.a.type == CUDA_R_32F)
+            ::matmul(to.data(), matrix(b.data() + k0, K), matrix(a.data() + k0 * M, M), NULL, NULL, N, M, end - k0);
+        else
+#pragma omp parallel for schedule(static)
+            for (size_t j = 0; j < N; j++)
+                for (size_t k = k0; k < end; k += depth)
+                    add_truncated(&to[j * M], &b[j * K + k], &a[k * M], min_size(depth, end - k), M);
+        for (size_t j = 0; i && j < M * N; j++) product[j] += part[j];
+    }
     for (size_t j = 0; j < N; j++)
         for (size_t i = 0; i < M; i++) {
             float x = p.alpha * product[j * M + i];
@@ -933,6 +1062,11 @@ static void multiply_and_finish(const Product& p) {
             }
             put(p.D, j * p.c.ld + i, p.c.type, x);
         }
+    for (size_t i = 0; (p.o.epilogue & CUBLASLT_EPILOGUE_BGRADA) && i < M; i++) {
+        float sum = 0;
+        for (size_t k = 0; k < K; k++) sum += a[k * M + i];
+        put(p.o.bias, i, p.c.type, sum); // not added to what is there
+    }
 }
 } // namespace cuda_on_cpu
 
@@ -941,7 +1075,7 @@ static inline cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc
                                             cublasLtMatrixLayout_t b, const void* beta, const void* C,
                                             cublasLtMatrixLayout_t c, void* D, cublasLtMatrixLayout_t d,
                                             const cublasLtMatmulAlgo_t* algorithm, void* workspace, size_t bytes,
-                                            cudaStream_t) {
+                                            cudaStream_t stream) {
     using namespace cuda_on_cpu;
     const Operation o = *operation;
     bool ta = o.transposed[0], tb = o.transposed[1];
@@ -961,11 +1095,12 @@ static inline cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc
     expect_matrix(D, *d, alignment[3], "cuBLASLt's D");
     expect_device(workspace, bytes, "cuBLASLt's workspace");
     if (o.epilogue & 4) expect_device(o.bias, M * size_of(a->type), "cuBLASLt's bias");
+    if (o.epilogue & CUBLASLT_EPILOGUE_BGRADA) expect_device(o.bias, M * size_of(c->type), "cuBLASLt's sums");
     if (o.epilogue & (32 | 64)) {
         expect_matrix(o.aux, {a->type, M, N, (size_t)o.aux_ld}, 16, "cuBLASLt's input of GELU");
         if (o.aux_ld % 8 || o.aux_ld < (int64_t)M) return CUBLAS_STATUS_INVALID_VALUE; // as its manual says
     }
     Product p = {o, *a, *b, *c, A, B, C, D, *(const float*)alpha, *(const float*)beta};
-    enqueue([=] { multiply_and_finish(p); });
+    enqueue(stream, [=] { multiply_and_finish(p); });
     return CUBLAS_STATUS_SUCCESS;
 }

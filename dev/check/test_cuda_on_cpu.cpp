@@ -7,6 +7,8 @@
 
 #include <sys/wait.h>
 
+#define launch(kernel, ...) start_kernel(#kernel, kernel, __VA_ARGS__)
+
 static int passed, failed;
 
 static void expect(bool good, const char* what) {
@@ -49,8 +51,13 @@ template <typename S> static S* device_array(size_t n) {
 }
 template <typename S> static std::vector<S> fetch(const S* from, size_t n) {
     std::vector<S> x(n);
-    cudaMemcpy(x.data(), from, n * sizeof(S), cudaMemcpyDeviceToHost);
+    cudaMemcpyAsync(x.data(), from, n * sizeof(S), cudaMemcpyDeviceToHost, stream);
+    cudaStreamSynchronize(stream);
     return x;
+}
+template <typename S> static void send(S* to, const S* from, size_t n) {
+    cudaMemcpyAsync(to, from, n * sizeof(S), cudaMemcpyHostToDevice, stream);
+    cudaStreamSynchronize(stream);
 }
 
 // ====================================================================================================================
@@ -98,12 +105,12 @@ __global__ static void shuffles(int* x) {
 }
 template <bool WAIT> __global__ static void copy_in_background(float* to, const float* from) {
     float* shared = shared_memory<float>();
-    cp_async_16(shared + 4 * threadIdx.x, from + 4 * threadIdx.x, threadIdx.x % 2);
+    cp_async<16>(shared + 4 * threadIdx.x, from + 4 * threadIdx.x, threadIdx.x % 2);
     cp_async_commit();
     if (WAIT) cp_async_wait<0>();
     for (int i = 0; i < 4; i++) to[4 * threadIdx.x + i] = shared[4 * threadIdx.x + i];
 }
-__global__ static void copy_askew(const float* from) { cp_async_16(shared_memory<float>(), from + 1, true); }
+__global__ static void copy_askew(const float* from) { cp_async<16>(shared_memory<float>(), from + 1, true); }
 
 // c (16,8) = a (16,16) times b (16,8), fragments filled by the figures of the PTX manual; or with two of A's exchanged.
 template <bool RIGHT> __global__ static void product(float* c, const float* a, const float* b) {
@@ -137,6 +144,7 @@ template <bool TRANSPOSED> __global__ static void load_matrices(uint32_t* x) {
 }
 
 __global__ static void add(int* x, int what) { x[0] += what; }
+__global__ static void expect_alignment(const float* x, size_t to) { expect_aligned(x, to); }
 
 // ====================================================================================================================
 // Checks
@@ -221,6 +229,12 @@ static void check_memory() {
         float host[N];
         cudaMemcpy(host, x, sizeof host, cudaMemcpyHostToDevice);
     });
+    for (size_t to = 8; to <= 16; to *= 2)
+        ends(to == 8 ? NULL : "16 bytes at once, at an address that is not a multiple", "an address that is askew",
+             [=] {
+                 launch(expect_alignment, 1, 1, 0, stream, x + 2, to);
+                 cudaStreamSynchronize(stream);
+             });
     launch(read_at, 1, 1, 0, stream, x, (ptrdiff_t)5);
     expect(isnan(fetch(x, 1)[0]), "what was never written is not NaN");
     launch(read_shared, 1, N, N * sizeof(float), stream, x);
@@ -255,7 +269,7 @@ static void check_warps() {
 
     float *from = device_array<float>(4 * N), *to = device_array<float>(4 * N), host[4 * N];
     for (int i = 0; i < 4 * N; i++) host[i] = (float)i;
-    cudaMemcpy(from, host, sizeof host, cudaMemcpyHostToDevice);
+    send(from, host, 4 * N);
     launch(copy_in_background<true>, 1, N, 4 * N * sizeof(float), stream, to, from);
     std::vector<float> copied = fetch(to, 4 * N);
     good = true;
@@ -289,8 +303,8 @@ static void check_warps() {
                           *dc = device_array<float>(128);
     for (int i = 0; i < 256; i++) a[i] = (float)(int)(random_bits(1, (uint64_t)i) % 9) - 4;
     for (int i = 0; i < 128; i++) b[i] = (float)(int)(random_bits(2, (uint64_t)i) % 9) - 4;
-    cudaMemcpy(da, a, sizeof a, cudaMemcpyHostToDevice);
-    cudaMemcpy(db, b, sizeof b, cudaMemcpyHostToDevice);
+    send(da, a, 256);
+    send(db, b, 128);
     for (int right = 0; right < 2; right++) {
         if (right)
             launch(product<true>, 1, 32, 0, stream, dc, da, db);
@@ -307,8 +321,75 @@ static void check_warps() {
     }
 }
 
+// c = a b for one row, two columns and K numbers, as cuBLASLt sees it; NAN if it knows no way.
+static float cublas_product(size_t M, size_t K, const float* a, const float* b, cublasLtEpilogue_t epilogue,
+                            float* sums) {
+    cublasLtMatmulDesc_t operation;
+    cublasLtMatrixLayout_t la, lb, lc;
+    cublasLtMatmulPreference_t preference;
+    cublasLtMatmulHeuristicResult_t choice;
+    int found = 0;
+    std::vector<__nv_bfloat16> x(M * K), y(K * 2);
+    for (size_t i = 0; i < M * K; i++) x[i] = __float2bfloat16(a[i]);
+    for (size_t i = 0; i < K * 2; i++) y[i] = __float2bfloat16(b[i]);
+    __nv_bfloat16 *A = device_array<__nv_bfloat16>(M * K), *B = device_array<__nv_bfloat16>(K * 2);
+    float *C = device_array<float>(M * 2), *bias = device_array<float>(M), alpha = 2, beta = 0;
+    send(A, x.data(), M * K), send(B, y.data(), K * 2);
+    cublasLtMatmulDescCreate(&operation, CUBLAS_COMPUTE_32F, CUDA_R_32F);
+    cublasLtMatmulDescSetAttribute(operation, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue, sizeof epilogue);
+    cublasLtMatmulDescSetAttribute(operation, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias, sizeof bias);
+    cublasLtMatrixLayoutCreate(&la, CUDA_R_16BF, M, K, (int64_t)M);
+    cublasLtMatrixLayoutCreate(&lb, CUDA_R_16BF, K, 2, (int64_t)K);
+    cublasLtMatrixLayoutCreate(&lc, CUDA_R_32F, M, 2, (int64_t)M);
+    cublasLtMatmulPreferenceCreate(&preference);
+    for (uint32_t& alignment : preference->alignment) alignment = 4;
+    cublasLtMatmulAlgoGetHeuristic(NULL, operation, la, lb, lc, lc, preference, 1, &choice, &found);
+    if (!found) return NAN;
+    char* workspace = device_array<char>(16);
+    cublasLtMatmul(NULL, operation, &alpha, A, la, B, lb, &beta, C, lc, C, lc, &choice.algo, workspace, 16, stream);
+    if (sums) *sums = fetch(bias, 1)[0];
+    return fetch(C, 1)[0];
+}
+
+static void check_multiplies() {
+    enum { M = 8, K = 40 };
+    float a[M * K], b[K * 2], right = 0, sum = 0, got_sum = 0;
+    for (int i = 0; i < M * K; i++) a[i] = (float)(int)(random_bits(5, (uint64_t)i) % 9) - 4;
+    for (int i = 0; i < K * 2; i++) b[i] = (float)(int)(random_bits(6, (uint64_t)i) % 9) - 4;
+    for (int k = 0; k < K; k++) right += 2 * a[k * M] * b[k], sum += a[k * M];
+    expect(cublas_product(M, K, a, b, CUBLASLT_EPILOGUE_DEFAULT, NULL) == right, "cuBLASLt's product");
+    cublas_product(M, K, a, b, CUBLASLT_EPILOGUE_BGRADA, &got_sum);
+    expect(got_sum == sum, "cuBLASLt's sums of a matrix that it multiplies");
+    expect(isnan(cublas_product(1, K, a, b, CUBLASLT_EPILOGUE_DEFAULT, NULL)), "one row can be multiplied");
+    // 1 and 39 numbers of 2^-24, which together are more than the last bit of 1, but each is less than that.
+    for (int i = 0; i < M * K; i++) a[i] = 1;
+    for (int i = 0; i < K * 2; i++) b[i] = i % K ? 0x1p-24f : 1;
+    expect(cublas_product(M, K, a, b, CUBLASLT_EPILOGUE_DEFAULT, NULL) == 2, "a matrix unit does not cut off");
+    for (int i = 0; i < K * 2; i++) b[i] = i % K ? -0x1p-23f : 1;
+    expect(cublas_product(M, K, a, b, CUBLASLT_EPILOGUE_DEFAULT, NULL) == 2 - 78 * 0x1p-23f, "it cuts off too much");
+    b[3] = INFINITY;
+    expect(cublas_product(M, K, a, b, CUBLASLT_EPILOGUE_DEFAULT, NULL) == INFINITY, "infinity is lost");
+    b[4] = -INFINITY;
+    expect(isnan(cublas_product(M, K, a, b, CUBLASLT_EPILOGUE_DEFAULT, NULL)), "infinity less infinity");
+}
+
 static void check_streams() {
     int *x = device_array<int>(1), one = 1;
+    // A copy on another stream, which the kernel's does not wait for.
+    send(x, &one, 1);
+    cudaMemcpy(x, &one, sizeof one, cudaMemcpyHostToDevice);
+    launch(add, 1, 1, 0, stream, x, 5);
+    cudaStreamSynchronize(stream);
+    expect(fetch(x, 1)[0] != 6, "a copy on another stream arrives without being waited for");
+    int got = 0;
+    cudaMemcpyAsync(x, &one, sizeof one, cudaMemcpyHostToDevice, stream);
+    launch(add, 1, 1, 0, stream, x, 5);
+    cudaMemcpy(&got, x, sizeof got, cudaMemcpyDeviceToHost);
+    expect(got != 6, "a copy to the host sees what another stream has yet to do");
+    cudaStreamSynchronize(stream);
+    cudaMemcpy(&got, x, sizeof got, cudaMemcpyDeviceToHost);
+    expect(got == 6, "a copy to the host does not see what another stream has done");
+
     cudaMemcpyAsync(x, &one, sizeof one, cudaMemcpyHostToDevice, stream);
     one = 7; // too soon
     expect(fetch(x, 1)[0] == 7, "a source that is overwritten too soon is not seen");
@@ -333,6 +414,12 @@ static void check_streams() {
     expect(fetch(x, 1)[0] == 1, "what is captured is done at once");
     for (int i = 0; i < 3; i++) cudaGraphLaunch(exec, stream);
     expect(fetch(x, 1)[0] == 31, "a graph is not replayed");
+
+    ends(NULL, "a kernel that fails", [=] {
+        setenv("CUDA_ON_CPU_FAULT", "add", 1);
+        launch(add, 1, 1, 0, stream, x, 1);
+        _exit(cudaStreamSynchronize(stream) != cudaErrorIllegalAddress);
+    });
 }
 
 // Against the definition: of the two neighbours, the nearer; of equally near ones, the even.
@@ -362,6 +449,7 @@ int main(void) {
     check_memory();
     check_barriers();
     check_warps();
+    check_multiplies();
     check_streams();
     check_rounding();
     printf("%d passed, %d failed\n", passed, failed);

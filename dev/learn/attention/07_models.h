@@ -56,7 +56,8 @@ struct Model {
     Mlp mlp[2 * LAYERS];
     Norm last[2];
     int D;          // half the window of local attention
-    double seconds; // of training
+    float rate;     // of learning
+    double seconds; // spent on it
 };
 
 // A matrix that keeps the size of what goes through it.

@@ -57,8 +57,9 @@ int main(int count, char** arguments) {
     Model models[MODELS] = {{.name = "RNN, one vector", .create = rnn_new, .logits = rnn, .size = 96},
                             {.name = "Bahdanau", .create = bahdanau_new, .logits = bahdanau, .size = 64},
                             {.name = "Transformer", .create = transformer_new, .logits = transformer, .size = 48}};
+    for (int i = 0; i < MODELS; i++) models[i].rate = 4e-3f;
     Quality q[MODELS], *one = &q[RNN], *bahdanaus = &q[BAHDANAU], *transformers = &q[TRANSFORMER];
-    learn_and_test(models, MODELS, q, 1700, 4e-3f, 0.4f);
+    learn_and_test(models, MODELS, q, 1700, 32, 0.4f);
     report("07_translation", models, q, MODELS);
     int last = LENGTHS - 1;
     claim_equal_sizes(models, MODELS);

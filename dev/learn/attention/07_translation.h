@@ -1,12 +1,13 @@
 // 07_translation.h: sentences to learn from, training, translating, and how good it is.
 
 #pragma once
+#define _GNU_SOURCE 1 // for clock_gettime
 #include <time.h>
 
 #include "07_models.h"
 #include "draw.h"
 
-enum { POOL = 16000, BATCH = 32, LENGTHS = 8, SHORTEST = 4 };
+enum { POOL = 16000, LARGEST_BATCH = 64, LENGTHS = 8, SHORTEST = 4 };
 
 static Sentence pool[POOL];       // to learn from, short ones first
 static int first_of[LONGEST + 2]; // where those of n words begin
@@ -53,21 +54,22 @@ static double thread_seconds(void) {
 
 // ---- training ------------------------------------------------------------------------------------------------------
 
-// Reads `batches` batches, all models the same ones: at first from the shorter sentences only, from all when the share
-// `growing` of the time is over. The learning rate climbs to `rate` over 50 batches, and falls to 0 from a third of the
+// Reads `batches` batches of sentences, all models the same ones: at first from the shorter sentences only, from all when the share
+// `growing` of the time is over. The learning rate climbs to the model's over 50 batches, and falls to 0 from a third of the
 // time on.
-static void train(Model* m, int batches, float rate, float growing) {
+static void train(Model* m, int batches, int size_of_batch, float growing) {
+    insist(0 < size_of_batch && size_of_batch <= LARGEST_BATCH, "a batch of %d", size_of_batch);
     double begin = thread_seconds();
     uint64_t seed = 5;
     for (int i = 0; i < batches; i++) {
         float done = (float)i / (float)batches, warm = i < 50 ? (float)i / 50 : 1;
         int known = done < growing ? (int)((0.1f + 0.9f * done / growing) * POOL) : POOL;
         int n = pool[random_below(&seed, known)].n, many = first_of[n + 1] - first_of[n];
-        const Sentence* s[BATCH];
-        for (int k = 0; k < BATCH; k++) s[k] = &pool[first_of[n] + random_below(&seed, many)];
-        Batch b = batch_of(m->t, s, BATCH);
+        const Sentence* s[LARGEST_BATCH];
+        for (int k = 0; k < size_of_batch; k++) s[k] = &pool[first_of[n] + random_below(&seed, many)];
+        Batch b = batch_of(m->t, s, size_of_batch);
         backward(cross_entropy(m->logits(m, &b, NULL), b.target));
-        adamw(m->t, rate * warm * fminf(1, 1.5f * (1 - done)), 0, 1);
+        adamw(m->t, m->rate * warm * fminf(1, 1.5f * (1 - done)), 0, 1);
         tape_clear(m->t);
     }
     m->seconds = thread_seconds() - begin;
@@ -174,24 +176,27 @@ static Quality test(Model* m) {
         int out[TEST][ROOM], exact = 0;
         for (int k = 0; k < TEST; k++) s[k] = &test_set[l][k];
         translate(m, s, TEST, out);
+        q.bleu[l] = (float)bleu_of(out, s, TEST);
+        Batch b = batch_of(m->t, s, TEST);
+        float* weights = (float*)take(m->t, sizeof(float) * (size_t)(b.B * b.m * b.n));
+        m->logits(m, &b, weights);
         for (int k = 0; k < TEST; k++) {
-            static _Thread_local float weights[ROOM * ROOM];
             exact += length_of(out[k]) == s[k]->m - 1 && !memcmp(out[k], s[k]->fr, sizeof(int) * (size_t)s[k]->m);
-            alignment_of(m, s[k], weights);
             for (int i = 0; i < s[k]->m; i++, words++)
-                aligned += (int)(s[k]->from[i] >> best_of(weights + i * s[k]->n, s[k]->n) & 1);
+                aligned += (int)(s[k]->from[i] >> best_of(weights + (k * b.m + i) * b.n, b.n) & 1);
         }
-        q.exact[l] = 100 * (float)exact / TEST, q.bleu[l] = (float)bleu_of(out, s, TEST);
+        tape_clear(m->t);
+        q.exact[l] = 100 * (float)exact / TEST;
     }
     q.aligned = 100 * (float)aligned / (float)words;
     return q;
 }
 
 // All models, as many at a time as there are threads.
-static void learn_and_test(Model* m, int count, Quality* q, int batches, float rate, float growing) {
+static void learn_and_test(Model* m, int count, Quality* q, int batches, int size_of_batch, float growing) {
     fill_pool(1), fill_tests(2);
     printf("%d sentences of %d to %d words; %d English and %d French words. %d batches of %d sentences.\n", POOL,
-           SHORTEST, LONGEST, english.count - 3, french.count - 3, batches, BATCH);
+           SHORTEST, LONGEST, english.count - 3, french.count - 3, batches, size_of_batch);
     print_words("for example:", &english, pool[POOL / 4].en, pool[POOL / 4].n);
     print_words("           :", &french, pool[POOL / 4].fr, pool[POOL / 4].m);
     printf("%d models learn, which takes up to a minute ...\n", count);
@@ -200,7 +205,7 @@ static void learn_and_test(Model* m, int count, Quality* q, int batches, float r
     for (int i = 0; i < count; i++) {
         m[i].t = tape_new(17);
         m[i].create(&m[i]);
-        train(&m[i], batches, rate, growing);
+        train(&m[i], batches, size_of_batch, growing);
         q[i] = test(&m[i]);
     }
 }

@@ -275,7 +275,7 @@ __global__ static void ds_kernel(float* ds, const float* p, const real* dout, co
 // Step 3. train_gpt.cu's, with the matrix units, in two kernels: one in which a block owns 64 keys and goes along the
 // queries, one in which it owns queries and goes along the keys. Each tile's weights are thus computed twice, 7
 // products instead of 5, but each sum is in one block's registers: with a single kernel the blocks would have to add up
-// dq in memory, with atomic additions in whatever order they come.
+// dq in memory. train_gpt.cu says what that would cost if the same run is to give the same bits.
 static void backward_steps(size_t B, size_t T, size_t C, size_t H) {
     Attention shape = {B, T, 0, H, C / H};
     const float *host_qkv, *host_dout;

@@ -121,12 +121,61 @@ __global__ static void column_a_thread_kernel(float* dw, float* db, const real* 
 }
 
 // Step 2. dx by a warp for each row, 16 bytes at a time, for the same reasons as forward.
-//
-// Step 3. dw and db in two stages (sum_rows_kernel): the rows are cut into up to 128 slices, so that there are blocks
-// enough for all multiprocessors. In a block eight warps share a slice's rows and add up what they have in shared
-// memory. The block writes its sums to memory, and the last to finish adds up the slices. The obvious way, an atomic
-// addition of each block's sums to dw, would save the second stage; but then the order of the sum, and with it the last
-// bits of every weight, would be different in each run.
+template <int W>
+__global__ static void dx_a_warp_kernel(real* dx, const real* dy, const real* x, const float* mean, const float* rstd,
+                                        const float* w, size_t rows, size_t C) {
+    size_t row = (size_t)blockIdx.x * GROUPS + threadIdx.x / WARP, first = threadIdx.x % WARP * W;
+    if (row >= rows) return;
+    dx += row * C, dy += row * C, x += row * C;
+    float m = mean[row], r = rstd[row], g[W], n[W], scale[W], old[W], g_sum = 0, gn_sum = 0;
+    for (size_t c = first; c < C; c += WARP * W) {
+        load(g, dy + c);
+        load(n, x + c);
+        load(scale, w + c);
+        for (int i = 0; i < W; i++) {
+            g_sum += g[i] * scale[i];
+            gn_sum += g[i] * scale[i] * ((n[i] - m) * r);
+        }
+    }
+    float g_avg = warp_sum(g_sum) / (float)C, gn_avg = warp_sum(gn_sum) / (float)C;
+    for (size_t c = first; c < C; c += WARP * W) {
+        load(g, dy + c);
+        load(n, x + c);
+        load(scale, w + c);
+        load(old, dx + c);
+        for (int i = 0; i < W; i++) old[i] += r * (g[i] * scale[i] - g_avg - (n[i] - m) * r * gn_avg);
+        store(dx + c, old);
+    }
+}
+
+// Step 3. dw and db in two stages: the rows are cut into slices, so that there are blocks enough for all
+// multiprocessors. Block (i,j) takes WARP * W columns of slice j; eight warps share the slice's rows and add up what they
+// have in shared memory. The block writes its sums to memory, and the next kernel adds up the slices (add_slices). The
+// obvious way, an atomic addition of each block's sums to dw, would save the second stage; but then the order of the
+// sum, and with it the last bits of every weight, would be different in each run. partial (slices,2,C).
+template <int W>
+__global__ static void column_slices_kernel(float* partial, const real* dy, const real* x, const float* mean,
+                                            const float* rstd, size_t rows, size_t C, size_t slice) {
+    size_t group = threadIdx.x / WARP, c = (blockIdx.x * WARP + threadIdx.x % WARP) * W;
+    size_t end = (blockIdx.y + 1) * slice < rows ? (blockIdx.y + 1) * slice : rows;
+    float w_sum[W] = {}, b_sum[W] = {}, g[W], n[W];
+    for (size_t row = blockIdx.y * slice + group; c < C && row < end; row += GROUPS) {
+        load(g, dy + row * C + c);
+        load(n, x + row * C + c);
+        for (int i = 0; i < W; i++) {
+            w_sum[i] += g[i] * ((n[i] - mean[row]) * rstd[row]);
+            b_sum[i] += g[i];
+        }
+    }
+    add_warps(w_sum, shared_memory<float>());
+    add_warps(b_sum, shared_memory<float>());
+    if (group > 0 || c >= C) return;
+    store(partial + blockIdx.y * 2 * C + c, w_sum);
+    store(partial + blockIdx.y * 2 * C + C + c, b_sum);
+}
+
+// Step 4. train_gpt.cu's. Both of these read dy and x, 4 of the 6 tensors that pass by. When one block does both for a
+// few rows, the second finds them in the cache.
 static void backward_steps(size_t rows, size_t C) {
     const float *host_x, *host_dy, *host_w;
     real *x = numbers<real>(rows * C, &host_x), *dy = numbers<real>(rows * C, &host_dy), *dx = room<real>(rows * C);
@@ -149,14 +198,25 @@ static void backward_steps(size_t rows, size_t C) {
         launch(dx_a_thread_kernel, blocks(rows, THREADS), THREADS, 0, stream, dx, dy, x, mean, rstd, w, rows, C);
         columns();
     });
-    step("2 a row a warp", bytes, 0, [&] {
+    auto dx_a_warp = [&] {
         with_width(C, [&](auto W) {
-            launch(layernorm_backward_kernel<W>, blocks(rows, GROUPS), THREADS, 0, stream, dx, dy, x, mean, rstd, w,
-                   rows, C);
+            launch(dx_a_warp_kernel<W>, blocks(rows, GROUPS), THREADS, 0, stream, dx, dy, x, mean, rstd, w, rows, C);
         });
+    };
+    step("2 a row a warp", bytes, 0, [&] {
+        dx_a_warp();
         columns();
     });
-    step("3 columns in slices", bytes, 0, [&] { layernorm_backward(dx, dw, db, dy, x, mean, rstd, w, rows, C); });
+    step("3 columns in slices", bytes, 0, [&] {
+        size_t slice = rows > 128 * 64 ? (rows + 127) / 128 : 64;
+        dx_a_warp();
+        with_width(C, [&](auto W) {
+            launch(column_slices_kernel<W>, dim3(blocks(C, WARP * W), blocks(rows, slice)), THREADS,
+                   THREADS * W * sizeof(float), stream, (float*)workspace, dy, x, mean, rstd, rows, C, slice);
+        });
+        add_slices(dw, db, (const float*)workspace, blocks(rows, slice), C);
+    });
+    step("4 both at once", bytes, 0, [&] { layernorm_backward(dx, dw, db, dy, x, mean, rstd, w, rows, C); });
     finish();
 }
 

@@ -113,10 +113,10 @@ __global__ static void __launch_bounds__(THREADS)
         for (int i = threadIdx.x * WIDTH; slice < slices && i < SIDE * SLICE; i += THREADS * WIDTH) {
             size_t row = row0 + i / SLICE, a_k = slice * SLICE + i % SLICE;
             bool a_valid = row < M && a_k < K;
-            cp_async_16(a_tile + i / SLICE * A_ROW + i % SLICE, a_valid ? a + row * K + a_k : a, a_valid);
+            cp_async<16>(a_tile + i / SLICE * A_ROW + i % SLICE, a_valid ? a + row * K + a_k : a, a_valid);
             size_t column = column0 + i % SIDE, b_k = slice * SLICE + i / SIDE;
             bool b_valid = column < N && b_k < K;
-            cp_async_16(b_tile + i / SIDE * B_ROW + i % SIDE, b_valid ? b + b_k * N + column : b, b_valid);
+            cp_async<16>(b_tile + i / SIDE * B_ROW + i % SIDE, b_valid ? b + b_k * N + column : b, b_valid);
         }
         cp_async_commit();
     };

@@ -1,0 +1,329 @@
+// test_masks.c: are masks.h's masks what their papers say, and is attention in tiles the same as the definition?
+//
+// Every mask and every score, at odd sizes: the block mask against each pair of a tile; forward and backward in tiles
+// against the definition made of attention.h's parts; gradients against finite differences of the formula in double
+// precision; what is skipped is not even looked at. Ends with "N passed, N failed", and with status 1 if any failed.
+
+#include "masks.h"
+#include "tape.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+
+static int passed, failed;
+
+static void expect(bool holds, const char* name, const char* what, double figure) {
+    if (holds)
+        passed++;
+    else
+        failed++, printf("FAILED: %s, %s (%.3g)\n", name, what, figure);
+}
+
+enum { HEADS = 3, REACH = 5, LONGEST = 160 };
+
+static float slopes[HEADS] = {0.2f, 0.05f, 0.01f}, cap = 1.5f, bias[HEADS * (2 * REACH + 1)];
+static RelativeBias relative = {bias, REACH};
+static int lengths[] = {45, 0}, prefixes[] = {7, 40}, document[2 * LONGEST];
+static Documents documents = {document, LONGEST};
+static Pattern pattern = {.width = 9, .gap = 4, .globals = 2};
+
+typedef struct {
+    const char* name;
+    Flex flex;
+} Case;
+static const Case cases[] = {
+    {"no mask", {0}},
+    {"causal", {.mask = see_causal}},
+    {"padding", {.mask = see_padding, .mask_data = lengths}}, // the second sequence sees nothing
+    {"window", {.mask = see_window, .mask_data = &pattern}},
+    {"dilated", {.mask = see_dilated, .mask_data = &pattern}},
+    {"global", {.mask = see_global, .mask_data = &pattern}},
+    {"strided", {.mask = see_strided, .mask_data = &pattern}},
+    {"fixed", {.mask = see_fixed, .mask_data = &pattern}},
+    {"prefix", {.mask = see_prefix, .mask_data = prefixes}},
+    {"documents", {.mask = see_document, .mask_data = &documents}},
+    {"alibi", {.mask = see_causal, .score = score_alibi, .score_data = slopes}},
+    {"relative", {.score = score_relative, .learn = learn_relative, .score_data = &relative}},
+    {"soft cap",
+     {.mask = see_window, .mask_data = &pattern, .score = score_soft_cap, .slope = slope_soft_cap, .score_data = &cap}},
+};
+enum { CASES = sizeof cases / sizeof cases[0] };
+
+// ---- What the masks are, said once more, by hand ---------------------------------------------------------------------
+
+// Rows of a causal pattern of 8 positions: what each sees.
+static void expect_picture(const char* name, Flex f, int h, const char* const rows[8]) {
+    int wrong = 0;
+    for (int i = 0; i < 8; i++)
+        for (int j = 0; j < 8; j++) wrong += f.mask(f.mask_data, 0, h, i, j) != (rows[i][j] == '#');
+    expect(wrong == 0, name, "pairs that differ from the drawing", wrong);
+}
+
+static void test_pictures(void) {
+    Pattern three = {.width = 3, .gap = 2, .globals = 1};
+    Flex f = {.mask = see_causal, .mask_data = &three};
+    expect_picture("causal", f, 0,
+                   (const char* const[]){"#.......", "##......", "###.....", "####....", "#####...", "######..",
+                                         "#######.", "########"});
+    f.mask = see_window;
+    expect_picture("window", f, 0,
+                   (const char* const[]){"#.......", "##......", "###.....", ".###....", "..###...", "...###..",
+                                         "....###.", ".....###"});
+    expect_picture("strided, even head", (Flex){.mask = see_strided, .mask_data = &three}, 0,
+                   (const char* const[]){"#.......", "##......", "###.....", ".###....", "..###...", "...###..",
+                                         "....###.", ".....###"});
+    expect_picture("strided, odd head", (Flex){.mask = see_strided, .mask_data = &three}, 1,
+                   (const char* const[]){"#.......", ".#......", "..#.....", "#..#....", ".#..#...", "..#..#..",
+                                         "#..#..#.", ".#..#..#"});
+    f.mask = see_dilated;
+    expect_picture("dilated", f, 0,
+                   (const char* const[]){"#.......", ".#......", "#.#.....", ".#.#....", "#.#.#...", ".#.#.#..",
+                                         "..#.#.#.", "...#.#.#"});
+    f.mask = see_global;
+    expect_picture("global", f, 0,
+                   (const char* const[]){"########", "####....", "#####...", "######..", "#.#####.", "#..#####",
+                                         "#...####", "#....###"});
+    f.mask = see_fixed;
+    expect_picture("fixed, even head", f, 0,
+                   (const char* const[]){"#.......", "##......", "###.....", "...#....", "...##...", "...###..",
+                                         "......#.", "......##"});
+    expect_picture("fixed, odd head", f, 1,
+                   (const char* const[]){"........", "........", "..#.....", "..#.....", "..#.....", "..#..#..",
+                                         "..#..#..", "..#..#.."});
+    expect_picture("prefix", (Flex){.mask = see_prefix, .mask_data = (int[]){3}}, 0,
+                   (const char* const[]){"###.....", "###.....", "###.....", "####....", "#####...", "######..",
+                                         "#######.", "########"});
+    expect_picture("padding", (Flex){.mask = see_padding, .mask_data = (int[]){3}}, 0,
+                   (const char* const[]){"###.....", "###.....", "###.....", "###.....", "###.....", "###.....",
+                                         "###.....", "###....."});
+    Documents two = {(int[]){4, 4, 4, 4, 4, 9, 9, 9}, 8};
+    expect_picture("documents", (Flex){.mask = see_document, .mask_data = &two}, 0,
+                   (const char* const[]){"#.......", "##......", "###.....", "####....", "#####...", ".....#..",
+                                         ".....##.", ".....###"});
+}
+
+// ---- In tiles, and by definition -------------------------------------------------------------------------------------
+
+typedef struct {
+    float *q, *k, *v, *dout, *out, *dq, *dk, *dv, *lse, *weights, *raw, *dscores, dbias[HEADS * (2 * REACH + 1)];
+} Arrays;
+
+static float* filled(size_t count, uint64_t* seed) {
+    float* x = calloc(count, sizeof(float));
+    if (!x) abort();
+    for (size_t i = 0; i < count && seed; i++) x[i] = normal(seed);
+    return x;
+}
+
+static Arrays arrays(BatchSizes z) {
+    size_t heads = (size_t)z.B * z.H, q = heads * z.m * z.D, k = heads * z.n * z.D, pairs = heads * z.m * z.n;
+    uint64_t seed = 5;
+    Arrays a = {.q = filled(q, &seed),
+                .k = filled(k, &seed),
+                .v = filled(k, &seed),
+                .dout = filled(q, &seed),
+                .out = filled(q, NULL),
+                .dq = filled(q, NULL),
+                .dk = filled(k, NULL),
+                .dv = filled(k, NULL),
+                .lse = filled(heads * z.m, NULL),
+                .weights = filled(pairs, NULL),
+                .raw = filled(pairs, NULL),
+                .dscores = filled((size_t)z.m * z.n, NULL)};
+    return a;
+}
+
+static void free_arrays(Arrays a) {
+    float* all[] = {a.q, a.k, a.v, a.dout, a.out, a.dq, a.dk, a.dv, a.lse, a.weights, a.raw, a.dscores};
+    for (size_t i = 0; i < sizeof all / sizeof all[0]; i++) free(all[i]);
+}
+
+// No number of x may differ from y's by more than `limit` times the largest.
+static void expect_same(const float* x, const float* y, size_t count, double limit, const char* name,
+                        const char* what) {
+    double most = 0, size = 1e-20;
+    for (size_t i = 0; i < count; i++) {
+        if (!(fabsf(x[i] - y[i]) <= (float)most)) most = (double)fabsf(x[i] - y[i]); // NaN stays
+        size = fmax(size, (double)fabsf(y[i]));
+    }
+    expect(most <= limit * size, name, what, most / size);
+}
+
+static void run_plain(Arrays* a, BatchSizes z, Flex f) {
+    flex_plain_forward(a->out, a->weights, a->raw, z, a->q, a->k, a->v, f);
+    flex_plain_backward(a->dq, a->dk, a->dv, &(RelativeBias){a->dbias, REACH}, a->dscores, a->dout, a->weights, a->raw,
+                        z, a->q, a->k, a->v, f);
+}
+
+static void run_tiles(Arrays* a, BatchSizes z, Flex f, BlockMask block) {
+    flex_forward(a->out, a->lse, z, a->q, a->k, a->v, f, block);
+    flex_backward(a->dq, a->dk, a->dv, &(RelativeBias){a->dbias, REACH}, a->dout, a->out, a->lse, z, a->q, a->k, a->v,
+                  f, block);
+}
+
+static BlockMask new_block(BatchSizes z, Flex f) {
+    BlockMask block = {z.B, z.H, malloc(block_mask_bytes(z.B, z.H, z))};
+    if (!block.tile) abort();
+    block_mask(block, z, f);
+    return block;
+}
+
+static void test_tiles(Case c, BatchSizes z) {
+    Arrays plain = arrays(z), tiles = arrays(z);
+    BlockMask block = new_block(z, c.flex);
+    size_t q = (size_t)z.B * z.H * z.m * z.D, k = (size_t)z.B * z.H * z.n * z.D;
+    run_plain(&plain, z, c.flex);
+    run_tiles(&tiles, z, c.flex, block);
+    char name[80];
+    snprintf(name, sizeof name, "%s, %d x %d", c.name, z.m, z.n);
+    expect_same(tiles.out, plain.out, q, 2e-6, name, "out");
+    expect_same(tiles.dq, plain.dq, q, 4e-6, name, "dq");
+    expect_same(tiles.dk, plain.dk, k, 4e-6, name, "dk");
+    expect_same(tiles.dv, plain.dv, k, 4e-6, name, "dv");
+    expect_same(tiles.dbias, plain.dbias, HEADS * (2 * REACH + 1), 2e-5, name, "dbias");
+    for (int row = 0; row < z.B * z.H * z.m; row++) { // rows that see nothing
+        bool sees = false;
+        for (int j = 0; j < z.n; j++)
+            sees |= head_mask(&(HeadMask){&c.flex, row / z.m / z.H, row / z.m % z.H}, row % z.m, j);
+        if (sees) continue;
+        float sum = 0;
+        for (int d = 0; d < z.D; d++) sum += fabsf(tiles.out[row * z.D + d]) + fabsf(tiles.dq[row * z.D + d]);
+        expect(sum == 0 && tiles.lse[row] == -INFINITY, name, "a row that sees nothing", (double)sum);
+    }
+    free(block.tile), free_arrays(plain), free_arrays(tiles);
+}
+
+// ---- Gradients against finite differences ----------------------------------------------------------------------------
+
+// sum of dout out in double precision, from the formula.
+static double loss(const Arrays* a, BatchSizes z, Flex f) {
+    double total = 0;
+    for (int head = 0; head < z.B * z.H; head++)
+        for (int i = 0; i < z.m; i++) {
+            const float *qi = a->q + (head * z.m + i) * z.D, *d_o = a->dout + (head * z.m + i) * z.D;
+            int b = head / z.H, h = head % z.H;
+            double sum = 0, weighted = 0;
+            for (int j = 0; j < z.n; j++) {
+                if (f.mask && !f.mask(f.mask_data, b, h, i, j)) continue;
+                const float *kj = a->k + (head * z.n + j) * z.D, *vj = a->v + (head * z.n + j) * z.D;
+                double s = 0, along = 0;
+                for (int d = 0; d < z.D; d++) s += (double)qi[d] * kj[d] / sqrt(z.D), along += (double)d_o[d] * vj[d];
+                if (f.score == score_soft_cap)
+                    s = cap * tanh(s / cap);
+                else if (f.score) // what is added does not depend on s
+                    s += (double)f.score(f.score_data, 0, b, h, i, j);
+                sum += exp(s), weighted += exp(s) * along;
+            }
+            if (sum > 0) total += weighted / sum;
+        }
+    return total;
+}
+
+static void compare_gradient(const char* name, const char* what, float* x, const float* dx, int count, Arrays* a,
+                             BatchSizes z, Flex f) {
+    double worst = 0, size = 1e-20;
+    for (int i = 0; i < count; i++) {
+        float keep = x[i], eps = 4e-3f;
+        x[i] = keep + eps;
+        double high = loss(a, z, f), above = (double)x[i];
+        x[i] = keep - eps;
+        double slope = (high - loss(a, z, f)) / (above - (double)x[i]);
+        x[i] = keep;
+        worst = fmax(worst, fabs(slope - (double)dx[i])), size = fmax(size, fabs(slope));
+    }
+    expect(worst / size < 1e-4 || (size < 1e-10 && worst < 1e-10), name, what, worst / size);
+}
+
+static void test_gradients(Case c) {
+    BatchSizes z = {2, HEADS, 11, 13, 5};
+    Arrays a = arrays(z);
+    BlockMask block = new_block(z, c.flex);
+    run_tiles(&a, z, c.flex, block);
+    int q = z.B * z.H * z.m * z.D, k = z.B * z.H * z.n * z.D;
+    compare_gradient(c.name, "dq and finite differences", a.q, a.dq, q, &a, z, c.flex);
+    compare_gradient(c.name, "dk and finite differences", a.k, a.dk, k, &a, z, c.flex);
+    compare_gradient(c.name, "dv and finite differences", a.v, a.dv, k, &a, z, c.flex);
+    if (c.flex.learn)
+        compare_gradient(c.name, "dbias and finite differences", bias, a.dbias, HEADS * (2 * REACH + 1), &a, z, c.flex);
+    free(block.tile), free_arrays(a);
+}
+
+// ---- What is skipped -------------------------------------------------------------------------------------------------
+
+// Masks and scores that count how often they are asked.
+typedef struct {
+    Flex flex;
+    long masks, scores;
+} Counted;
+static bool counted_mask(const void* data, int b, int h, int i, int j) {
+    Counted* c = (Counted*)(uintptr_t)data;
+    c->masks++;
+    return c->flex.mask(c->flex.mask_data, b, h, i, j);
+}
+static float counted_score(const void* data, float s, int b, int h, int i, int j) {
+    (void)b, (void)h, (void)i, (void)j;
+    ((Counted*)(uintptr_t)data)->scores++;
+    return s;
+}
+
+static void test_skipping(Case c) {
+    BatchSizes z = {2, HEADS, 70, 131, 4};
+    Counted counted = {.flex = c.flex};
+    Flex f = {counted_mask, &counted, counted_score, NULL, NULL, &counted};
+    BlockMask block = new_block(z, f);
+    long pairs[3] = {0};
+    expect(counted.masks == (long)z.B * z.H * z.m * z.n, c.name, "pairs asked for the block mask",
+           (double)counted.masks);
+    for (int b = 0; b < z.B; b++)
+        for (int h = 0; h < z.H; h++)
+            for (int i0 = 0; i0 < z.m; i0 += FLASH_TILE)
+                for (int j0 = 0; j0 < z.n; j0 += FLASH_TILE) {
+                    bool any = false, all = true;
+                    int rows = smaller(FLASH_TILE, z.m - i0), columns = smaller(FLASH_TILE, z.n - j0);
+                    for (int i = i0; i < i0 + rows; i++)
+                        for (int j = j0; j < j0 + columns; j++) {
+                            bool sees = c.flex.mask(c.flex.mask_data, b, h, i, j);
+                            any |= sees, all &= sees;
+                        }
+                    TileKind kind = (TileKind)*tile_at(block, z, b, h, i0, j0);
+                    expect(kind == (all ? WHOLE : any ? PARTIAL : EMPTY), c.name, "kind of a tile", kind);
+                    pairs[kind] += (long)rows * columns;
+                }
+    Arrays a = arrays(z);
+    counted.masks = 0;
+    run_tiles(&a, z, f, block); // forward and backward
+    expect(counted.scores == 2 * (pairs[PARTIAL] + pairs[WHOLE]), c.name, "pairs computed", (double)counted.scores);
+    expect(counted.masks == 2 * pairs[PARTIAL], c.name, "pairs asked about", (double)counted.masks);
+    free(block.tile), free_arrays(a);
+}
+
+// Keys and values that lie in empty tiles may be anything.
+static void test_nothing_read(void) {
+    int length = 64;
+    BatchSizes z = {1, 1, 40, 100, 6};
+    Flex f = {.mask = see_padding, .mask_data = &length};
+    Arrays a = arrays(z), clean = arrays(z);
+    BlockMask block = new_block(z, f);
+    for (int i = length * z.D; i < z.n * z.D; i++) a.k[i] = a.v[i] = NAN;
+    run_tiles(&a, z, f, block), run_tiles(&clean, z, f, block);
+    expect(!memcmp(a.out, clean.out, sizeof(float) * (size_t)(z.m * z.D)), "padding", "out does not see NaNs", 0);
+    expect(!memcmp(a.dq, clean.dq, sizeof(float) * (size_t)(z.m * z.D)), "padding", "dq does not see NaNs", 0);
+    free(block.tile), free_arrays(a), free_arrays(clean);
+}
+
+int main(void) {
+    uint64_t seed = 3;
+    for (int i = 0; i < HEADS * (2 * REACH + 1); i++) bias[i] = normal(&seed);
+    for (int i = 0; i < 2 * LONGEST; i++) document[i] = i % LONGEST / 37 + (i >= LONGEST && i % LONGEST > 50);
+    static const BatchSizes sizes[] = {
+        {1, 1, 1, 1, 1}, {2, HEADS, 33, 70, 7}, {2, HEADS, 64, 64, 8}, {2, HEADS, 5, 129, 3}, {2, HEADS, 130, 31, 16}};
+    test_pictures();
+    for (int c = 0; c < CASES; c++) {
+        for (size_t s = 0; s < sizeof sizes / sizeof sizes[0]; s++) test_tiles(cases[c], sizes[s]);
+        test_gradients(cases[c]);
+        if (cases[c].flex.mask) test_skipping(cases[c]);
+    }
+    test_nothing_read();
+    printf("%d passed, %d failed\n", passed, failed);
+    return failed > 0;
+}
