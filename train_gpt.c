@@ -2520,7 +2520,6 @@ static Checkpoint open_index(const char* path, const char* advice) {
     c.file = map_file(path, advice);
     c.json = read_json(path, c.file.data, c.file.size);
     c.parts = (Checkpoint*)allocate(MAX_PARTS, sizeof *c.parts, "the list of files");
-    c.entries = (Entry*)allocate(c.json.count, sizeof(Entry), "the list of tensors");
     char folder[MAX_PATH];
     const char* slash = strrchr(path, '/');
     snprintf(folder, sizeof folder, "%.*s", slash ? (int)(slash - path) : 1, slash ? path : ".");
@@ -2535,7 +2534,8 @@ static Checkpoint open_index(const char* path, const char* advice) {
         if (c.part_count == MAX_PARTS) die("%s lists over %d files", path, MAX_PARTS);
         Checkpoint* part = &c.parts[c.part_count++];
         *part = open_file(name, "");
-        if (part->entry_count > c.json.count - c.entry_count) die("%s does not list all tensors of %s", path, name);
+        c.entries = (Entry*)realloc(c.entries, (c.entry_count + part->entry_count + 1) * sizeof(Entry));
+        if (!c.entries) die("no memory for the list of tensors");
         memcpy(c.entries + c.entry_count, part->entries, part->entry_count * sizeof(Entry));
         c.entry_count += part->entry_count;
     }
@@ -2853,7 +2853,9 @@ static void export_tokenizer(const char* directory, const Tokenizer* t, Config c
     fputs("]}\n}\n", f);
     end_text(&text, directory, "tokenizer.json");
     f = begin_text(&text);
-    fputs("{\n  \"tokenizer_class\": \"PreTrainedTokenizerFast\",\n  \"clean_up_tokenization_spaces\": false,\n", f);
+    fputs("{\n  \"tokenizer_class\": \"PreTrainedTokenizerFast\",\n  \"clean_up_tokenization_spaces\": false,\n"
+          "  \"model_input_names\": [\"input_ids\", \"attention_mask\"],\n",
+          f);
     if (n) fprintf(f, "  \"bos_token\": \"%.*s\",\n  \"eos_token\": \"%.*s\",\n", n, end, n, end);
     fprintf(f, "  \"model_max_length\": %zu\n}\n", c.T);
     end_text(&text, directory, "tokenizer_config.json");

@@ -152,6 +152,11 @@ def continuation(name, data, checkpoint, folder):
     check(
         len(theirs) > len(prompt) and ours in (theirs, theirs + "\n"), f"{name}: pipeline continues {theirs[:60]!r}..."
     )
+    model, tokenizer = (
+        x.from_pretrained(folder) for x in (transformers.AutoModelForCausalLM, transformers.AutoTokenizer)
+    )
+    ids = model.generate(**tokenizer(prompt, return_tensors="pt"), do_sample=False, max_new_tokens=n)[0]
+    check(tokenizer.decode(ids) == theirs, f"{name}: and so does generate() of what the tokenizer returns")
 
 
 def perplexity(name, data, checkpoint, folder, text, work):
