@@ -40,7 +40,8 @@ its weights; merges.txt has nothing to add. Either way it must be GPT-2's to the
 THE FILES, all little-endian, written to the output folder (data/ unless --out says otherwise):
 
 train.bin, val.bin
-    256 int32   header: 20240520, 1, number of tokens, zeros
+    256 int32   header: 20240520, 1, number of tokens, in two words the fingerprint of tokenizer.bin (64-bit FNV-1a
+                        of its bytes), zeros
     uint16      the tokens
 
 tokenizer.bin
@@ -60,6 +61,10 @@ tokenizer.bin
     Every single byte is a token: with id = byte for kinds 0 and 1, where merged tokens follow in the order in
     which they were made; in GPT-2's own order for kind 2, which has 50257 tokens, <|endoftext|> the last.
 """
+
+import _signal  # the part of signal that is there at once
+if __name__ == "__main__":
+    _signal.signal(_signal.SIGINT, _signal.SIG_DFL)     # while Python loads what follows, Ctrl-C just ends it
 
 import argparse
 import array
@@ -453,8 +458,26 @@ def files_below(folder):
     return sorted(filter(os.path.isfile, paths)), hidden
 
 
+def memory_available():
+    """Bytes, or None where the system does not say."""
+    try:
+        return int(re.search(r"MemAvailable: *(\d+) kB", read_file("/proc/meminfo").decode()).group(1)) << 10
+    except (OSError, AttributeError):
+        return None
+
+
+def warn_of_memory(sources):
+    """A text is held in memory several times over: as bytes, characters, pieces and tokens."""
+    paths = [path for source in sources for path in (files_below(source)[0] if os.path.isdir(source) else [source])]
+    needed, available = 8 * sum(map(os.path.getsize, paths)), memory_available()
+    if available is not None and needed > available:
+        warn(f"this text may take {needed / 1e9:.1f} GB of memory, and {available / 1e9:.1f} GB are available; "
+             "a part of it may do")
+
+
 def read_sources(sources):
     """The user's files and folders: (documents, what they are)."""
+    warn_of_memory(sources)
     documents = []
     for source in sources:
         if os.path.isdir(source):
@@ -500,9 +523,18 @@ def header(*values):
     return struct.pack("<256i", *values, *[0] * (256 - len(values)))
 
 
-def token_file(ids):
-    """The contents of train.bin or val.bin, in parts."""
-    return [header(TOKENS_MAGIC, TOKENS_VERSION, len(ids)), little_endian(ids)]
+def fingerprint(data):
+    """FNV-1a, by which train_gpt knows a tokenizer.bin."""
+    value = 0xCBF29CE484222325
+    for byte in data:
+        value = (value ^ byte) * 0x100000001B3 & 0xFFFFFFFFFFFFFFFF
+    return value
+
+
+def token_file(ids, tokenizer):
+    """The contents of train.bin or val.bin, in parts; tokenizer: those of tokenizer.bin."""
+    mark = struct.pack("<Q", fingerprint(b"".join(tokenizer)))
+    return [header(TOKENS_MAGIC, TOKENS_VERSION, len(ids), *struct.unpack("<2i", mark)), little_endian(ids)]
 
 
 def tokenizer_file(tokenizer):
@@ -613,6 +645,12 @@ def prepare(options):
         raise Failure(f"{options.out}: not a folder") from None
     if not os.access(options.out, os.W_OK | os.X_OK):
         raise Failure(f"{options.out}: no permission to write in this folder")
+    for name, magic in ("train.bin", TOKENS_MAGIC), ("val.bin", TOKENS_MAGIC), ("tokenizer.bin", TOKENIZER_MAGIC):
+        path = os.path.join(options.out, name)
+        if os.path.isfile(path) and os.path.getsize(path):
+            with open(path, "rb") as file:
+                if file.read(4) != struct.pack("<i", magic):
+                    raise Failure(f"{path} is not of this program and would be replaced: give --out another folder")
     documents, name = read_sources(options.sources) if options.sources else default_text(options.out)
     size = sum(map(len, documents))
     if size < MIN_TEXT:
@@ -626,8 +664,9 @@ def prepare(options):
         raise Failure(f"{name}: its last tenth is a single token, too little for validation; give more text")
     if len(train_ids) >= 1 << 31:
         raise Failure(f"{name}: {len(train_ids):,} tokens are more than a file can hold, 2,147,483,647")
-    write_files(options.out, {"train.bin": token_file(train_ids), "val.bin": token_file(val_ids),
-                              "tokenizer.bin": tokenizer_file(tokenizer)})
+    made = tokenizer_file(tokenizer)
+    write_files(options.out, {"train.bin": token_file(train_ids, made), "val.bin": token_file(val_ids, made),
+                              "tokenizer.bin": made})
 
     several = f"{len(documents):,} documents, " if len(documents) > 1 else ""
     count, wanted = len(tokenizer.tokens), options.vocab_size or DEFAULT_VOCAB
@@ -661,5 +700,6 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))     # an exit cleans up, the default does not
     sys.exit(main())

@@ -359,6 +359,30 @@ static void test_allocate(void) {
     CHECK(memory > 1e6 && memory < 1e15, "%.0f bytes of memory are available", memory);
 }
 
+// Limits of control groups: of version 2 in the group or in one above it, of version 1, and as a container sees them.
+static void test_cgroup_limit(void) {
+    static const char* const folders[] = {"c", "c/a", "c/a/b", "c/memory", "c/memory/d"};
+    for (size_t i = 0; i < 5; i++) mkdir(in_folder(folders[i]), 0777);
+    write_file(in_folder("list"), "0::/a/b\n", 8);
+    CHECK(cgroup_limit(in_folder("list"), in_folder("c")) == SIZE_MAX, "a limit where there is none");
+    write_file(in_folder("c/a/memory.max"), "max\n", 4);
+    write_file(in_folder("c/a/b/memory.max"), "70000000\n", 9);
+    CHECK(cgroup_limit(in_folder("list"), in_folder("c")) == 70000000, "the group's own limit");
+    write_file(in_folder("c/a/memory.max"), "60000000\n", 9);
+    CHECK(cgroup_limit(in_folder("list"), in_folder("c")) == 60000000, "the limit of the group above");
+    write_file(in_folder("c/memory.max"), "50000000\n", 9);
+    CHECK(cgroup_limit(in_folder("list"), in_folder("c")) == 50000000, "the topmost limit");
+    const char* first = "11:cpu,cpuacct:/x\n7:memory:/d\n1:name=systemd:/y\n";
+    write_file(in_folder("list"), first, strlen(first));
+    CHECK(cgroup_limit(in_folder("list"), in_folder("c")) == SIZE_MAX, "a limit of version 1 where there is none");
+    write_file(in_folder("c/memory/d/memory.limit_in_bytes"), "40000000\n", 9);
+    CHECK(cgroup_limit(in_folder("list"), in_folder("c")) == 40000000, "version 1");
+    write_file(in_folder("list"), "7:memory:/outside/of/here\n", 26);
+    write_file(in_folder("c/memory/memory.limit_in_bytes"), "30000000\n", 9);
+    CHECK(cgroup_limit(in_folder("list"), in_folder("c")) == 30000000, "a path that only the host has");
+    CHECK(cgroup_limit(in_folder("none"), in_folder("c")) == SIZE_MAX, "no list");
+}
+
 // ====================================================================================================================
 // Random numbers
 
@@ -2746,7 +2770,8 @@ static const Config tiny = {256, 4, 6, 2, 2}; // V, T, C, H, L
 static void load_weights(const char* path) {
     Model m;
     opt.init = path;
-    load_for_use(&m, NULL, false);
+    Tokenizer none;
+    load_for_use(&m, &none, false, false);
     device->free_model(&m);
     opt.init = NULL;
 }
@@ -2790,7 +2815,7 @@ static void test_checkpoint_round_trip(void) {
         const char* path = in_folder("gpt.safetensors");
         char more[64];
         snprintf(more, sizeof more, ",\"--heads\":\"%zu\",\"step\":\"17\"", shapes[i].H);
-        save_checkpoint(path, &m, true, more);
+        save_checkpoint(path, &m, true, more, NULL);
         size_t size = 0;
         char* data = read_file(path, &size);
         uint64_t header = 0;
@@ -2845,7 +2870,8 @@ static void test_checkpoint_import(void) {
             write_file(in_folder("config.json"), "{\"n_head\": 2}", 13);
             Model m;
             opt.init = path;
-            load_for_use(&m, NULL, false);
+            Tokenizer none;
+            load_for_use(&m, &none, false, false);
             CHECK(!memcmp(&m.config, &tiny, sizeof tiny), "%s: another shape", types[type]);
             size_t at = 4, width = type_size(types[type]);
             for (size_t t = 0; t < m.tensor_count; t++)
@@ -3620,7 +3646,7 @@ static void test_generation_cli(void) {
     const Config config = {256, 24, 32, 2, 2};
     Model m;
     make_speaker(&m, config, 21);
-    save_checkpoint(path, &m, false, ",\"--heads\":\"2\"");
+    save_checkpoint(path, &m, false, ",\"--heads\":\"2\"", NULL);
     device->free_model(&m);
 #define GENERATE "--data %s --checkpoint %s --tokens 60 "
     const Result* r = cli(GENERATE "--generate 'the cat'", data, path);
@@ -4179,8 +4205,8 @@ static void check_validation(Subject* s) {
     }
 }
 
-// Whole runs: the same bits from any number of threads, and in two parts; and what is saved is the model that was
-// validated last.
+// Whole runs: the same bits from any number of threads, with --recompute, and in two parts; and what is saved is the
+// model that was validated last.
 static void check_run(Subject* s, const char* data, const char* variant) {
     const char *whole = in_folder("whole.safetensors"), *path = in_folder("part.safetensors");
     char run[9000];
@@ -4189,7 +4215,9 @@ static void check_run(Subject* s, const char* data, const char* variant) {
     const char* log = in_folder("log.csv");
     for (int threads = 1; threads <= 3; threads++) {
         child.threads = threads;
-        CHECK_SUCCESS(cli("%s --save-every 4 --log %s --checkpoint %s", run, log, threads == 1 ? whole : path), run);
+        CHECK_SUCCESS(cli("%s %s --save-every 4 --log %s --checkpoint %s", run, threads == 3 ? "--recompute" : "", log,
+                          threads == 1 ? whole : path),
+                      run);
         CHECK(threads == 1 || same_files(whole, path), "%s: %d threads give other bits than 1", s->name, threads);
     }
     child.threads = 0;
@@ -4199,6 +4227,10 @@ static void check_run(Subject* s, const char* data, const char* variant) {
     CHECK_SUCCESS(cli("--resume --data %s --checkpoint %s", data, path), "resuming");
     CHECK(same_files(whole, path), "%s: resumed, the bits differ", s->name);
     CHECK_SUCCESS(cli("--generate 'the ' --tokens 80 --data %s --checkpoint %s", data, path), "generation");
+    const Result* exported = cli("--export %s --checkpoint %s", in_folder("exported"), path);
+    CHECK(beyond_gpt2(opt.model) ? exported->status == 1 && strstr(exported->err, beyond_gpt2(opt.model))
+                                 : !exported->status,
+          "%s: --export ends with status %d: %s", s->name, exported->status, exported->err);
     CHECK_SUCCESS(cli("--init %s --lr 0 --min-lr 0 --batch 3 --steps 1 --warmup 0 --val-batches 2 --data %s --log %s "
                       "--checkpoint %s",
                       whole, data, in_folder("again.csv"), in_folder("again.safetensors")),
@@ -4392,7 +4424,8 @@ static void test_cli_failures(void) {
         const char* text;
     } cases[] = {
         {"--heads 3 --channels 40", 2, "--channels 40 is not divisible by --heads 3"},
-        {"--data FOLDER/nowhere", 1, "nowhere/tokenizer.bin: No such file or directory; `python3 prepare_data.py`"},
+        {"--data FOLDER/nowhere", 1,
+         "nowhere/tokenizer.bin: No such file or directory; `python3 prepare_data.py --out"},
         {"--data FOLDER/empty", 1, "empty/tokenizer.bin: No such file"},
         {"--data FOLDER/file", 1, "Not a directory"},
         {"--train FOLDER/none.bin", 1, "none.bin: No such file"},
@@ -4426,7 +4459,7 @@ static void test_cli_failures(void) {
         {"--resume --heads 4", 1, "--heads 4 does not fit"},
         {"--resume --context 32", 1, "--context 32 does not fit"},
         {"--resume", 1, "has done all of its 2 steps"},
-        {"--resume --steps 1", 1, "has done all of its 1 steps"},
+        {"--resume --steps 1", 1, "has done 2 steps, more than --steps 1"},
         {"--resume --steps 4 --train FOLDER/data/val.bin", 1, "other data"},
         {"--init FOLDER/gpt.safetensors --context 25", 1, "longer than the 24 positions"},
         {"--init FOLDER/gpt.safetensors --channels 64", 1, "--channels 64 does not fit"},
@@ -4472,6 +4505,13 @@ static void test_cli_folder_name(void) {
 }
 
 // Files that do not belong together.
+static void write_copy(const char* from, const char* to) {
+    size_t size = 0;
+    char* data = read_file(in_folder(from), &size);
+    write_file(in_folder(to), data, size);
+    free(data);
+}
+
 static void test_cli_mismatch(void) {
     char base[9000];
     static Vocabulary v;
@@ -4481,17 +4521,50 @@ static void test_cli_mismatch(void) {
     v.strings['a'] = 'b', v.strings['b'] = 'a';
     mkdir(in_folder("swapped"), 0777);
     write_tokenizer(in_folder("swapped/tokenizer.bin"), &v, 0, -1);
-    CHECK_FAILURE(cli("--data %s --train %s/train.bin --val %s/val.bin --checkpoint %s --resume --steps 5",
-                      in_folder("swapped"), data, data, checkpoint),
-                  1, "was trained with another", "another tokenizer");
-    start_vocabulary(&v);
-    add_token(&v, "ab", 2);
-    mkdir(in_folder("larger"), 0777);
-    write_tokenizer(in_folder("larger/tokenizer.bin"), &v, RANGES, -1);
-    CHECK_FAILURE(cli("--data %s --generate x --checkpoint %s", in_folder("larger"), checkpoint), 1,
-                  "has a vocabulary of 256, but", "a larger tokenizer to generate with");
-    CHECK_FAILURE(cli("--data %s --init %s --checkpoint %s", in_folder("larger"), checkpoint, in_folder("new")), 1,
-                  "has a vocabulary of 256, but", "a larger tokenizer to train with");
+    write_copy("data/train.bin", "swapped/train.bin");
+    write_copy("data/val.bin", "swapped/val.bin");
+    CHECK_FAILURE(cli("--data %s --checkpoint %s --resume --steps 5", in_folder("swapped"), checkpoint), 1,
+                  "was not made with the tokenizer of", "a text of another tokenizer");
+    CHECK_FAILURE(cli(SMALL_MODEL "--data %s --train %s/train.bin", data, in_folder("swapped")), 1,
+                  "was not made with the tokenizer of", "a text beside another tokenizer");
+    // The shard's own word is worth more than what is beside it.
+    Tokenizer own = load_tokenizer(in_folder("data/tokenizer.bin"));
+    uint64_t mark = tokenizer_mark(&own);
+    free_tokenizer(&own);
+    size_t shard_size = 0;
+    char* shard = read_file(in_folder("data/train.bin"), &shard_size);
+    memcpy(shard + 12, &mark, sizeof mark);
+    write_file(in_folder("swapped/train.bin"), shard, shard_size);
+    CHECK_SUCCESS(cli(SMALL_MODEL "--data %s --train %s/train.bin --steps 1 --checkpoint %s", data,
+                      in_folder("swapped"), in_folder("marked")),
+                  "a text that names its tokenizer");
+    mark++;
+    memcpy(shard + 12, &mark, sizeof mark);
+    write_file(in_folder("swapped/train.bin"), shard, shard_size);
+    CHECK_FAILURE(cli(SMALL_MODEL "--data %s --train %s/train.bin", data, in_folder("swapped")), 1,
+                  "was not made with the tokenizer of", "a text that names another tokenizer");
+    free(shard);
+    // The model writes with its own tokenizer, whatever the data's has become; an export, too.
+    static char text[1 << 17];
+    snprintf(text, sizeof text, "%s", cli("--data %s --generate x --checkpoint %s", data, checkpoint)->out);
+    const Result* r = cli("--data %s --generate x --checkpoint %s", in_folder("swapped"), checkpoint);
+    CHECK(!r->status && !strcmp(r->out, text), "another tokenizer in data/ changes the text: %s", r->err);
+    CHECK_SUCCESS(cli("--checkpoint %s --export %s", checkpoint, in_folder("e")), "an export");
+    r = cli("--init %s --generate x", in_folder("e"));
+    CHECK(!r->status && !*r->err && !strcmp(r->out, text), "an export writes another text: %s", r->err);
+    CHECK_FAILURE(cli("--data %s --init %s --generate x", in_folder("swapped"), in_folder("e")), 1,
+                  "was trained with another tokenizer", "an export with another tokenizer");
+    unlink(in_folder("e/config.json"));
+    r = cli("--init %s --generate x", in_folder("e"));
+    CHECK(!r->status && !strcmp(r->out, text), "an export of one file has other heads: %s", r->err);
+    // Nothing is replaced that is no export.
+    write_file(in_folder("e/config.json"), "{}", 2);
+    CHECK_FAILURE(cli("--checkpoint %s --export %s", checkpoint, in_folder("e")), 1, "config.json is not of an earlier",
+                  "an export over another config.json");
+    write_copy("gpt.safetensors", "e/model.safetensors");
+    CHECK_FAILURE(cli("--checkpoint %s --export %s", in_folder("e/model.safetensors"), in_folder("e")), 1,
+                  "model.safetensors is not of an earlier", "an export over its own checkpoint");
+    CHECK(same_files(checkpoint, in_folder("e/model.safetensors")), "an export has replaced a checkpoint");
     // Weights without a run, and a run without its moments.
     CHECK_SUCCESS(cli("--checkpoint %s --export %s", checkpoint, in_folder("exported")), "an export");
     CHECK_FAILURE(cli("--data %s --resume --checkpoint %s", data, in_folder("exported/model.safetensors")), 1,
@@ -4507,12 +4580,12 @@ static void test_cli_mismatch(void) {
     // A token that the vocabulary has not, met in training and in validation.
     uint16_t tokens[200] = {0};
     tokens[100] = 256;
-    write_shard(in_folder("bad.bin"), tokens, 200);
+    write_shard(in_folder("data/bad.bin"), tokens, 200);
     const char* other = in_folder("other.safetensors");
-    CHECK_FAILURE(cli(SMALL_MODEL "--data %s --train %s --checkpoint %s", data, in_folder("bad.bin"), other), 1,
+    CHECK_FAILURE(cli(SMALL_MODEL "--data %s --train %s --checkpoint %s", data, in_folder("data/bad.bin"), other), 1,
                   "token 100 is 256, but the vocabulary has 256", "a foreign token to train on");
     CHECK_FAILURE(
-        cli(SMALL_MODEL "--data %s --val %s --checkpoint %s --val-every 1", data, in_folder("bad.bin"), other), 1,
+        cli(SMALL_MODEL "--data %s --val %s --checkpoint %s --val-every 1", data, in_folder("data/bad.bin"), other), 1,
         "token 100 is 256, but the vocabulary has 256", "a foreign token to validate on");
     // A checkpoint whose options were tampered with.
     size_t size = 0;
@@ -4607,9 +4680,9 @@ static void test_cli_nan(void) {
     const float bad[] = {12345.678f, NAN, INFINITY, -INFINITY};
     make_model(&m, config, false, 1);
     device->to_device(m.w.lnf_w + 3, &bad[1], 1);
-    CHECK(save_checkpoint(spoilt, &m, false, ",\"--heads\":\"2\"") && !exists(spoilt), "NaN is saved");
+    CHECK(save_checkpoint(spoilt, &m, false, ",\"--heads\":\"2\"", NULL) && !exists(spoilt), "NaN is saved");
     device->to_device(m.w.lnf_w + 3, &bad[0], 1);
-    CHECK(!save_checkpoint(spoilt, &m, false, ",\"--heads\":\"2\""), "a finite number is not saved");
+    CHECK(!save_checkpoint(spoilt, &m, false, ",\"--heads\":\"2\"", NULL), "a finite number is not saved");
     device->free_model(&m);
     size_t size = 0, now = 0;
     char* file = read_file(spoilt, &size);
@@ -5241,6 +5314,7 @@ static const struct {
     {"replace_file_impossible", test_replace_file_impossible, HOST},
     {"map_file", test_map_file, HOST},
     {"allocate", test_allocate, HOST},
+    {"cgroup_limit", test_cgroup_limit, HOST},
     // Random numbers
     {"random_bits", test_random_bits, HOST},
     {"random_uniform", test_random_uniform, HOST},
@@ -5404,7 +5478,7 @@ static volatile sig_atomic_t interrupted_by;
 static void on_interrupt(int number) { interrupted_by = number; }
 
 int main(int argc, char** argv) {
-    limit_spinning(argv);
+    prepare_threads(argv);
     if (argc > 4 && !strcmp(argv[1], "--signal")) {
         signal_at = atoi(argv[2]);
         signal_number = atoi(argv[3]);

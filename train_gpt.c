@@ -47,6 +47,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/auxv.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
@@ -1507,6 +1508,20 @@ static void fail(int status, const char* format, ...) {
     exit(signalled && status == 1 ? 128 + signalled : status);
 }
 
+// What is taken for granted without being known is said, once all is well and work begins.
+static char notes[4 * MAX_PATH];
+__attribute__((format(printf, 1, 2))) static void note(const char* format, ...) {
+    char line[2 * MAX_PATH];
+    va_list args;
+    va_start(args, format);
+    vsnprintf(line, sizeof line, format, args);
+    va_end(args);
+    size_t n = strlen(notes);
+    if (!strstr(notes, line)) snprintf(notes + n, sizeof notes - n, "train_gpt: %s\n", line);
+}
+
+static void say_notes(void) { fputs(notes, stderr); }
+
 // Whatever is printed is worth a look: a closed pipe or a full disk loses it.
 static void check_output(void) {
     if (fflush(stdout) || ferror(stdout)) die("cannot write to standard output: %s", strerror(errno));
@@ -1623,8 +1638,10 @@ static void on_cut_file(int number, siginfo_t* info, void* context) {
 // The folder that a file is in, until the next call.
 static const char* folder_of(const char* path) {
     static char folder[MAX_PATH];
-    const char* slash = strrchr(path, '/');
-    snprintf(folder, sizeof folder, "%.*s", slash ? (int)(slash - path + 1) : 2, slash ? path : "./");
+    int n = 0;
+    for (int i = 0; path[i]; i++)
+        if (path[i] == '/') n = i + 1;
+    snprintf(folder, sizeof folder, "%.*s%s", n, path, n ? "" : "./");
     return folder;
 }
 
@@ -2045,10 +2062,11 @@ static uint32_t* find_slot(const Tokenizer* t, const uint8_t* s, size_t n) {
 
 static int find_token(const Tokenizer* t, const uint8_t* s, size_t n) { return (int)*find_slot(t, s, n) - 1; }
 
-static Tokenizer load_tokenizer(const char* path) {
+static Tokenizer read_tokenizer(const File* file) {
     Tokenizer t;
+    const char* path = file->path;
     memset(&t, 0, sizeof t);
-    t.file = map_file(path, "; `python3 prepare_data.py` makes it from text");
+    t.file = *file;
     const int32_t* header = (const int32_t*)t.file.data;
     if (t.file.size < HEADER * 4 || header[0] != TOKENIZER_MAGIC || header[1] != 1)
         die("%s is not a tokenizer made by prepare_data.py, or is cut off", path);
@@ -2085,6 +2103,15 @@ static Tokenizer load_tokenizer(const char* path) {
     }
     return t;
 }
+
+static Tokenizer load_tokenizer(const char* path) {
+    char advice[2 * MAX_PATH];
+    snprintf(advice, sizeof advice, "; `python3 prepare_data.py --out %s` makes it from text", folder_of(path));
+    File file = map_file(path, advice);
+    return read_tokenizer(&file);
+}
+
+static uint64_t tokenizer_mark(const Tokenizer* t) { return fingerprint(t->file.data, t->file.size); }
 
 static void free_tokenizer(Tokenizer* t) {
     free(t->slots), free(t->classes);
@@ -2248,7 +2275,8 @@ static void print_rest(void) { utf8_print(&generated, NULL, 0, true); }
 // ====================================================================================================================
 // Data loader
 //
-// A shard is a file of tokens: 256 int32 of header (20240520, 1, number of tokens), then uint16 each. Shards are cut
+// A shard is a file of tokens: 256 int32 of header (20240520, 1, number of tokens, and in two words the fingerprint of
+// its tokenizer.bin, or 0), then uint16 each. Shards are cut
 // into windows of T tokens, whose targets are the same tokens one further on. An epoch visits every window once, in an
 // order of its own and with the cuts shifted by an amount of its own. All of that is computed from the seed and the
 // number of windows taken so far, which is therefore the loader's whole state.
@@ -2266,7 +2294,7 @@ typedef struct {
 
 static Shard open_shard(const char* path, size_t T) {
     Shard s;
-    s.file = map_file(path, "; `python3 prepare_data.py` makes data/ from text");
+    s.file = map_file(path, "");
     const int32_t* header = (const int32_t*)s.file.data;
     if (s.file.size < HEADER * 4 || header[0] != SHARD_MAGIC || header[1] != 1)
         die("%s is not a file of tokens, or is cut off", path);
@@ -2298,6 +2326,18 @@ static Data open_data(const char* pattern, size_t T, size_t V) {
             "--context",
             pattern, d.token_count, T);
     return d;
+}
+
+// What tells texts apart: their tokens, of which a large one has 1,024 pieces looked at.
+static uint64_t data_mark(const Data* d) {
+    enum { PIECES = 1024, PIECE = 4096 };
+    uint64_t mark = 0;
+    for (const Shard* s = d->shards; s < d->shards + d->shard_count; s++) {
+        size_t size = 2 * s->count, step = size / PIECES > PIECE ? size / PIECES : PIECE;
+        for (size_t at = 0; at < size; at += step)
+            mark = random_bits(mark, fingerprint((const uint8_t*)s->tokens + at, min_size(PIECE, size - at)));
+    }
+    return mark;
 }
 
 static void free_data(Data* d) {
@@ -2338,7 +2378,8 @@ static void load_batch(const Data* d, uint64_t seed, uint64_t taken, size_t B, i
 //     {"__metadata__": {"key": "value", ...}, "name": {"dtype": "F32", "shape": [..], "data_offsets": [from, to]}, ...}
 // with offsets counted from the end of the text, and no byte between tensors unaccounted for. A training checkpoint
 // has the weights under Hugging Face's names, AdamW's moments as adam.m.NAME and adam.v.NAME, and in its metadata
-// the options, the step and the place in the data: all that --resume needs to go on bit for bit.
+// the options, the step and the place in the data: all that --resume needs to go on bit for bit. Its tokenizer.bin is in
+// it as a tensor of bytes, for a model to write with no other file, whatever has become of the text.
 
 // JSON is read into a flat list: a pair for each string, number and word, whose key is the way to it. So of the text
 // {"a": {"b": [5, true]}} come the pairs a/b/0 = 5 and a/b/1 = true. What is too long is cut off.
@@ -2494,7 +2535,10 @@ static Checkpoint open_file(const char* path, const char* advice) {
     uint64_t length = 0;
     if (c.file.size >= 8) memcpy(&length, c.file.data, 8);
     if (c.file.size < 10 || length > c.file.size - 8 || length > 100000000 || c.file.data[8] != '{')
-        die("%s is not a safetensors file, or is cut off", path);
+        die("%s is not a safetensors file, or is cut off%s", path,
+            c.file.size > 2 && !memcmp(c.file.data, "PK", 2)
+                ? " (it looks like PyTorch's: transformers' save_pretrained writes model.safetensors)"
+                : "");
     size_t size = c.file.size - 8 - length, used = 0;
     c.json = read_json(path, c.file.data + 8, length);
     c.entries = (Entry*)allocate(c.json.count, sizeof(Entry), "the list of tensors");
@@ -2633,8 +2677,8 @@ static void check_foreign(const Checkpoint* c, const Model* model) {
     for (size_t i = 0; i < c->entry_count; i++) {
         const Entry* e = &c->entries[i];
         const char *name = e->name, *part = strstr(name, ".attn.");
-        bool known =
-            !strncmp(name, "adam.", 5) || (part && (!strcmp(part, ".attn.bias") || !strcmp(part, ".attn.masked_bias")));
+        bool known = !strncmp(name, "adam.", 5) || !strcmp(name, "tokenizer.bin") ||
+                     (part && (!strcmp(part, ".attn.bias") || !strcmp(part, ".attn.masked_bias")));
         for (size_t k = 0; k < model->tensor_count && !known; k++) known = !strcmp(name, model->tensors[k].name);
         bool head = !strcmp(name, "lm_head.weight");
         if (head && (e->to - e->from != wte->to - wte->from || memcmp(e->data, wte->data, e->to - e->from)))
@@ -2691,7 +2735,11 @@ static Config read_config(const Checkpoint* c) {
     char directory[MAX_PATH] = ".";
     if (slash) snprintf(directory, sizeof directory, "%.*s", (int)(slash - path), path);
     if (!metadata(c, "--heads")) config.H = heads_from_config(directory, config.C);
-    if (!config.H) config.H = config.C / 64;
+    if (!config.H) {
+        config.H = config.C / 64;
+        note("%s does not say how many heads it has, nor does a config.json: %zu are taken, as in GPT-2", path,
+             config.H);
+    }
     if (!config.V || config.V > MAX_SIZE || !config.C || config.C > MAX_SIZE || !config.T || config.T > MAX_SIZE ||
         !config.L || !config.H || config.C % config.H)
         die("%s: impossible sizes: vocabulary %zu, channels %zu, context %zu, layers %zu, heads %zu", path, config.V,
@@ -2713,8 +2761,10 @@ static void append(char** text, size_t* length, const char* format, ...) {
 }
 
 // Writes weights, and with `training` the moments. more_metadata: JSON pairs that go into the metadata, each
-// beginning with a comma. Returns what went wrong, or NULL; numbers that are not finite are never saved.
-static const char* save_checkpoint(const char* path, const Model* model, bool training, const char* more_metadata) {
+// beginning with a comma. tokenizer: the file that goes with it, or NULL. Returns what went wrong, or NULL; numbers that
+// are not finite are never saved.
+static const char* save_checkpoint(const char* path, const Model* model, bool training, const char* more_metadata,
+                                   const File* tokenizer) {
     static const char* const prefixes[] = {"", "adam.m.", "adam.v."};
     float* const blocks[] = {model->weights, model->moment1, model->moment2};
     char* text = NULL;
@@ -2726,6 +2776,11 @@ static const char* save_checkpoint(const char* path, const Model* model, bool tr
         if (t->rows) append(&text, &length, "%zu,", t->rows);
         append(&text, &length, "%zu],\"data_offsets\":[%zu,%zu]}", t->columns, at, at + 4 * t->size);
         at += 4 * t->size;
+    }
+    if (tokenizer) {
+        append(&text, &length, ",\"tokenizer.bin\":{\"dtype\":\"U8\",\"shape\":[%zu],\"data_offsets\":[%zu,%zu]}",
+               tokenizer->size, at, at + tokenizer->size);
+        at += tokenizer->size;
     }
     append(&text, &length, "}%*s", (int)(7 - length % 8), ""); // tensors begin at a multiple of 8 bytes
     Output out;
@@ -2744,8 +2799,16 @@ static const char* save_checkpoint(const char* path, const Model* model, bool tr
             output_write(&out, buffer, part * sizeof(float));
         }
     }
+    if (tokenizer) output_write(&out, tokenizer->data, tokenizer->size);
     output_replace(&out);
     return out.error;
+}
+
+static void write_whole(const char* path, const void* data, size_t size) {
+    Output out;
+    output_open(&out, path, size);
+    output_write(&out, data, size);
+    output_finish(&out);
 }
 
 // The file in the folder, with what was written into a memory stream, which it closes.
@@ -2764,10 +2827,7 @@ static FILE* begin_text(Text* t) {
 
 static void end_text(Text* t, const char* directory, const char* name) {
     if (fclose(t->stream)) die("no memory for %s", name);
-    Output out;
-    output_open(&out, path_in(directory, name), t->length);
-    output_write(&out, t->text, t->length);
-    output_finish(&out);
+    write_whole(path_in(directory, name), t->text, t->length);
     free(t->text);
 }
 
@@ -2861,12 +2921,44 @@ static void export_tokenizer(const char* directory, const Tokenizer* t, Config c
     end_text(&text, directory, "tokenizer_config.json");
 }
 
-// A folder that transformers' from_pretrained opens. t: NULL if there is none that belongs to the model.
+// That a file which an export would replace is one of an export, and begins so.
+static void check_exported(const char* path, const char* key, const void* start, size_t size) {
+    if (access(path, F_OK)) return;
+    File file = map_file(path, "");
+    bool own = file.size >= size && !memcmp(file.data, start, size);
+    if (own && key) {
+        Checkpoint c = open_checkpoint(path, "");
+        own = metadata(&c, key) && !find_entry(&c, "adam.m.", "wte.weight");
+        close_checkpoint(&c);
+    }
+    unmap_file(&file);
+    if (!own) die("%s is not of an earlier export and would be replaced: export to another folder", path);
+}
+
+// A folder that transformers' from_pretrained opens. t: NULL if there is none that belongs to the model. Nothing in it is
+// replaced but what an earlier export wrote.
 static void export_model(const char* directory, const Model* model, const Tokenizer* t) {
+    static const char* const texts[][2] = {
+        {"config.json", "{\n  \"architectures\": [\"GPT2LMHeadModel\"],\n  \"model_type\": \"gpt2\",\n"},
+        {"generation_config.json", "{\n  \"bos_token_id\": "},
+        {"vocab.json", "{\n\""},
+        {"merges.txt", "#version: 0.2\n"},
+        {"tokenizer.json", "{\n\"version\": \"1.0\", \"truncation\": null"},
+        {"tokenizer_config.json", "{\n  \"tokenizer_class\": \"PreTrainedTokenizerFast\",\n"}};
+    const int32_t magic = TOKENIZER_MAGIC;
     const char* beyond = beyond_gpt2(model->config);
     if (beyond) die("a model made with %s is not one that transformers' GPT-2 computes", beyond);
     if (mkdir(directory, 0777) && errno != EEXIST) die("cannot make the folder %s: %s", directory, strerror(errno));
-    const char* error = save_checkpoint(path_in(directory, "model.safetensors"), model, false, "");
+    check_exported(path_in(directory, "model.safetensors"), "--heads", "", 0);
+    for (size_t i = 0; i < sizeof texts / sizeof *texts; i++)
+        check_exported(path_in(directory, texts[i][0]), NULL, texts[i][1], strlen(texts[i][1]));
+    if (t) check_exported(path_in(directory, "tokenizer.bin"), NULL, &magic, sizeof magic);
+    char more[128];
+    int n = snprintf(more, sizeof more, ",\"--heads\":\"%zu\"", model->config.H);
+    if (t)
+        snprintf(more + n, sizeof more - (size_t)n, ",\"tokenizer\":\"%016llx\"",
+                 (unsigned long long)tokenizer_mark(t));
+    const char* error = save_checkpoint(path_in(directory, "model.safetensors"), model, false, more, NULL);
     if (error) die("cannot write %s/model.safetensors: %s; whatever stood there before is untouched", directory, error);
     Config c = model->config;
     char end_of_text[16] = "null";
@@ -2874,16 +2966,18 @@ static void export_model(const char* directory, const Model* model, const Tokeni
     if (!t && c.V == 50257) snprintf(end_of_text, sizeof end_of_text, "50256"); // GPT-2's own
     Text text;
     fprintf(begin_text(&text),
-            "{\n  \"architectures\": [\"GPT2LMHeadModel\"],\n  \"model_type\": \"gpt2\",\n  \"vocab_size\": %zu,\n"
+            "%s  \"vocab_size\": %zu,\n"
             "  \"n_positions\": %zu,\n  \"n_ctx\": %zu,\n  \"n_embd\": %zu,\n  \"n_layer\": %zu,\n  \"n_head\": %zu,\n"
             "  \"activation_function\": \"gelu_new\",\n  \"layer_norm_epsilon\": 1e-05,\n"
             "  \"bos_token_id\": %s,\n  \"eos_token_id\": %s,\n  \"tie_word_embeddings\": true,\n"
             "  \"torch_dtype\": \"float32\"\n}\n",
-            c.V, c.T, c.T, c.C, c.L, c.H, end_of_text, end_of_text);
+            texts[0][1], c.V, c.T, c.T, c.C, c.L, c.H, end_of_text, end_of_text);
     end_text(&text, directory, "config.json");
     fprintf(begin_text(&text), "{\n  \"bos_token_id\": %s,\n  \"eos_token_id\": %s\n}\n", end_of_text, end_of_text);
     end_text(&text, directory, "generation_config.json");
-    if (t) export_tokenizer(directory, t, c);
+    if (!t) return;
+    export_tokenizer(directory, t, c);
+    write_whole(path_in(directory, "tokenizer.bin"), t->file.data, t->file.size);
 }
 
 // ====================================================================================================================
@@ -3039,6 +3133,12 @@ __attribute__((noreturn)) static void unknown_option(const char* name) {
 
 // where: what an error is blamed on. status: 2 for the command line, 1 for a checkpoint.
 static void set_option(Option* o, const char* text, int status, const char* where) {
+    if (o->text && strcmp(o->argument, "TEXT")) { // a name, then
+        if (!*text) fail(status, "%s%s needs a name", where, o->name);
+        for (const char* p = text; *p; p++)
+            if ((unsigned char)*p < ' ' || *p == 127)
+                fail(status, "%s%s: control characters in '%s'", where, o->name, text);
+    }
     if (o->text) *o->text = text;
     if (o->flag) *o->flag = true;
     if (o->text || o->flag) return;
@@ -3097,19 +3197,25 @@ static void check_effects(void) {
 static void parse_command_line(int argc, char** argv) {
     for (int i = 0; i < OPTIONS; i++)
         if (options[i].initial) set_option(&options[i], options[i].initial, 2, "");
+    const Option* last = NULL;
     for (int i = 1; i < argc; i++) {
         // Both `--name value` and `--name=value`.
         char name[64];
         const char *equals = strchr(argv[i], '='), *value = equals ? equals + 1 : NULL;
         snprintf(name, sizeof name, "%.*s", equals ? (int)(equals - argv[i]) : 63, argv[i]);
         if (!strcmp(name, "-h")) snprintf(name, sizeof name, "--help");
+        if (name[0] != '-' && last && !strcmp(last->argument, "GLOB"))
+            fail(2, "'%s' is no option: %s takes one pattern, in quotes if it has * or ?", argv[i], last->name);
         if (name[0] != '-') fail(2, "'%s' is no option (--help lists all)", argv[i]);
         Option* o = find_option(name);
         if (!o) unknown_option(name);
         if (o->flag && value) fail(2, "%s takes no value", name);
         if (!o->flag && !value && (++i == argc || !(value = argv[i]))) fail(2, "%s needs a value", name);
+        if (!equals && !o->flag && find_option(value))
+            fail(2, "%s needs a value, and %s is an option (%s=%s if it is meant)", name, value, name, value);
         set_option(o, value, 2, "");
         o->given = true;
+        last = o->flag ? NULL : o;
     }
     if (opt.preset) {
         int i = 1;
@@ -3117,7 +3223,8 @@ static void parse_command_line(int argc, char** argv) {
         if (i > PRESETS) fail(2, "--preset is gpt2, gpt2-medium, gpt2-large or gpt2-xl, not '%s'", opt.preset);
         for (int k = 1; k < PRESET_OPTIONS; k++) set_default(presets[0][k], presets[i][k]);
     }
-    if (opt.init && opt.preset) fail(2, "--init brings the model's shape along: leave out --preset");
+    if ((opt.init || opt.resume) && opt.preset)
+        fail(2, "%s brings the model's shape along: leave out --preset", opt.init ? "--init" : "--resume");
     if (opt.init && opt.resume) fail(2, "--init begins a run and --resume continues one: give one of them");
     if (opt.init) set_default("--lr", "3e-5"); // fine-tuning: small steps away from what was learned
     if (!opt.resume) derive_options();         // else when the checkpoint's are known
@@ -3312,26 +3419,58 @@ static Config choose_config(const Tokenizer* t, const Checkpoint* from) {
     return config;
 }
 
-// The model of a checkpoint, or of --init, ready to be used; with room for gradients if it is `training`.
-static void load_for_use(Model* model, const Tokenizer* t, bool training) {
+// The tokenizer of the model in a file: the one within it, else the one beside it, else the data's. Returns false if
+// there is none, which is refused where it is needed; one that is not the model's is refused always.
+static bool find_tokenizer(const Checkpoint* c, Tokenizer* t, bool needed) {
+    const Entry* e = find_entry(c, "", "tokenizer.bin");
+    const char *wanted = metadata(c, "tokenizer"), *path = c->file.path;
+    char beside[2 * MAX_PATH], mark[32];
+    snprintf(beside, sizeof beside, "%stokenizer.bin", folder_of(path));
+    if (e) {
+        File copy = c->file; // at an address that suits its numbers
+        copy.size = e->to - e->from;
+        void* p = mmap(NULL, copy.size + 1, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        if (p == MAP_FAILED) die("no memory for the tokenizer of %s", path);
+        copy.data = (const uint8_t*)memcpy(p, e->data, copy.size);
+        *t = read_tokenizer(&copy);
+    } else if (!access(beside, F_OK) && !given("--data"))
+        *t = load_tokenizer(beside);
+    else if (needed || given("--data"))
+        *t = load_tokenizer(data_path("tokenizer.bin"));
+    else
+        return false;
+    snprintf(mark, sizeof mark, "%016llx", (unsigned long long)tokenizer_mark(t));
+    if (wanted && strcmp(wanted, mark))
+        die("%s was trained with another tokenizer than %s: --data names the folder with its own", path, t->file.path);
+    if (!wanted && !e && t->V != 50257)
+        note("%s does not say which tokenizer it was trained with: %s is taken", path, t->file.path);
+    return true;
+}
+
+// The model of a checkpoint, or of --init, ready to be used, with room for gradients if it is `training`; and its
+// tokenizer. Returns whether it has one.
+static bool load_for_use(Model* model, Tokenizer* t, bool needed, bool training) {
     Checkpoint c = open_checkpoint(opt.init ? weights_path() : opt.checkpoint,
                                    "; `./train_gpt` trains a model, --init takes one from elsewhere");
     memset(model, 0, sizeof *model);
-    model->config = choose_config(t, &c);
+    bool found = find_tokenizer(&c, t, needed);
+    model->config = choose_config(found ? t : NULL, &c);
     device->start();
     check_memory(model->config, 1, false);
     device->create_model(model, training);
     load_block(&c, model, "", model->weights);
     check_foreign(&c, model);
     close_checkpoint(&c);
+    say_notes();
+    return found;
 }
 
 static int run_generate(void) {
     Model model;
     Activations a;
     memset(&a, 0, sizeof a);
-    Tokenizer t = load_tokenizer(data_path("tokenizer.bin"));
-    load_for_use(&model, &t, false);
+    Tokenizer t;
+    load_for_use(&model, &t, true, false);
     device->create_activations(&a, &model, 1, model.config.T, false);
     size_t n = strlen(opt.prompt);
     int* prompt = (int*)allocate(n + 1, sizeof(int), "the prompt");
@@ -3421,17 +3560,12 @@ static int run_eval(void) {
 static int run_export(void) {
     Model model;
     Tokenizer t;
-    load_for_use(&model, NULL, false);
-    const char* path = data_path("tokenizer.bin");
-    bool known = given("--data") || !access(path, R_OK);
-    if (known) t = load_tokenizer(path);
-    if (given("--data")) check_tokenizer(&t, model.config, opt.init ? opt.init : opt.checkpoint);
-    bool fits = known && (t.V == model.config.V || is_extended(&t, model.config.V));
-    export_model(opt.export_to, &model, fits ? &t : NULL);
+    bool found = load_for_use(&model, &t, false, false);
+    export_model(opt.export_to, &model, found ? &t : NULL);
     printf("%s opens with transformers' AutoModelForCausalLM.from_pretrained(\"%s\")", opt.export_to, opt.export_to);
-    puts(fits ? ", and with AutoTokenizer's" : "; no tokenizer was written: --data has none for its vocabulary");
+    puts(found ? ", and with AutoTokenizer's" : "; no tokenizer was written: --data names the folder of the model's");
     check_output();
-    if (known) free_tokenizer(&t);
+    if (found) free_tokenizer(&t);
     device->free_model(&model);
     return 0;
 }
@@ -3451,6 +3585,7 @@ typedef struct {
     uint64_t next;                                 // the window that is to be loaded next
     bool batch_loaded;                             // inputs and targets hold it and those after it
     size_t saved;                                  // the step that the checkpoint holds
+    uint64_t text_mark;                            // of the text that is trained on
     double retry;                                  // when to save again what could not be saved; 0: nothing
     struct stat own;                               // the checkpoint, if this run wrote it or began from it
     char checkpoint[MAX_PATH], log_path[MAX_PATH]; // the files themselves, not links to them
@@ -3479,18 +3614,20 @@ static const char* save_run(Run* run) {
     if (!isfinite(take_loss(&run->model))) return "the model's loss is not a number any more";
     const char* error = is_foreign(run) ? keep_old(run->checkpoint) : NULL;
     if (error) return error;
+    stat(run->checkpoint, &run->own); // what is there now has another name, too
     char* text = NULL;
     size_t length = 0;
     append(&text, &length, ",\"step\":\"%zu\",\"windows\":\"%llu\"", run->step, (unsigned long long)run->taken);
-    append(&text, &length, ",\"tokenizer\":\"%016llx\",\"tokens\":\"%zu\"",
-           (unsigned long long)fingerprint(run->tokenizer.file.data, run->tokenizer.file.size), run->train.token_count);
+    append(&text, &length, ",\"tokenizer\":\"%016llx\",\"tokens\":\"%zu\",\"text\":\"%016llx\"",
+           (unsigned long long)tokenizer_mark(&run->tokenizer), run->train.token_count,
+           (unsigned long long)run->text_mark);
     for (int i = 0; i < OPTIONS; i++) {
         const Option* o = &options[i];
         if (!(o->use & SAVED) || (!o->initial && !o->given)) continue;
         if (o->use & SHAPE && !*o->whole) continue; // as in GPT-2
         append(&text, &length, ",\"%s\":\"%.17g\"", o->name, o->whole ? (double)*o->whole : *o->real);
     }
-    error = save_checkpoint(run->checkpoint, &run->model, true, text);
+    error = save_checkpoint(run->checkpoint, &run->model, true, text, &run->tokenizer.file);
     free(text);
     if (error) return error;
     stat(run->checkpoint, &run->own);
@@ -3501,9 +3638,7 @@ static const char* save_run(Run* run) {
 // Takes over the options of the run that wrote the checkpoint; those given now replace them. What that run did not know
 // keeps its first value, and the model's shape is for choose_config.
 static void resume_options(Run* run, const Checkpoint* c) {
-    const char* tokenizer = metadata(c, "tokenizer");
-    char now[32];
-    if (!metadata(c, "step") || !metadata(c, "windows") || !metadata(c, "tokens") || !tokenizer)
+    if (!metadata(c, "step") || !metadata(c, "windows") || !metadata(c, "tokens"))
         die("%s holds no run to resume; --init starts a new one from its weights", c->file.path);
     for (int i = 0; i < OPTIONS; i++) {
         Option* o = &options[i];
@@ -3515,11 +3650,10 @@ static void resume_options(Run* run, const Checkpoint* c) {
     derive_options();
     run->step = metadata_number(c, "step");
     run->taken = metadata_number(c, "windows");
-    if (run->step >= opt.steps)
+    if (run->step > opt.steps)
+        die("%s has done %zu steps, more than --steps %zu asks for in all", c->file.path, run->step, opt.steps);
+    if (run->step == opt.steps)
         die("%s has done all of its %zu steps; --steps with a larger number goes on", c->file.path, opt.steps);
-    snprintf(now, sizeof now, "%016llx",
-             (unsigned long long)fingerprint(run->tokenizer.file.data, run->tokenizer.file.size));
-    if (strcmp(now, tokenizer)) die("%s was trained with another %s", c->file.path, run->tokenizer.file.path);
 }
 
 static const char log_title[] = "step,loss,val_loss,lr,grad_norm,ms,tokens_per_s\n";
@@ -3610,13 +3744,39 @@ static void load_val_window(Run* run, size_t i, size_t b) {
     load_window(&run->val, window, 0, run->inputs + b * T, run->targets + b * T);
 }
 
+// That shards were made with this tokenizer: the one that they name, or that is beside them.
+static void check_shards(const Data* d, const Tokenizer* t) {
+    for (const Shard* s = d->shards; s < d->shards + d->shard_count; s++) {
+        uint64_t mark;
+        memcpy(&mark, s->file.data + 3 * sizeof(int32_t), sizeof mark);
+        const char* beside = path_in(folder_of(s->file.path), "tokenizer.bin");
+        if (!mark && !access(beside, F_OK)) {
+            File file = map_file(beside, "");
+            mark = fingerprint(file.data, file.size);
+            unmap_file(&file);
+        }
+        if (mark && mark != tokenizer_mark(t))
+            die("%s was not made with the tokenizer of %s: prepare the text again, with that one", s->file.path,
+                t->file.path);
+        if (!mark && t->V != 50257)
+            note("%s does not say which tokenizer made it: %s is taken", s->file.path, t->file.path);
+    }
+}
+
 // The text to learn from, and room for a batch of it.
 static void open_texts(Run* run, size_t V, const Checkpoint* resumed) {
     run->train = open_data(opt.train ? opt.train : data_pattern("train.bin"), run->T, V);
     run->val = open_data(opt.val ? opt.val : data_pattern("val.bin"), run->T, V);
+    check_shards(&run->train, &run->tokenizer);
+    check_shards(&run->val, &run->tokenizer);
     if (resumed && run->train.token_count != metadata_number(resumed, "tokens"))
         die("%s was trained on %s tokens, but there are %zu now: other data", resumed->file.path,
             metadata(resumed, "tokens"), run->train.token_count);
+    char mark[32];
+    run->text_mark = data_mark(&run->train);
+    snprintf(mark, sizeof mark, "%016llx", (unsigned long long)run->text_mark);
+    if (resumed && metadata(resumed, "text") && strcmp(metadata(resumed, "text"), mark))
+        die("%s was trained on another text of %zu tokens", resumed->file.path, run->train.token_count);
     run->inputs = (int*)allocate(run->B * run->T, sizeof(int), "a batch");
     run->targets = (int*)allocate(run->B * run->T, sizeof(int), "a batch");
     run->val_count = min_size(run->val.windows, opt.val_batches * run->B);
@@ -3648,9 +3808,12 @@ static void create_model(Run* run, const Checkpoint* from) {
 // Everything that can fail for a reason that the user can mend is tried here, before the first step.
 static void start_run(Run* run) {
     memset(run, 0, sizeof *run);
-    run->tokenizer = load_tokenizer(data_path("tokenizer.bin"));
     Checkpoint file, *from = opt.init || opt.resume ? &file : NULL;
-    if (from) file = open_checkpoint(opt.init ? weights_path() : opt.checkpoint, "");
+    if (from) {
+        file = open_checkpoint(opt.init ? weights_path() : opt.checkpoint, "");
+        find_tokenizer(from, &run->tokenizer, true);
+    } else
+        run->tokenizer = load_tokenizer(data_path("tokenizer.bin"));
     Config config = run->model.config = choose_config(&run->tokenizer, from);
     if (opt.resume) resume_options(run, from);
     run->B = opt.batch;
@@ -3675,6 +3838,7 @@ static void start_run(Run* run) {
     if (is_foreign(run)) printf("; the one there is kept as %s", free_old_name(run->checkpoint));
     puts("\n");
     check_output();
+    say_notes();
     // Nothing was changed so far.
     rescued = run;
     rescue = rescue_run;
@@ -4463,8 +4627,7 @@ static void choose_head(View* v) {
 static int run_attention(void) {
     View v;
     memset(&v, 0, sizeof v);
-    v.tokenizer = load_tokenizer(data_path("tokenizer.bin"));
-    load_for_use(&v.model, &v.tokenizer, opt.ablate);
+    load_for_use(&v.model, &v.tokenizer, true, opt.ablate);
     Config c = v.model.config;
     size_t bytes = strlen(opt.attention), most = min_size(given("--tokens") ? opt.tokens : 128, c.T);
     int* tokens = (int*)allocate(bytes + 1, sizeof(int), "the text");
@@ -4535,24 +4698,42 @@ static int train_gpt(int argc, char** argv) {
     return 0;
 }
 
-// How long a thread that waits for others spins before it sleeps is read by GCC's OpenMP before main begins. Its
-// default of milliseconds is ruinous when the machine runs anything else besides: the spinning thread holds the core
-// that the one it waits for needs (measured: 30 times slower). So the program restarts itself with a limit of
-// microseconds, which costs an idle machine 2 %.
-static void limit_spinning(char** argv) {
-    char path[MAX_PATH];
-    ssize_t n = readlink("/proc/self/exe", path, sizeof path - 1);
-    if (n <= 0 || getenv("GOMP_SPINCOUNT") || getenv("OMP_WAIT_POLICY")) return;
+// Two things must be known to OpenMP's library before main begins, so the program restarts itself to set them.
+//
+// How long a thread that waits for others spins before it sleeps: GCC's default of milliseconds is ruinous when the
+// machine runs anything else besides, since the spinning thread holds the core that the one it waits for needs
+// (measured: 30 times slower). A limit of microseconds costs an idle machine 2 %.
+//
+// How large the threads' stacks are: attention keeps its tiles there.
+static void prepare_threads(char** argv) {
+    enum { ENOUGH = 1 << 20 };
+    char path[MAX_PATH], unit = 'K';
+    struct rlimit stack;
+    bool again = false;
     // Threads that are bound to cores are so already, and the new start would inherit the first one's single core.
-    if (getenv("OMP_PROC_BIND") || getenv("OMP_PLACES") || getenv("GOMP_CPU_AFFINITY")) return;
+    if (!getenv("GOMP_SPINCOUNT") && !getenv("OMP_WAIT_POLICY") && !getenv("OMP_PROC_BIND") && !getenv("OMP_PLACES") &&
+        !getenv("GOMP_CPU_AFFINITY"))
+        again = !setenv("GOMP_SPINCOUNT", "1000", 1);
+    if (getrlimit(RLIMIT_STACK, &stack)) stack.rlim_cur = stack.rlim_max = ENOUGH;
+    if (stack.rlim_cur < ENOUGH && stack.rlim_cur < stack.rlim_max) { // the main thread's own
+        stack.rlim_cur = stack.rlim_max < ENOUGH ? stack.rlim_max : ENOUGH;
+        again = !setrlimit(RLIMIT_STACK, &stack) || again;
+    }
+    const char* given = getenv("OMP_STACKSIZE");
+    unsigned long long size = stack.rlim_cur / 1024;
+    if (given) sscanf(given, "%llu %c", &size, &unit);
+    size = strchr("bB", unit) ? size : strchr("mMgG", unit) ? size << 20 : size << 10;
+    if (size < ENOUGH) again = !setenv("OMP_STACKSIZE", "1M", 1) || again;
+    // Not if it is the loader's process, which was called by its name: that would restart the loader.
+    ssize_t n = readlink("/proc/self/exe", path, sizeof path - 1);
+    if (!again || n <= 0 || !getauxval(AT_BASE)) return;
     path[n] = 0;
-    if (setenv("GOMP_SPINCOUNT", "1000", 1)) return;
     execv(path, argv); // returns only if it fails, and then all goes on as it is
 }
 
 #ifndef NO_MAIN
 int main(int argc, char** argv) {
-    limit_spinning(argv);
+    prepare_threads(argv);
     return train_gpt(argc, argv);
 }
 #endif

@@ -543,7 +543,7 @@ static void bench_generate(Config config) {
 }
 
 int main(int argc, char** argv) {
-    limit_spinning(argv);
+    prepare_threads(argv);
     Config config = read_options(argc, argv);
     if (want.help) {
         help();

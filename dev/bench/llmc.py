@@ -86,6 +86,18 @@ def write_weights(path, a):
             (values * (size // len(values) + 1))[:size].tofile(file)
 
 
+def builds_openmp(compiler):
+    """clang is often installed without its OpenMP library; the compilers that work do."""
+    if not shutil.which(compiler):
+        return False
+    with tempfile.TemporaryDirectory() as folder:
+        done = subprocess.run([compiler, "-x", "c", "-fopenmp", "-", "-o", os.path.join(folder, "program")],
+                              input="int main(void) { return 0; }", capture_output=True, text=True)
+    if done.returncode:
+        print(f"{compiler} is left out: it cannot build OpenMP programs here (its library is missing)")
+    return done.returncode == 0
+
+
 def build(compiler, checkout, folder):
     """Runs llm.c's Makefile in a folder whose train_gpt2.c is the driver, which includes the real one."""
     os.mkdir(folder)
@@ -162,9 +174,9 @@ def parse_args():
     a.llmc = os.path.abspath(a.llmc)
     if not all(os.path.isfile(os.path.join(a.llmc, name)) for name in ("train_gpt2.c", "Makefile")):
         fail(f"{a.llmc}: no train_gpt2.c and Makefile there; git clone https://github.com/karpathy/llm.c")
-    a.cc = [compiler for compiler in a.cc if shutil.which(compiler)]
+    a.cc = [compiler for compiler in a.cc if builds_openmp(compiler)]
     if not a.cc or not shutil.which("make"):
-        fail("make and a C compiler (gcc or clang) are needed, and not both are installed")
+        fail("make and a C compiler (gcc or clang) with its OpenMP library are needed, and not all are installed")
     if not os.path.isfile(BENCH):
         fail(f"no {BENCH}; `make build/bench` builds it")
     return a

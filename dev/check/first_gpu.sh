@@ -11,6 +11,7 @@
 cd "$(dirname "$0")/../.." || exit 1
 mkdir -p build
 report=build/first_gpu.txt summary=build/first_gpu.summary
+rm -f build/first_?.safetensors*
 : >"$report" && : >"$summary" || exit 1
 trap 'echo "interrupted" >>"$summary"; finish; exit 130' INT TERM
 
@@ -71,21 +72,18 @@ for python in python3 /usr/bin/python3 build/venv-torch/bin/python; do
     $python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null && break
     python=
 done
-for batch in ${batches%% *}; do
-    if [ -n "$python" ]; then
-        part 300 'PyTorch' "$python dev/bench/pytorch.py --device cuda --preset gpt2 --context 1024 --batch $batch \
-            --rounds 3 ${LLMC:+--llmc '$LLMC'}"
-    else
-        part 10 'PyTorch' 'echo "no PyTorch with CUDA is installed"; exit 77'
-    fi
-done
+if [ -n "$python" ]; then
+    part 300 'PyTorch' "$python dev/bench/pytorch.py --device cuda --preset gpt2 --context 1024 --batch ${batches%% *} \
+        --rounds 3 ${LLMC:+--llmc '$LLMC'}"
+else
+    part 10 'PyTorch' 'echo "no PyTorch with CUDA is installed"; exit 77'
+fi
 
 # What takes longest comes last.
-for tool in memcheck racecheck initcheck; do
-    for precision in bf16 fp32; do
-        part 300 "$tool, $precision" "$needs; compute-sanitizer --tool $tool --target-processes all --error-exitcode 9 \
-            ./${tests}_$precision $(make -s print_sanitized)"
-    done
+for run in 'memcheck bf16' 'memcheck fp32' 'racecheck bf16' 'initcheck bf16'; do
+    tool=${run% *} precision=${run#* }
+    part 200 "$tool, $precision" "$needs; compute-sanitizer --tool $tool --target-processes all --error-exitcode 9 \
+        ./${tests}_$precision $(make -s print_sanitized)"
 done
 finish
 ! grep -q 'FAILED\|not done' "$summary"

@@ -12,7 +12,8 @@ int main(int argc, char** argv) {
     if (argc != 2) fail(2, "usage: logits MODEL < tokens");
     opt.init = argv[1];
     Model model;
-    load_for_use(&model, NULL, false);
+    Tokenizer t;
+    load_for_use(&model, &t, false, false);
     size_t V = model.config.V, T = model.config.T, n = 0;
     int* tokens = (int*)allocate(T, sizeof(int), "tokens");
     for (int token; scanf("%d", &token) == 1; n++) {

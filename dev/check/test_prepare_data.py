@@ -37,6 +37,8 @@ import prepare_data as pd  # noqa: E402  it lives at the top
 
 VOCAB = os.environ.get("GPT2_VOCAB", os.path.join(ROOT, "data", "gpt2.tiktoken"))
 OUTPUTS = ["tokenizer.bin", "train.bin", "val.bin"]
+OLD = {name: struct.pack("<i", 20261121 if name == "tokenizer.bin" else 20240520) + b"old " + name.encode()
+       for name in OUTPUTS}     # no more of it than the program knows its own files by
 
 # Text and what tiktoken makes of it.
 KNOWN = [
@@ -161,7 +163,9 @@ def read_tokens(path):
         ids = array.array("H", file.read())
     if sys.byteorder == "big":
         ids.byteswap()
-    assert head[:3] == (20240520, 1, len(ids)) and not any(head[3:])
+    assert head[:3] == (20240520, 1, len(ids)) and not any(head[5:])
+    with open(os.path.join(os.path.dirname(path), "tokenizer.bin"), "rb") as file:
+        assert struct.pack("<2i", *head[3:5]) == struct.pack("<Q", pd.fingerprint(file.read()))
     return list(ids)
 
 
@@ -369,12 +373,12 @@ class Errors(InFolder):
         super().setUp()
         self.write("good", TEXT)
         for name in OUTPUTS:
-            self.write(f"data/{name}", f"old {name}")
+            self.write(f"data/{name}", OLD[name])
 
     def check_unchanged(self):
         self.assertEqual(sorted(os.listdir("data")), OUTPUTS)
         for name in OUTPUTS:
-            self.assertEqual(open_read(f"data/{name}"), f"old {name}".encode())
+            self.assertEqual(open_read(f"data/{name}"), OLD[name])
 
     def check_fails(self, pattern, *arguments, status=1, **options):
         result = run(*arguments, **options)
@@ -483,6 +487,27 @@ class Errors(InFolder):
                 err = process.communicate(timeout=20)[1]
             self.assertEqual((process.returncode, err), (status, message))
             self.check_unchanged()
+
+    def test_interrupted_while_it_starts(self):
+        for delay in range(0, 120, 15):
+            process = subprocess.Popen([sys.executable, "-S", SCRIPT, "good"], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                                       preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
+            time.sleep(0.03 + delay / 1000)
+            process.send_signal(signal.SIGINT)
+            err = process.communicate(timeout=20)[1]
+            self.assertNotRegex(err, b"prepare_data.py\", line [1-9]")    # line 0 comes before its first
+
+    def test_other_files_stay(self):
+        for name in OUTPUTS:
+            self.write(f"mine/{name}", b"something else")
+            self.check_fails(f"mine/{name} is not of this program", "good", "--out", "mine")
+            self.assertEqual(open_read(f"mine/{name}"), b"something else")
+            os.remove(f"mine/{name}")
+
+    def test_text_larger_than_memory(self):
+        with mock.patch.object(pd, "memory_available", return_value=len(TEXT)):
+            err = self.main("good", "--tokenizer", "bytes")[2]
+        self.assertIn("memory", err[0])
 
     def test_interrupted_write(self):
         with mock.patch.object(os, "fsync", side_effect=KeyboardInterrupt):

@@ -17,7 +17,6 @@ import resource
 import select
 import shutil
 import signal
-import socket
 import struct
 import subprocess
 import sys
@@ -66,8 +65,7 @@ def refused(done, *words, status=1):
     """Ended by one line on stderr that says these words."""
     text = done.stderr.decode(errors="replace")
     assert done.returncode == status, f"status {done.returncode}, not {status}: {text}"
-    assert text.startswith("train_gpt: ") and text.count("\n") == 1 and text.isprintable() == text[:-1].isprintable() \
-        or text[:-1].isprintable() and text.startswith("train_gpt: "), f"not one line: {text!r}"
+    assert text.startswith("train_gpt: ") and text[:-1].isprintable() and text[-1] == "\n", f"not one line: {text!r}"
     for word in words:
         assert word in text, f"{word!r} is not in {text!r}"
 
@@ -250,6 +248,7 @@ def a_checkpoint_put_there_during_the_run():
     process = begin(*ENDLESS, "--save-every", "20", "--log", "log.csv")
     wait_for(lambda: os.path.exists("gpt.safetensors"), "checkpoint")
     os.rename("good", "gpt.safetensors")
+    wait_for(lambda: os.path.exists("gpt.safetensors.old"), "old one")
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=60)
     assert steps_saved("gpt.safetensors.old") == 2 and resumable() >= 20
@@ -420,6 +419,105 @@ def nobody_reads_what_is_generated():
     subprocess.run(["bash", "-c", '"$0" --generate x --tokens 100000000 | head -c 20', program], timeout=20,
                    stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True)
     assert time.monotonic() - start < 5
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# Model, tokenizer and text belong together
+
+def prepare(folder, *arguments):
+    subprocess.run([sys.executable, PREPARE, "--out", folder, *arguments], check=True, stdout=subprocess.DEVNULL,
+                   stderr=subprocess.DEVNULL)
+
+
+@slip
+def data_prepared_anew():
+    text = read(PREPARE)
+    write("a.txt", text[:20000])
+    write("b.txt", text[20000:])
+    for folder, name in ("a", "a.txt"), ("b", "b.txt"):
+        prepare(folder, name, "--vocab-size", "400")
+    good(run(*SMALL, "--data", "a", "--steps", "2"))
+    before = good(run("--data", "a", "--generate", "def", "--tokens", "9")).stdout
+    assert good(run("--data", "b", "--generate", "def", "--tokens", "9")).stdout == before
+    refused(run("--data", "b", "--resume", "--steps", "3"), "not made with the tokenizer")
+    refused(run("--batch", "2", "--data", "b", "--init", "gpt.safetensors", "--checkpoint", "c"),
+            "not made with the tokenizer")
+    refused(run(*SMALL, "--data", "a", "--train", "b/train.bin", "--steps", "1"), "not made with the tokenizer")
+    shutil.copy("b/train.bin", "a/train.bin")   # as if killed between two renames
+    refused(run(*SMALL, "--data", "a", "--steps", "1"), "not made with the tokenizer")
+
+
+@slip
+def another_text_of_equal_length():
+    good(run(*SMALL, "--steps", "2"))
+    text = bytearray(read("data/train.bin"))
+    text[1024 + 5000] ^= 1
+    write("data/train.bin", text)
+    refused(run("--resume", "--steps", "3"), "another text")
+
+
+@slip
+def prepare_over_other_files():
+    os.mkdir("mine")
+    for name in "train.bin", "val.bin", "tokenizer.bin":
+        write("mine/" + name, b"something else")
+        done = subprocess.run([sys.executable, PREPARE, "--out", "mine", PREPARE], capture_output=True)
+        assert done.returncode == 1 and name.encode() in done.stderr and read("mine/" + name) == b"something else"
+        os.remove("mine/" + name)
+
+
+@slip
+def export_onto_itself():
+    os.mkdir("run1")
+    good(run(*SMALL, "--steps", "2", "--checkpoint", "run1/model.safetensors"))
+    refused(run("--checkpoint", "run1/model.safetensors", "--export", "run1"), "run1/model.safetensors")
+    write("run1/config.json", b"{}")
+    os.rename("run1/model.safetensors", "m")
+    refused(run("--checkpoint", "m", "--export", "run1"), "run1/config.json")
+    assert os.listdir("run1") == ["config.json"]
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# The command line
+
+@slip
+def options_that_swallow_options():
+    good(run(*SMALL, "--steps", "2"))
+    refused(run("--log", "--resume"), "--resume is an option", status=2)
+    refused(run("--resume", "--preset", "gpt2"), "leave out --preset", status=2)
+    refused(run("--resume", "--steps", "1"), "has done 2 steps")
+    assert sorted(os.listdir()) == ["data", "gpt.safetensors"]
+
+
+@slip
+def advice_that_fits():
+    refused(run("--train", "t1.bin", "t2.bin"), "in quotes", status=2)
+    done = run("--train", "typo.bin")
+    refused(done, "typo.bin")
+    assert b"prepare_data.py" not in done.stderr
+    refused(run("--data", "nosuch"), "prepare_data.py --out nosuch")
+    write("pytorch_model.bin", b"PK\3\4" + bytes(100))
+    refused(run("--init", "pytorch_model.bin"), "PyTorch")
+    refused(run("--checkpoint", "a\nb"), "control characters", status=2)
+    refused(run("--data", "\x1b[31mred"), "control characters", status=2)
+    refused(run("--st\x1beps", "3"), "unknown option", status=2)
+
+
+@slip
+def stacks_and_threads():
+    for shell in "ulimit -s 140", "ulimit -S -s 100", "export OMP_STACKSIZE=16k", "export OMP_NUM_THREADS=100000":
+        done = subprocess.run(["bash", "-c", shell + '; exec "$0" "$@"', program, *SMALL, "--steps", "2"],
+                              capture_output=True, timeout=120)
+        assert done.returncode == 0, (shell, done.returncode, done.stderr)
+
+
+@slip
+def called_through_the_loader():
+    loader = re.search(rb"/lib[^\0]*/ld-[^\0]+", read(program))
+    if not loader:
+        return "skipped: the program has no loader"
+    done = subprocess.run([loader.group(), program, "--version"], capture_output=True, timeout=60)
+    assert done.returncode == 0 and done.stdout.startswith(b"train_gpt ") and not done.stderr, done
 
 
 # ----------------------------------------------------------------------------------------------------------------

@@ -79,7 +79,7 @@ void* mmap(void* address, size_t size, int protection, int flags, int file, off_
 int open(const char* path, int flags, ...) {
     va_list args;
     va_start(args, flags);
-    int mode = flags & O_CREAT ? va_arg(args, int) : 0;
+    int mode = flags & (O_CREAT | __O_TMPFILE) ? va_arg(args, int) : 0;
     va_end(args);
     return fails(OPEN, EMFILE) ? -1 : REAL(open)(path, flags, mode);
 }
@@ -102,6 +102,9 @@ int fflush(FILE* stream) { return fails(FLUSH, EIO) ? EOF : REAL(fflush)(stream)
 int fsync(int file) { return fails(SYNC, EIO) ? -1 : REAL(fsync)(file); }
 int rename(const char* from, const char* to) { return fails(RENAME, EACCES) ? -1 : REAL(rename)(from, to); }
 int link(const char* from, const char* to) { return fails(LINK, EPERM) ? -1 : REAL(link)(from, to); }
+int linkat(int a, const char* from, int b, const char* to, int flags) {
+    return fails(LINK, EPERM) ? -1 : REAL(linkat)(a, from, b, to, flags);
+}
 int mkdir(const char* path, mode_t mode) { return fails(MKDIR, EACCES) ? -1 : REAL(mkdir)(path, mode); }
 
 int fclose(FILE* stream) {

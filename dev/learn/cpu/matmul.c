@@ -405,7 +405,7 @@ static void help(void) {
 }
 
 int main(int argc, char** argv) {
-    limit_spinning(argv);
+    prepare_threads(argv);
     threads = omp_get_max_threads();
     for (int i = 0; i < CHOICES; i++)
         if (choices[i].initial) set_option(&choices[i], choices[i].initial, 2, "");
