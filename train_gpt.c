@@ -2564,7 +2564,6 @@ static Checkpoint open_index(const char* path, const char* advice) {
     c.file = map_file(path, advice);
     c.json = read_json(path, c.file.data, c.file.size);
     c.parts = (Checkpoint*)allocate(MAX_PARTS, sizeof *c.parts, "the list of files");
-    c.entries = (Entry*)allocate(c.json.count, sizeof(Entry), "the list of tensors");
     char folder[MAX_PATH];
     const char* slash = strrchr(path, '/');
     snprintf(folder, sizeof folder, "%.*s", slash ? (int)(slash - path) : 1, slash ? path : ".");
@@ -2579,7 +2578,8 @@ static Checkpoint open_index(const char* path, const char* advice) {
         if (c.part_count == MAX_PARTS) die("%s lists over %d files", path, MAX_PARTS);
         Checkpoint* part = &c.parts[c.part_count++];
         *part = open_file(name, "");
-        if (part->entry_count > c.json.count - c.entry_count) die("%s does not list all tensors of %s", path, name);
+        c.entries = (Entry*)realloc(c.entries, (c.entry_count + part->entry_count + 1) * sizeof(Entry));
+        if (!c.entries) die("no memory for the list of tensors");
         memcpy(c.entries + c.entry_count, part->entries, part->entry_count * sizeof(Entry));
         c.entry_count += part->entry_count;
     }
@@ -2913,7 +2913,9 @@ static void export_tokenizer(const char* directory, const Tokenizer* t, Config c
     fputs("]}\n}\n", f);
     end_text(&text, directory, "tokenizer.json");
     f = begin_text(&text);
-    fputs("{\n  \"tokenizer_class\": \"PreTrainedTokenizerFast\",\n  \"clean_up_tokenization_spaces\": false,\n", f);
+    fputs("{\n  \"tokenizer_class\": \"PreTrainedTokenizerFast\",\n  \"clean_up_tokenization_spaces\": false,\n"
+          "  \"model_input_names\": [\"input_ids\", \"attention_mask\"],\n",
+          f);
     if (n) fprintf(f, "  \"bos_token\": \"%.*s\",\n  \"eos_token\": \"%.*s\",\n", n, end, n, end);
     fprintf(f, "  \"model_max_length\": %zu\n}\n", c.T);
     end_text(&text, directory, "tokenizer_config.json");
@@ -2986,12 +2988,12 @@ static void export_model(const char* directory, const Model* model, const Tokeni
 
 static struct {
     const char *data, *train, *val, *preset, *init, *log, *checkpoint, *export_to, *prompt, *tokenize, *device,
-        *attention, *html;
+        *attention, *html, *eval;
     Config model;
     size_t steps, batch, accumulate, warmup, seed, val_every, val_batches, sample_every, save_every, tokens, top_k,
-        layer, head;
+        layer, head, stride;
     double lr, min_lr, weight_decay, beta1, beta2, clip, temperature, top_p;
-    bool resume, compare, memory, ablate, live, help, version;
+    bool resume, compare, memory, ablate, live, json, help, version;
 } opt;
 
 // Kept in checkpoints; a row of CONFIG; to be given again with a checkpoint.
@@ -3056,6 +3058,9 @@ static Option options[] = {
     {"", "--html", "FILE", "attention.html", "a page with all heads, for a browser", TEXT(&opt.html)},
     {"", "--ablate", NULL, NULL, "measure what the loss is without each head", FLAG(&opt.ablate)},
     {"", "--live", NULL, NULL, "put the model into the page: it answers as one types", FLAG(&opt.live)},
+    {"measure", "--eval", "FILE", NULL, "perplexity and bits a byte of a text, and end", TEXT(&opt.eval)},
+    {"", "--stride", "N", NULL, "tokens between windows; small: much context for each [context/2]", WHOLE(&opt.stride, 1, MAX_SIZE, 0)},
+    {"", "--json", NULL, NULL, "print it as JSON", FLAG(&opt.json)},
     {"other", "--device", "NAME", NULL, "cpu, cuda or cuda:N [cuda, in a program built for it]", TEXT_AGAIN(&opt.device)},
     {"", "--compare", NULL, NULL, "time a few steps on CPU and GPU, or on --device, and end", FLAG(&opt.compare)},
     {"", "--memory", NULL, NULL, "list the batches that fit in memories of some sizes, and end", FLAG(&opt.memory)},
@@ -3159,19 +3164,21 @@ static void derive_options(void) {
     if (opt.min_lr > opt.lr) fail(2, "--min-lr %g is above --lr %g", opt.min_lr, opt.lr);
 }
 
-// Each way to use the program, and which options mean something there. Training takes what is not listed under USES.
-#define USES " --layer --head --html --ablate --live "
+// Each way to use the program, and which options mean something there. Training takes all but what is for looking or measuring.
+#define LOOKS    " --layer --head --html --ablate --live "
+#define MEASURES " --stride --json "
 static const struct {
     const char *way, *takes;
 } ways[] = {
     {"--tokenize", " --data --checkpoint "},
     {"--export", " --data --init --checkpoint --context --device "},
     {"--generate", " --data --init --checkpoint --context --device --seed --tokens --temperature --top-k --top-p "},
-    {"--attention", " --data --init --checkpoint --context --device --tokens" USES}};
+    {"--attention", " --data --init --checkpoint --context --device --tokens" LOOKS},
+    {"--eval", " --data --init --checkpoint --context --device --batch" MEASURES}};
 
 // An option that changes nothing is a misunderstanding, and said.
 static void check_effects(void) {
-    const char *way = NULL, *takes = USES;
+    const char *way = NULL, *takes = LOOKS MEASURES;
     for (size_t i = 0; i < sizeof ways / sizeof *ways; i++)
         if (given(ways[i].way)) {
             if (way) fail(2, "%s or %s: give one of them", way, ways[i].way);
@@ -3182,7 +3189,8 @@ static void check_effects(void) {
         snprintf(name, sizeof name, " %s ", o->name);
         if (!o->given || (way && !strcmp(o->name, way))) continue;
         if (way && !strstr(takes, name) && !(o->use & SHAPE)) fail(2, "%s has no effect with %s", o->name, way);
-        if (!way && strstr(takes, name)) fail(2, "%s has no effect without --attention", o->name);
+        if (!way && strstr(takes, name))
+            fail(2, "%s has no effect without %s", o->name, strstr(LOOKS, name) ? "--attention" : "--eval");
     }
 }
 
@@ -3487,6 +3495,65 @@ static int run_tokenize(void) {
     for (size_t i = 0; i < n; i++) printf("%d\n", tokens[i]);
     check_output();
     free(tokens), unmap_file(&file), free_tokenizer(&t);
+    return 0;
+}
+
+// A text in windows of the model's context, each beginning --stride tokens after the last. A window scores the tokens
+// that the one before did not reach, so that all but the text's first token are scored once, and all but the first
+// window's have context - stride tokens before them at least. Returns the sum of -ln p; *bytes: those scored.
+static double score_text(Model* model, const Tokenizer* t, const int* tokens, size_t n, size_t stride, size_t* bytes) {
+    size_t T = model->config.T, rows = T - 1, B = min_size(opt.batch, (n + stride - 1) / stride), reached = 1,
+           begin = 0;
+    Activations a;
+    memset(&a, 0, sizeof a);
+    device->create_activations(&a, model, B, rows, true);
+    int *inputs = (int*)allocate(2 * B * rows, sizeof(int), "a batch"), *targets = inputs + B * rows;
+    float* losses = (float*)allocate(B * rows, sizeof(float), "losses");
+    double sum = 0;
+    *bytes = 0;
+    while (reached < n) {
+        size_t first = begin;
+        for (size_t i = 0; i < B * rows; i++) { // beyond the text's end any token will do: nobody before it sees it
+            size_t at = first + i / rows * stride + i % rows;
+            inputs[i] = tokens[min_size(at, n - 1)], targets[i] = tokens[min_size(at + 1, n - 1)];
+        }
+        device->forward(model, &a, inputs, targets, B, rows, 0, false);
+        take_loss(model);
+        device->read_activation(losses, &a, a.losses, B * rows);
+        for (size_t b = 0; b < B && reached < n; b++, begin += stride)
+            for (; reached < min_size(begin + T, n); reached++) {
+                size_t length;
+                token_string(t, tokens[reached], &length);
+                *bytes += length;
+                sum += losses[b * rows + reached - 1 - begin];
+            }
+    }
+    device->free_activations(&a);
+    free(inputs), free(losses);
+    return sum;
+}
+
+static int run_eval(void) {
+    Model model;
+    Tokenizer t = load_tokenizer(data_path("tokenizer.bin"));
+    load_for_use(&model, &t, false);
+    File file = map_file(opt.eval, "");
+    int* tokens = (int*)allocate(file.size + 1, sizeof(int), "tokens");
+    size_t n = encode(&t, file.data, file.size, tokens), T = model.config.T, bytes;
+    size_t stride = given("--stride") ? opt.stride : (T + 1) / 2;
+    if (n < 2 || T < 2) die("--eval takes a text, and a context, of at least two tokens");
+    if (stride >= T)
+        fail(2, "--stride %zu: with a context of %zu at most %zu, or tokens are left out", stride, T, T - 1);
+    double sum = score_text(&model, &t, tokens, n, stride, &bytes), loss = sum / (double)(n - 1);
+    const char* format = opt.json
+                             ? "{\"tokens\": %zu, \"bytes\": %zu, \"context\": %zu, \"stride\": %zu, \"loss\": %.9g, "
+                               "\"perplexity\": %.9g, \"bits_per_byte\": %.9g}\n"
+                             : "%zu tokens of %zu bytes, context %zu, stride %zu: loss %.4f, perplexity %.3f, "
+                               "%.4f bits a byte\n";
+    printf(format, n - 1, bytes, T, stride, loss, exp(loss), sum / log(2) / (double)bytes);
+    check_output();
+    free(tokens), unmap_file(&file), free_tokenizer(&t);
+    device->free_model(&model);
     return 0;
 }
 
@@ -4618,6 +4685,7 @@ static int train_gpt(int argc, char** argv) {
         if (opt.export_to) return run_export();
         if (opt.prompt) return run_generate();
         if (opt.attention) return run_attention();
+        if (opt.eval) return run_eval();
         if (opt.compare) return compare_devices();
         if (opt.memory) return run_memory();
         return run_training();
