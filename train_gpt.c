@@ -3535,8 +3535,8 @@ static double score_text(Model* model, const Tokenizer* t, const int* tokens, si
 
 static int run_eval(void) {
     Model model;
-    Tokenizer t = load_tokenizer(data_path("tokenizer.bin"));
-    load_for_use(&model, &t, false);
+    Tokenizer t;
+    load_for_use(&model, &t, true, false);
     File file = map_file(opt.eval, "");
     int* tokens = (int*)allocate(file.size + 1, sizeof(int), "tokens");
     size_t n = encode(&t, file.data, file.size, tokens), T = model.config.T, bytes;
