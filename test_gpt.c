@@ -4898,7 +4898,7 @@ static void test_eval(void) {
     Model m;
     Activations a;
     opt.init = path;
-    load_for_use(&m, &t, false);
+    load_for_use(&m, &t, true, false);
     opt.init = NULL;
     memset(&a, 0, sizeof a);
     device->create_activations(&a, &m, 1, T, false);
