@@ -66,7 +66,7 @@ static BlockMask new_block(BatchSizes z, Flex f) {
     return block;
 }
 
-// ---- 1 and 2. The masks, and what they cost --------------------------------------------------------------------------
+// ---- 1 and 2. The masks, and what they cost -------------------------------------------------------------------------
 
 // A change of the score that changes nothing, and counts how many there are. It is given its counter as data, which a
 // score may only read: hence the cast.
@@ -107,7 +107,8 @@ static void measure(Row* row, const float* q, const float* k, const float* v, co
 }
 
 // Masks in one picture, each as 16 x 16 squares that are as dark as the cube root of the share of pairs that is seen,
-// so that one in a hundred shows. Of the first sequence; of patterns that differ between heads, head 0, and then head 1.
+// so that one in a hundred shows. Of the first sequence; of patterns that differ between heads, head 0, and then head
+// 1.
 static void picture(void) {
     static const struct {
         int row, head;
@@ -173,7 +174,7 @@ static void costs(void) {
     free(q), free(k), free(v), free(dout);
 }
 
-// ---- 4. Exact --------------------------------------------------------------------------------------------------------
+// ---- 4. Exact -------------------------------------------------------------------------------------------------------
 
 static float difference(const float* x, const float* y, size_t count) {
     float most = 0, size = 0;
@@ -238,7 +239,8 @@ int main(int count, char** arguments) {
 //   - Write a mask of your own, say bool see_checkers(...) { return (i + j) % 2 == 0; }, and add a row for it. It sees
 //     half of the pairs and leaves all of the tiles: nothing is saved, and each pair is asked about.
 //   - Reorder the sequence for it: in the same mask, see j if i and j lie in the same half, i < T/2 and j < T/2 or
-//     neither. It is the same mask, with even positions first and then the odd ones, and now half of the tiles go. What
-//     can be saved depends on the order in which the positions lie.
-//   - In attention.h, make FLASH_TILE 128. The window of 128 now computes twice as many pairs as it sees, the documents
-//     20 % for 12 %, and all patterns of Child et al. cost alike: what is gained by a mask is gained in units of a tile.
+//     neither. It is the same mask, with even positions first and then the odd ones, and now half of the tiles go.
+//     What can be saved depends on the order in which the positions lie.
+//   - In attention.h, make FLASH_TILE 128. The window of 128 now computes twice as many pairs as it sees, the
+//     documents 20 % for 12 %, and all patterns of Child et al. cost alike: what is gained by a mask is gained in
+//     units of a tile.

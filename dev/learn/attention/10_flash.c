@@ -1,7 +1,7 @@
 // 10_flash.c: flash attention, step by step.
 //
-// "FlashAttention" (Dao et al. 2022) computes softmax(q k^T / sqrt(d)) v without ever having the matrix of weights. Here
-// it is built in four steps, each a function of a few lines for one causal head:
+// "FlashAttention" (Dao et al. 2022) computes softmax(q k^T / sqrt(d)) v without ever having the matrix of weights.
+// Here it is built in four steps, each a function of a few lines for one causal head:
 //   step 1   the weights in memory                     as the formula says
 //   step 2   a row at a time, softmax kept running     "online": Milakov and Gimelshein 2018
 //   step 3   tiles of queries by tiles of keys         FlashAttention's order
@@ -41,7 +41,7 @@ static float* borrow(size_t count) {
     return x;
 }
 
-// ---- The steps: out (T,D) from q, k, v (T,D); lse (T), or in step 1 the weights, is what a backward would need -------
+// ---- The steps: out (T,D) from q, k, v (T,D); lse (T), or in step 1 the weights, is what a backward would need ------
 
 // Step 1: weights (T,T), written as scores, read, written as weights, and read once more.
 static void weights_in_memory(float* out, const float* q, const float* k, const float* v, int T) {
@@ -81,7 +81,8 @@ static void online(float* out, const float* q, const float* k, const float* v, i
     free(lse);
 }
 
-// Step 3: FLASH_TILE queries take the same FLASH_TILE keys while those are at hand, and correct their sums once a tile.
+// Step 3: FLASH_TILE queries take the same FLASH_TILE keys while those are at hand, and correct their sums once a
+// tile.
 static void tiles(float* out, const float* q, const float* k, const float* v, int T) {
     float *lse = borrow((size_t)T), *s = borrow(FLASH_TILE), *largest = borrow(FLASH_TILE), *sum = borrow(FLASH_TILE);
     zero(out, (size_t)T * D);
@@ -123,7 +124,7 @@ static void train_gpt(float* out, const float* qkv, int T) {
     free(lse);
 }
 
-// ---- 1. One row, key by key ------------------------------------------------------------------------------------------
+// ---- 1. One row, key by key -----------------------------------------------------------------------------------------
 
 static void one_row(void) {
     static const float score[] = {1, 3, 2, 5, 4}, value[] = {10, 20, 30, 40, 50};
@@ -141,7 +142,7 @@ static void one_row(void) {
           "after the last key it is softmax's average, %.4f", expected / total);
 }
 
-// ---- 2. Time and memory ----------------------------------------------------------------------------------------------
+// ---- 2. Time and memory ---------------------------------------------------------------------------------------------
 
 static double seconds(void) {
     struct timespec t;
@@ -233,7 +234,7 @@ static void growth(const float* q, const float* k, const float* v, const float* 
           100 * (exponentials[2][SIZES - 1] / exponentials[0][SIZES - 1] - 1));
 }
 
-// ---- 3. The backward -------------------------------------------------------------------------------------------------
+// ---- 3. The backward ------------------------------------------------------------------------------------------------
 
 static void backwards(const float* q, const float* k, const float* v) {
     enum { T = 512, COUNT = T * D };
@@ -265,7 +266,7 @@ static void backwards(const float* q, const float* k, const float* v) {
     free(weights), free(dscores), free(lse);
 }
 
-// ---- 4. Exact --------------------------------------------------------------------------------------------------------
+// ---- 4. Exact -------------------------------------------------------------------------------------------------------
 
 // The largest error, relative to the largest output; e^s without subtracting the maximum, if so asked for step 1.
 static float error(const float* out, const float* q, const float* k, const float* v, int T) {
@@ -348,9 +349,9 @@ int main(int count, char** arguments) {
 }
 
 // Three changes to try:
-//   - In tiles(), make the future visible: let `keys` be all of the tile, and j0 run to T. The multiply-adds double, and
-//     the causal mask is seen to be half of the cost: a mask saves what is not computed, no more.
+//   - In tiles(), make the future visible: let `keys` be all of the tile, and j0 run to T. The multiply-adds double,
+//     and the causal mask is seen to be half of the cost: a mask saves what is not computed, no more.
 //   - In online(), let shrink be 1. What was summed under a smaller maximum then counts too much: the errors of part 4
 //     are 0.6 to 1, as large as the outputs.
-//   - In main(), let train_gpt.c have all threads: omp_set_num_threads(2). Step 4's times halve, each thread has its own
-//     45 kB, and the results stay the same, bit for bit. The other steps have one thread only.
+//   - In main(), let train_gpt.c have all threads: omp_set_num_threads(2). Step 4's times halve, each thread has its
+//     own 45 kB, and the results stay the same, bit for bit. The other steps have one thread only.

@@ -49,7 +49,7 @@ static const Case cases[] = {
 };
 enum { CASES = sizeof cases / sizeof cases[0] };
 
-// ---- What the masks are, said once more, by hand ---------------------------------------------------------------------
+// ---- What the masks are, said once more, by hand --------------------------------------------------------------------
 
 // Rows of a causal pattern of 8 positions: what each sees.
 static void expect_picture(const char* name, Flex f, int h, const char* const rows[8]) {
@@ -102,7 +102,7 @@ static void test_pictures(void) {
                                          ".....##.", ".....###"});
 }
 
-// ---- In tiles, and by definition -------------------------------------------------------------------------------------
+// ---- In tiles, and by definition ------------------------------------------------------------------------------------
 
 typedef struct {
     float *q, *k, *v, *dout, *out, *dq, *dk, *dv, *lse, *weights, *raw, *dscores, dbias[HEADS * (2 * REACH + 1)];
@@ -193,7 +193,7 @@ static void test_tiles(Case c, BatchSizes z) {
     free(block.tile), free_arrays(plain), free_arrays(tiles);
 }
 
-// ---- Gradients against finite differences ----------------------------------------------------------------------------
+// ---- Gradients against finite differences ---------------------------------------------------------------------------
 
 // sum of dout out in double precision, from the formula.
 static double loss(const Arrays* a, BatchSizes z, Flex f) {
@@ -248,7 +248,7 @@ static void test_gradients(Case c) {
     free(block.tile), free_arrays(a);
 }
 
-// ---- What is skipped -------------------------------------------------------------------------------------------------
+// ---- What is skipped ------------------------------------------------------------------------------------------------
 
 // Masks and scores that count how often they are asked.
 typedef struct {
