@@ -103,7 +103,7 @@ static void forms(void) {
 // ---------------------------------------------------------------------------------------------------------
 
 static void times(void) {
-    enum { MAX = 65536, ROUNDS = 7, SAMPLE = 64, KINDS = 4 };
+    enum { MAX = 65536, ROUNDS = 7, SAMPLE = 32 * FLASH_TILE, KINDS = 4 };
     static const char* const names[KINDS] = {"softmax", "linear, chunks of 64", "delta, chunks of 64",
                                              "delta, recurrent"};
     uint64_t seed = 2;
@@ -122,20 +122,19 @@ static void times(void) {
             for (int repeat = 0; repeat < 2; repeat++) {
                 double start = seconds();
                 zero(S, D * D);
-                if (kind == 0) // every 64th query, at even distances, and their time 64 times
-                    for (int i = SAMPLE / 2; i < T; i += SAMPLE)
-                        attention_forward(out + (size_t)i * D, weights, work, (Sizes){1, i + 1, D, D, D},
-                                          q + (size_t)i * D, k, v, (Score){.kind = SCALED_DOT}, no_mask);
+                for (int i0 = SAMPLE / 2; i0 < T && kind == 0; i0 += SAMPLE) // one tile of queries in 32
+                    flash_forward(out + (size_t)i0 * D, weights, (Sizes){FLASH_TILE, i0 + FLASH_TILE, D, D, D},
+                                  q + (size_t)i0 * D, k, v, (Mask){causal, &i0});
                 if (kind == 1) linear_chunked(out, weights, work, size, q, k, v, ROWS);
                 if (kind == 2) delta_chunked(out, u, S, size, q, k, v, beta, ROWS);
                 if (kind == 3) delta_forward(out, u, S, size, q, k, v, beta);
-                best = fmin(best, (seconds() - start) * (kind == 0 ? SAMPLE : 1));
+                best = fmin(best, (seconds() - start) * (kind == 0 ? SAMPLE / FLASH_TILE : 1));
             }
             time[kind][n] = (float)(1000 * best);
         }
     }
-    printf("\n2. One causal head, d = %d, one thread: ms (softmax: from every 64th query); and\n", D);
-    printf("   how many numbers of the past must be kept to write the next word\n\n");
+    printf("\n2. One causal head, d = %d, one thread: ms (softmax: 32 times a 32nd of its\n", D);
+    printf("   queries); and how many numbers of the past are kept to write the next word\n\n");
     printf("   T        softmax    linear,     delta,      delta,    kept by     kept by a\n");
     printf("                       chunks      chunks   recurrent    softmax        memory\n");
     for (int n = 0; n < ROUNDS; n++)
@@ -284,8 +283,9 @@ static void capacity(void) {
 static void replacement(void) {
     enum { N = 16, TRIALS = 200 };
     float keys[N * D], values[2 * N * D], out[N * D], last[MEMORIES] = {0}, first[MEMORIES] = {0};
-    printf("\n4. %d keys, each written twice, with a first and a second value; asked for one of all\n   %d values:\n\n",
-           N, 2 * N);
+    printf(
+        "\n4. %d keys, each written twice, with a first and a second value: which of all\n   %d values is recalled\n\n",
+        N, 2 * N);
     printf("   %-22s  second   first   another\n", "");
     for (int memory = 0; memory < MEMORIES; memory++) {
         uint64_t seed = 4;
@@ -299,7 +299,7 @@ static void replacement(void) {
             }
         }
         printf("   %-22s  %.3f    %.3f   %.3f\n", memory_names[memory], (double)last[memory], (double)first[memory],
-               (double)(1 - last[memory] - first[memory]));
+               (double)fmaxf(1 - last[memory] - first[memory], 0));
     }
     putchar('\n');
     claim(last[DELTA] > 0.9f, "the delta rule replaces: it recalls the second value in %.1f %%", 100 * last[DELTA]);
@@ -322,7 +322,7 @@ static void ages(void) {
         }
     }
     for (int j = 0; j < N; j++) age[j] = (float)j;
-    printf("\n5. %d pairs in a memory of %d x %d: squared error against how long ago a pair came\n", N, D, D);
+    printf("\n5. %d pairs in a memory of %d x %d: error against how long ago a pair came\n", N, D, D);
     Series curves[] = {{"sum", N, age, error[0], false}, {"delta rule", N, age, error[1], false}};
     draw_curves("11_age", "Squared error of what is recalled", &(Axes){.x = "pairs since", .y = "error", .zero = true},
                 curves, 2);
@@ -344,3 +344,12 @@ int main(int count, char** arguments) {
     ages();
     return lesson_ends();
 }
+
+// Three changes to try:
+//   - In recall(), let beta be 0.5: only half of the error is written. The last pair is no longer known exactly, but
+//     the older ones are disturbed less: of 64 pairs 71 % are recalled instead of 46 %, and of the values that replace
+//     others 98 % instead of 95 %. Where beta is learned, a network can choose.
+//   - Make D 64. Of 128 pairs the sum now recalls 97 % instead of 45 %, the delta rule 54 % instead of 22 %: of more
+//     numbers, random keys are nearer to right angles. (Claims that speak of 32 may fail.)
+//   - In recall(), ask PHI with three times the key, too. What makes softmax exact helps phi little, from 7 % to 11 %
+//     of 32 pairs: elu + 1 grows with x, not with e^x, and what is small stays far from 0.
