@@ -139,15 +139,15 @@ static void costs(void) {
     float *q = room(count, &seed), *k = room(count, &seed), *v = room(count, &seed), *dout = room(count, &seed);
     printf("\n2. T = %d, D = %d, %d heads of %d sequences, tiles of %d x %d, one thread\n\n", T, D, H, B, FLASH_TILE,
            FLASH_TILE);
-    printf("                     pairs        tiles        multiply-   forward       backward\n");
-    printf("                      seen     left   masked   adds 1e6    ms  share     ms  share\n");
+    printf("                    pairs       tiles       multiply-    forward      backward\n");
+    printf("                     seen    left   masked   adds 1e6   ms  share     ms  share\n");
     bool as_counted = true;
     double all = (double)B * H * T * T;
     for (int r = 0; r < MASKS; r++) {
         Row* row = &masks[r];
         measure(row, q, k, v, dout);
         as_counted = as_counted && fabs((double)row->computed / all - row->left) < 1e-9;
-        printf("%-18s %5.1f %%  %5.1f %%  %5.1f %%  %8.0f %5.0f   %4.2f  %5.0f   %4.2f\n", row->name, 100 * row->seen,
+        printf("%-18s %5.1f %% %5.1f %%  %5.1f %%  %8.0f %5.0f   %4.2f  %5.0f   %4.2f\n", row->name, 100 * row->seen,
                100 * row->left, 100 * (row->left - row->whole), 2e-6 * D * (double)row->computed, row->time[0],
                row->time[0] / masks[0].time[0], row->time[1], row->time[1] / masks[0].time[1]);
     }

@@ -129,12 +129,12 @@ static void train_gpt(float* out, const float* qkv, int T) {
 static void one_row(void) {
     static const float score[] = {1, 3, 2, 5, 4}, value[] = {10, 20, 30, 40, 50};
     printf("1. One query, five keys with values of one number, key by key\n\n");
-    printf("key  score  value   largest   old sums times   sum of e^(s - largest)   out so far\n");
+    printf("key  score  value   largest   old sums times   sum of e^(s-largest)   out so far\n");
     float largest = -INFINITY, sum = 0, out = 0, total = 0, expected = 0;
     for (int j = 0; j < 5; j++) {
         float now = fmaxf(largest, score[j]), shrink = expf(largest - now), p = expf(score[j] - now);
         sum = sum * shrink + p, out = out * shrink + p * value[j], largest = now;
-        printf("%3d  %5.0f  %5.0f   %7.0f   %14.4f   %22.4f   %10.4f\n", j, score[j], value[j], largest, shrink, sum,
+        printf("%3d  %5.0f  %5.0f   %7.0f   %14.4f   %20.4f   %10.4f\n", j, score[j], value[j], largest, shrink, sum,
                out / sum);
         total += expf(score[j]), expected += expf(score[j]) * value[j];
     }
@@ -182,11 +182,11 @@ static void growth(const float* q, const float* k, const float* v, const float* 
     printf("\n2. One causal head, D = %d, one thread\n", D);
     static const char* const titles[] = {"bytes beside q, k, v and out", "milliseconds", "numbers moved, millions"};
     for (int table = 0; table < 3; table++) {
-        printf("\n%-28s", titles[table]);
+        printf("\n%s\n%20s", titles[table], "T =");
         for (int n = 0; n < SIZES; n++) printf(" %9d", T_MIN << n);
         putchar('\n');
         for (int step = 0; step < (table == 2 ? 3 : STEPS); step++) {
-            printf("  step %d, %-18s", step + 1, step_names[step]);
+            printf("%d  %-17s", step + 1, step_names[step]);
             for (int n = 0; n < SIZES; n++)
                 if (table == 0)
                     printf(" %9.0f", (double)bytes[step][n]);
@@ -195,7 +195,7 @@ static void growth(const float* q, const float* k, const float* v, const float* 
             putchar('\n');
         }
     }
-    printf("\nmultiply-adds, millions     ");
+    printf("\nmultiply-adds, 1e6  ");
     for (int n = 0; n < SIZES; n++) printf(" %9.1f", 1e-6 * multiply_adds[0][n]);
     printf("\n\n");
     Series curves[2][STEPS];
@@ -305,8 +305,8 @@ static float overflowing(const float* q, const float* k, int T) {
 static void exactness(float* q, const float* k, const float* v, float* qkv, float* out) {
     enum { T = 1024 };
     printf("\n4. Largest error against double precision, relative, T = %d\n\n", T);
-    printf("   scores of deviation   step 1    step 2    step 3    step 4   rows whose e^s are\n");
-    printf("                                                                too large a sum\n");
+    printf("   deviation of scores   step 1    step 2    step 3    step 4    rows whose sum\n");
+    printf("                                                                 is infinite\n");
     float worst = 0, factor = 1, lost = 0;
     for (int deviation = 1; deviation <= 100; deviation *= 10, factor = 10) {
         for (int i = 0; i < T * D; i++) q[i] *= factor;
