@@ -109,7 +109,7 @@ static void times(void) {
     uint64_t seed = 2;
     float *q = room((size_t)MAX * D, &seed), *k = room((size_t)MAX * D, &seed), *v = room((size_t)MAX * D, &seed);
     float *out = room((size_t)MAX * D, NULL), *u = room((size_t)MAX * D, NULL), *weights = room(MAX, NULL);
-    float *beta = room(MAX, NULL), *S = room(D * D, NULL), *work = room((size_t)MAX, NULL);
+    float *beta = room(MAX, NULL), *S = room(D * D, NULL), *work = room(linear_chunked_work(one_pair, ROWS), NULL);
     float time[KINDS][ROUNDS], length[ROUNDS];
     make_length_one(k, MAX);
     for (int t = 0; t < MAX; t++) beta[t] = 0.5f;
