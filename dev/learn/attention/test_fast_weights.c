@@ -62,7 +62,7 @@ static void test_linear(Sizes size) {
     for (size_t c = 0; c < sizeof chunks / sizeof chunks[0]; c++) {
         char name[80];
         snprintf(name, sizeof name, "linear attention, n %d, dk %d, dv %d, chunks of %d", n, dk, dv, chunks[c]);
-        float *got = room((size_t)n * dv, NULL), *got_sums = room((size_t)n, NULL);
+        float *got = room((size_t)n * dv, &seed), *got_sums = room((size_t)n, &seed); // to be overwritten
         float* work = room(linear_chunked_work(size, chunks[c]), &seed);
         linear_chunked(got, got_sums, work, size, q, k, v, chunks[c]);
         expect_same(got, out, (size_t)n * dv, 2e-6, name, "out");
@@ -130,7 +130,7 @@ static void test_delta(Sizes size) {
     for (size_t c = 0; c < sizeof chunks / sizeof chunks[0]; c++) {
         char name[80];
         snprintf(name, sizeof name, "delta rule, n %d, dk %d, dv %d, chunks of %d", n, size.dk, size.dv, chunks[c]);
-        float *got = room(outputs, NULL), *u = room(outputs, NULL), *state = room(memory, NULL);
+        float *got = room(outputs, &seed), *u = room(outputs, &seed), *state = room(memory, NULL);
         memcpy(state, x.S, memory * sizeof(float));
         if (chunks[c])
             delta_chunked(got, u, state, size, x.q, x.k, x.v, x.beta, chunks[c]);
@@ -169,7 +169,8 @@ static void test_delta_backward(Sizes size) {
     size_t keys = (size_t)size.n * size.dk, values = (size_t)size.n * size.dv, memory = (size_t)size.dk * size.dv;
     Inputs x = inputs(size, &seed);
     float *dout = room(values, &seed), *dS = room(memory, &seed), *d_after = room(memory, NULL);
-    float *out = room(values, NULL), *u = room(values, NULL), *S = room(memory, NULL), *work = room(2 * size.dv, NULL);
+    float *out = room(values, &seed), *u = room(values, &seed), *S = room(memory, NULL),
+          *work = room(2 * size.dv, &seed);
     float *dq = room(keys, NULL), *dk = room(keys, NULL), *dv = room(values, NULL), *dbeta = room(size.n, NULL);
     memcpy(d_after, dS, memory * sizeof(float)), memcpy(S, x.S, memory * sizeof(float));
     delta_forward(out, u, S, size, x.q, x.k, x.v, x.beta);
@@ -219,10 +220,27 @@ static void test_delta_backward(Sizes size) {
     free(before), free(slope), free_inputs(x);
 }
 
-int main(void) {
-    static const Sizes sizes[] = {{1, 1, 1, 1, 1}, {2, 2, 3, 3, 1}, {17, 17, 5, 5, 7}, {40, 40, 16, 16, 9}};
-    for (int s = 0; s < 4; s++) test_linear(sizes[s]), test_delta(sizes[s]);
+static const Sizes sizes[] = {{1, 1, 1, 1, 1}, {2, 2, 3, 3, 1}, {17, 17, 5, 5, 7}, {40, 40, 16, 16, 9}};
+
+static void test_all_linear(void) {
+    for (int s = 0; s < 4; s++) test_linear(sizes[s]);
+}
+static void test_all_delta(void) {
+    for (int s = 0; s < 4; s++) test_delta(sizes[s]);
+}
+static void test_all_delta_backward(void) {
     for (int s = 0; s < 3; s++) test_delta_backward(sizes[s]);
+}
+
+static const struct {
+    const char* name;
+    void (*run)(void);
+} tests[] = {{"linear", test_all_linear}, {"delta", test_all_delta}, {"delta_backward", test_all_delta_backward}};
+
+// test_fast_weights [NAME]: all tests, or one of them.
+int main(int count, char** arguments) {
+    for (size_t t = 0; t < sizeof tests / sizeof tests[0]; t++)
+        if (count < 2 || !strcmp(arguments[1], tests[t].name)) tests[t].run();
     printf("%d passed, %d failed\n", passed, failed);
     return failed > 0;
 }

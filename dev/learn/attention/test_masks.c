@@ -75,10 +75,18 @@ static void test_pictures(void) {
     expect_picture("strided, odd head", (Flex){.mask = see_strided, .mask_data = &three}, 1,
                    (const char* const[]){"#.......", ".#......", "..#.....", "#..#....", ".#..#...", "..#..#..",
                                          "#..#..#.", ".#..#..#"});
-    f.mask = see_dilated;
-    expect_picture("dilated", f, 0,
+    Pattern four = {.width = 4, .gap = 2};
+    expect_picture("dilated", (Flex){.mask = see_dilated, .mask_data = &four}, 0,
+                   (const char* const[]){"#.......", ".#......", "#.#.....", ".#.#....", "#.#.#...", ".#.#.#..",
+                                         "#.#.#.#.", ".#.#.#.#"});
+    four.width = 3;
+    expect_picture("dilated", (Flex){.mask = see_dilated, .mask_data = &four}, 0,
                    (const char* const[]){"#.......", ".#......", "#.#.....", ".#.#....", "#.#.#...", ".#.#.#..",
                                          "..#.#.#.", "...#.#.#"});
+    Pattern two_by_three = {.width = 2, .gap = 3};
+    expect_picture("dilated", (Flex){.mask = see_dilated, .mask_data = &two_by_three}, 0,
+                   (const char* const[]){"#.......", ".#......", "..#.....", "#..#....", ".#..#...", "..#..#..",
+                                         "...#..#.", "....#..#"});
     f.mask = see_global;
     expect_picture("global", f, 0,
                    (const char* const[]){"########", "####....", "#####...", "######..", "#.#####.", "#..#####",
@@ -102,6 +110,18 @@ static void test_pictures(void) {
                                          ".....##.", ".....###"});
 }
 
+// Which of the learned numbers a pair of positions is given.
+static void test_relative(void) {
+    float number[2 * 5] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9};
+    RelativeBias two = {number, 2};
+    static const int expected[][4] = {{0, 4, 4, 2}, {0, 4, 3, 1}, {0, 4, 0, 0}, {0, 4, 7, 4}, // h, i, j, entry
+                                      {1, 4, 4, 7}, {1, 4, 1, 5}, {1, 4, 5, 8}, {1, 4, 6, 9}, {1, 0, 9, 9}};
+    for (size_t c = 0; c < sizeof expected / sizeof expected[0]; c++) {
+        const int* x = expected[c];
+        expect(score_relative(&two, 0.5f, 1, x[0], x[1], x[2]) == 0.5f + (float)x[3], "relative", "entry", x[3]);
+    }
+}
+
 // ---- In tiles, and by definition ------------------------------------------------------------------------------------
 
 typedef struct {
@@ -122,14 +142,14 @@ static Arrays arrays(BatchSizes z) {
                 .k = filled(k, &seed),
                 .v = filled(k, &seed),
                 .dout = filled(q, &seed),
-                .out = filled(q, NULL),
+                .out = filled(q, &seed),
                 .dq = filled(q, NULL),
                 .dk = filled(k, NULL),
                 .dv = filled(k, NULL),
-                .lse = filled(heads * z.m, NULL),
-                .weights = filled(pairs, NULL),
-                .raw = filled(pairs, NULL),
-                .dscores = filled((size_t)z.m * z.n, NULL)};
+                .lse = filled(heads * z.m, &seed),
+                .weights = filled(pairs, &seed),
+                .raw = filled(pairs, &seed),
+                .dscores = filled((size_t)z.m * z.n, &seed)};
     return a;
 }
 
@@ -311,19 +331,35 @@ static void test_nothing_read(void) {
     free(block.tile), free_arrays(a), free_arrays(clean);
 }
 
-int main(void) {
+static void test_all_tiles(void) {
+    static const BatchSizes sizes[] = {
+        {1, 1, 1, 1, 1}, {2, HEADS, 33, 70, 7}, {2, HEADS, 64, 64, 8}, {2, HEADS, 5, 129, 3}, {2, HEADS, 130, 31, 16}};
+    for (int c = 0; c < CASES; c++)
+        for (size_t s = 0; s < sizeof sizes / sizeof sizes[0]; s++) test_tiles(cases[c], sizes[s]);
+}
+
+static void test_all_gradients(void) {
+    for (int c = 0; c < CASES; c++) test_gradients(cases[c]);
+}
+
+static void test_all_skipping(void) {
+    for (int c = 0; c < CASES; c++)
+        if (cases[c].flex.mask) test_skipping(cases[c]);
+}
+
+static const struct {
+    const char* name;
+    void (*run)(void);
+} tests[] = {{"pictures", test_pictures},       {"relative", test_relative},     {"tiles", test_all_tiles},
+             {"gradients", test_all_gradients}, {"skipping", test_all_skipping}, {"nothing_read", test_nothing_read}};
+
+// test_masks [NAME]: all tests, or one of them.
+int main(int count, char** arguments) {
     uint64_t seed = 3;
     for (int i = 0; i < HEADS * (2 * REACH + 1); i++) bias[i] = normal(&seed);
     for (int i = 0; i < 2 * LONGEST; i++) document[i] = i % LONGEST / 37 + (i >= LONGEST && i % LONGEST > 50);
-    static const BatchSizes sizes[] = {
-        {1, 1, 1, 1, 1}, {2, HEADS, 33, 70, 7}, {2, HEADS, 64, 64, 8}, {2, HEADS, 5, 129, 3}, {2, HEADS, 130, 31, 16}};
-    test_pictures();
-    for (int c = 0; c < CASES; c++) {
-        for (size_t s = 0; s < sizeof sizes / sizeof sizes[0]; s++) test_tiles(cases[c], sizes[s]);
-        test_gradients(cases[c]);
-        if (cases[c].flex.mask) test_skipping(cases[c]);
-    }
-    test_nothing_read();
+    for (size_t t = 0; t < sizeof tests / sizeof tests[0]; t++)
+        if (count < 2 || !strcmp(arguments[1], tests[t].name)) tests[t].run();
     printf("%d passed, %d failed\n", passed, failed);
     return failed > 0;
 }
