@@ -94,7 +94,7 @@ FIRST_MASKS_TESTS = {
     "masks": ["pictures", "skipping"],
     "scores": ["relative", "gradients", "tiles"],
     "the definition": ["tiles"],
-    "block mask": ["skipping", "tiles"],
+    "block mask": ["skipping", "tiles", "shared"],
     "in tiles": ["tiles", "gradients", "nothing_read"],
 }
 FIRST_FAST_WEIGHTS_TESTS = {"linear attention in chunks": ["linear"], "the delta rule": ["delta"]}

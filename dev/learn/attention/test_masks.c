@@ -108,6 +108,10 @@ static void test_pictures(void) {
     expect_picture("documents", (Flex){.mask = see_document, .mask_data = &two}, 0,
                    (const char* const[]){"#.......", "##......", "###.....", "####....", "#####...", ".....#..",
                                          ".....##.", ".....###"});
+    Documents pair = {(int[]){1, 1, 2, 3, 3, 3}, 3}; // two sequences of three
+    expect(see_document(&pair, 0, 0, 1, 0) && !see_document(&pair, 0, 0, 2, 0) && see_document(&pair, 1, 0, 2, 0) &&
+               see_document(&pair, 1, 0, 1, 0),
+           "documents", "the second sequence", 1);
 }
 
 // Which of the learned numbers a pair of positions is given.
@@ -317,6 +321,19 @@ static void test_skipping(Case c) {
     free(block.tile), free_arrays(a);
 }
 
+// A block mask for one sequence and one head serves all, where the mask is the same for all.
+static void test_shared(void) {
+    BatchSizes z = {2, HEADS, 70, 70, 5}, one = {1, 1, 70, 70, 5};
+    Flex f = {.mask = see_causal};
+    Arrays a = arrays(z), b = arrays(z);
+    BlockMask all = new_block(z, f), shared = new_block(one, f);
+    run_tiles(&a, z, f, all), run_tiles(&b, z, f, shared);
+    expect(!memcmp(a.out, b.out, sizeof(float) * (size_t)(z.B * z.H * z.m * z.D)), "shared", "out", 0);
+    expect(!memcmp(a.dk, b.dk, sizeof(float) * (size_t)(z.B * z.H * z.n * z.D)), "shared", "dk", 0);
+    free(all.tile), free(shared.tile), free_arrays(a), free_arrays(b);
+    expect(block_mask_bytes(2, 3, (BatchSizes){9, 9, 64, 65, 1}) == 2 * 3 * 2 * 3, "shared", "bytes", 0);
+}
+
 // Keys and values that lie in empty tiles may be anything.
 static void test_nothing_read(void) {
     int length = 64;
@@ -350,8 +367,9 @@ static void test_all_skipping(void) {
 static const struct {
     const char* name;
     void (*run)(void);
-} tests[] = {{"pictures", test_pictures},       {"relative", test_relative},     {"tiles", test_all_tiles},
-             {"gradients", test_all_gradients}, {"skipping", test_all_skipping}, {"nothing_read", test_nothing_read}};
+} tests[] = {{"pictures", test_pictures},        {"relative", test_relative},     {"tiles", test_all_tiles},
+             {"gradients", test_all_gradients},  {"skipping", test_all_skipping}, {"shared", test_shared},
+             {"nothing_read", test_nothing_read}};
 
 // test_masks [NAME]: all tests, or one of them.
 int main(int count, char** arguments) {
