@@ -257,3 +257,12 @@ int main(int count, char** arguments) {
     learning(threads);
     return lesson_ends();
 }
+
+// Three changes to try:
+//   - In make_picture(), let the frame be 0.5 in place of 0.3. Who looks at the frame has a better answer more often, and
+//     REINFORCE is told so: without a baseline it is at 0.962 after 600 batches, where it was at 0.195, and that claim
+//     fails. In the end all are right in 0.97.
+//   - In learning(), let the entropy have no weight: 0 for 0.01f. Nothing is lost here, 0.779: there is one right place,
+//     and to settle on it early does no harm.
+//   - Let it have a weight of 0.3. Looking everywhere is then worth something, and hard attention, at 0.466 after 300
+//     batches, is later for it.
