@@ -49,7 +49,7 @@ static const Case cases[] = {
 };
 enum { CASES = sizeof cases / sizeof cases[0] };
 
-// ---- What the masks are, said once more, by hand ---------------------------------------------------------------------
+// ---- What the masks are, said once more, by hand --------------------------------------------------------------------
 
 // Rows of a causal pattern of 8 positions: what each sees.
 static void expect_picture(const char* name, Flex f, int h, const char* const rows[8]) {
@@ -75,10 +75,18 @@ static void test_pictures(void) {
     expect_picture("strided, odd head", (Flex){.mask = see_strided, .mask_data = &three}, 1,
                    (const char* const[]){"#.......", ".#......", "..#.....", "#..#....", ".#..#...", "..#..#..",
                                          "#..#..#.", ".#..#..#"});
-    f.mask = see_dilated;
-    expect_picture("dilated", f, 0,
+    Pattern four = {.width = 4, .gap = 2};
+    expect_picture("dilated", (Flex){.mask = see_dilated, .mask_data = &four}, 0,
+                   (const char* const[]){"#.......", ".#......", "#.#.....", ".#.#....", "#.#.#...", ".#.#.#..",
+                                         "#.#.#.#.", ".#.#.#.#"});
+    four.width = 3;
+    expect_picture("dilated", (Flex){.mask = see_dilated, .mask_data = &four}, 0,
                    (const char* const[]){"#.......", ".#......", "#.#.....", ".#.#....", "#.#.#...", ".#.#.#..",
                                          "..#.#.#.", "...#.#.#"});
+    Pattern two_by_three = {.width = 2, .gap = 3};
+    expect_picture("dilated", (Flex){.mask = see_dilated, .mask_data = &two_by_three}, 0,
+                   (const char* const[]){"#.......", ".#......", "..#.....", "#..#....", ".#..#...", "..#..#..",
+                                         "...#..#.", "....#..#"});
     f.mask = see_global;
     expect_picture("global", f, 0,
                    (const char* const[]){"########", "####....", "#####...", "######..", "#.#####.", "#..#####",
@@ -100,9 +108,25 @@ static void test_pictures(void) {
     expect_picture("documents", (Flex){.mask = see_document, .mask_data = &two}, 0,
                    (const char* const[]){"#.......", "##......", "###.....", "####....", "#####...", ".....#..",
                                          ".....##.", ".....###"});
+    Documents pair = {(int[]){1, 1, 2, 3, 3, 3}, 3}; // two sequences of three
+    expect(see_document(&pair, 0, 0, 1, 0) && !see_document(&pair, 0, 0, 2, 0) && see_document(&pair, 1, 0, 2, 0) &&
+               see_document(&pair, 1, 0, 1, 0),
+           "documents", "the second sequence", 1);
 }
 
-// ---- In tiles, and by definition -------------------------------------------------------------------------------------
+// Which of the learned numbers a pair of positions is given.
+static void test_relative(void) {
+    float number[2 * 5] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9};
+    RelativeBias two = {number, 2};
+    static const int expected[][4] = {{0, 4, 4, 2}, {0, 4, 3, 1}, {0, 4, 0, 0}, {0, 4, 7, 4}, // h, i, j, entry
+                                      {1, 4, 4, 7}, {1, 4, 1, 5}, {1, 4, 5, 8}, {1, 4, 6, 9}, {1, 0, 9, 9}};
+    for (size_t c = 0; c < sizeof expected / sizeof expected[0]; c++) {
+        const int* x = expected[c];
+        expect(score_relative(&two, 0.5f, 1, x[0], x[1], x[2]) == 0.5f + (float)x[3], "relative", "entry", x[3]);
+    }
+}
+
+// ---- In tiles, and by definition ------------------------------------------------------------------------------------
 
 typedef struct {
     float *q, *k, *v, *dout, *out, *dq, *dk, *dv, *lse, *weights, *raw, *dscores, dbias[HEADS * (2 * REACH + 1)];
@@ -122,14 +146,14 @@ static Arrays arrays(BatchSizes z) {
                 .k = filled(k, &seed),
                 .v = filled(k, &seed),
                 .dout = filled(q, &seed),
-                .out = filled(q, NULL),
+                .out = filled(q, &seed),
                 .dq = filled(q, NULL),
                 .dk = filled(k, NULL),
                 .dv = filled(k, NULL),
-                .lse = filled(heads * z.m, NULL),
-                .weights = filled(pairs, NULL),
-                .raw = filled(pairs, NULL),
-                .dscores = filled((size_t)z.m * z.n, NULL)};
+                .lse = filled(heads * z.m, &seed),
+                .weights = filled(pairs, &seed),
+                .raw = filled(pairs, &seed),
+                .dscores = filled((size_t)z.m * z.n, &seed)};
     return a;
 }
 
@@ -193,7 +217,7 @@ static void test_tiles(Case c, BatchSizes z) {
     free(block.tile), free_arrays(plain), free_arrays(tiles);
 }
 
-// ---- Gradients against finite differences ----------------------------------------------------------------------------
+// ---- Gradients against finite differences ---------------------------------------------------------------------------
 
 // sum of dout out in double precision, from the formula.
 static double loss(const Arrays* a, BatchSizes z, Flex f) {
@@ -248,7 +272,7 @@ static void test_gradients(Case c) {
     free(block.tile), free_arrays(a);
 }
 
-// ---- What is skipped -------------------------------------------------------------------------------------------------
+// ---- What is skipped ------------------------------------------------------------------------------------------------
 
 // Masks and scores that count how often they are asked.
 typedef struct {
@@ -297,6 +321,19 @@ static void test_skipping(Case c) {
     free(block.tile), free_arrays(a);
 }
 
+// A block mask for one sequence and one head serves all, where the mask is the same for all.
+static void test_shared(void) {
+    BatchSizes z = {2, HEADS, 70, 70, 5}, one = {1, 1, 70, 70, 5};
+    Flex f = {.mask = see_causal};
+    Arrays a = arrays(z), b = arrays(z);
+    BlockMask all = new_block(z, f), shared = new_block(one, f);
+    run_tiles(&a, z, f, all), run_tiles(&b, z, f, shared);
+    expect(!memcmp(a.out, b.out, sizeof(float) * (size_t)(z.B * z.H * z.m * z.D)), "shared", "out", 0);
+    expect(!memcmp(a.dk, b.dk, sizeof(float) * (size_t)(z.B * z.H * z.n * z.D)), "shared", "dk", 0);
+    free(all.tile), free(shared.tile), free_arrays(a), free_arrays(b);
+    expect(block_mask_bytes(2, 3, (BatchSizes){9, 9, 64, 65, 1}) == 2 * 3 * 2 * 3, "shared", "bytes", 0);
+}
+
 // Keys and values that lie in empty tiles may be anything.
 static void test_nothing_read(void) {
     int length = 64;
@@ -311,19 +348,36 @@ static void test_nothing_read(void) {
     free(block.tile), free_arrays(a), free_arrays(clean);
 }
 
-int main(void) {
+static void test_all_tiles(void) {
+    static const BatchSizes sizes[] = {
+        {1, 1, 1, 1, 1}, {2, HEADS, 33, 70, 7}, {2, HEADS, 64, 64, 8}, {2, HEADS, 5, 129, 3}, {2, HEADS, 130, 31, 16}};
+    for (int c = 0; c < CASES; c++)
+        for (size_t s = 0; s < sizeof sizes / sizeof sizes[0]; s++) test_tiles(cases[c], sizes[s]);
+}
+
+static void test_all_gradients(void) {
+    for (int c = 0; c < CASES; c++) test_gradients(cases[c]);
+}
+
+static void test_all_skipping(void) {
+    for (int c = 0; c < CASES; c++)
+        if (cases[c].flex.mask) test_skipping(cases[c]);
+}
+
+static const struct {
+    const char* name;
+    void (*run)(void);
+} tests[] = {{"pictures", test_pictures},        {"relative", test_relative},     {"tiles", test_all_tiles},
+             {"gradients", test_all_gradients},  {"skipping", test_all_skipping}, {"shared", test_shared},
+             {"nothing_read", test_nothing_read}};
+
+// test_masks [NAME]: all tests, or one of them.
+int main(int count, char** arguments) {
     uint64_t seed = 3;
     for (int i = 0; i < HEADS * (2 * REACH + 1); i++) bias[i] = normal(&seed);
     for (int i = 0; i < 2 * LONGEST; i++) document[i] = i % LONGEST / 37 + (i >= LONGEST && i % LONGEST > 50);
-    static const BatchSizes sizes[] = {
-        {1, 1, 1, 1, 1}, {2, HEADS, 33, 70, 7}, {2, HEADS, 64, 64, 8}, {2, HEADS, 5, 129, 3}, {2, HEADS, 130, 31, 16}};
-    test_pictures();
-    for (int c = 0; c < CASES; c++) {
-        for (size_t s = 0; s < sizeof sizes / sizeof sizes[0]; s++) test_tiles(cases[c], sizes[s]);
-        test_gradients(cases[c]);
-        if (cases[c].flex.mask) test_skipping(cases[c]);
-    }
-    test_nothing_read();
+    for (size_t t = 0; t < sizeof tests / sizeof tests[0]; t++)
+        if (count < 2 || !strcmp(arguments[1], tests[t].name)) tests[t].run();
     printf("%d passed, %d failed\n", passed, failed);
     return failed > 0;
 }
