@@ -3381,8 +3381,7 @@ static bool is_extended(const Tokenizer* t, size_t V) { return t->V < V && V - t
 
 static void check_tokenizer(const Tokenizer* t, Config config, const char* path) {
     if (opt.init && is_extended(t, config.V))
-        printf("%s has a vocabulary of %zu: the first %zu, which %s knows, are used\n", path, config.V, t->V,
-               t->file.path);
+        note("%s has a vocabulary of %zu: the first %zu, which %s knows, are used", path, config.V, t->V, t->file.path);
     else if (t->V != config.V)
         die("%s has a vocabulary of %zu, but %s has %zu tokens: prepare the data with the model's tokenizer "
             "(prepare_data.py --tokenizer)",

@@ -221,9 +221,10 @@ def imports(data, folder, work):
     model.resize_token_embeddings(260)
     model.save_pretrained(wider)
     ask = ("--data", data, "--generate", "The ", "--temperature", 0, "--tokens", 30)
-    said = run("./train_gpt", *ask, "--init", wider)
-    first, text = said.split("\n", 1)
-    check("260" in first and text == run("./train_gpt", *ask, "--init", folder), f"an extended vocabulary: {first}")
+    command = [str(x) for x in ("./train_gpt", *ask, "--init", wider)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    same = done.stdout == run("./train_gpt", *ask, "--init", folder)
+    check("260" in done.stderr and same, f"an extended vocabulary: {done.stderr.strip()}")
     model.resize_token_embeddings(512)
     model.save_pretrained(wider)
     check(

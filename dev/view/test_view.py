@@ -105,7 +105,7 @@ class Program:
         header = json.loads(data[8 : 8 + length])
         w = {}
         for name, x in header.items():
-            if name != "__metadata__" and not name.startswith("adam."):
+            if x.get("dtype") == "F32" and not name.startswith("adam."):  # nor the tokenizer
                 start, end = x["data_offsets"]
                 w[name] = np.frombuffer(data[8 + length + start : 8 + length + end], "<f4").reshape(x["shape"])
         V, C = w["wte.weight"].shape
