@@ -497,7 +497,7 @@ def advice_that_fits():
     assert b"prepare_data.py" not in done.stderr
     refused(run("--data", "nosuch"), "prepare_data.py --out nosuch")
     write("pytorch_model.bin", b"PK\3\4" + bytes(100))
-    refused(run("--init", "pytorch_model.bin"), "PyTorch")
+    refused(run("--init", "pytorch_model.bin"), "to_safetensors.py")
     refused(run("--checkpoint", "a\nb"), "control characters", status=2)
     refused(run("--data", "\x1b[31mred"), "control characters", status=2)
     refused(run("--st\x1beps", "3"), "unknown option", status=2)
@@ -590,6 +590,8 @@ def the_terminal_is_closed():
 
 
 def main():
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # what starts this in the background may ignore it, and
+    # so would all programs that are started here
     global program
     parser = argparse.ArgumentParser(description="What users do by mistake or out of impatience.")
     parser.add_argument("--program", default=program)
