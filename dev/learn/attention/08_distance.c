@@ -120,6 +120,8 @@ int main(int count, char** arguments) {
     static const char* const names[2 * KINDS] = {
         "tanh", "tanh, with attention", "tanh, U doubled", "tanh, U doubled, with attention",
         "LSTM", "LSTM, with attention"};
+    static const char* const rows[2 * KINDS] = {"tanh",          "  + attention", "tanh, U doubled",
+                                                "  + attention", "LSTM",          "  + attention"};
     float gradient[2 * KINDS][T], right[2 * KINDS][TASKS], d[T];
 #pragma omp parallel for schedule(dynamic)
     for (int k = 2 * KINDS - 1; k >= 0; k--) {
@@ -127,10 +129,10 @@ int main(int count, char** arguments) {
         for (int task = 0; task < TASKS; task++) right[k][task] = learned((Kind)(k / 2), k % 2, distance[task]);
     }
 
-    printf("1. The gradient at an input so many steps before the end, untrained networks, T = %d\n\n%31s", T, "");
+    printf("1. The gradient at an input so many steps before the end, untrained, T = %d\n\n%15s", T, "");
     for (int i = 0; i < T; i = i ? 2 * i : 1) printf(" %7d", i);
     for (int k = 0; k < 2 * KINDS; k++) {
-        printf("\n%-31s", names[k]);
+        printf("\n%-15s", rows[k]);
         for (int i = 0; i < T; i = i ? 2 * i : 1) printf(" %7.1g", gradient[k][i]);
     }
     printf("\n\n");
@@ -140,10 +142,10 @@ int main(int count, char** arguments) {
     draw_curves("08_distance", "Gradient at an input, by its distance from the end",
                 &(Axes){.x = "steps before the end", .y = "length of the gradient", .log_y = true}, series, 2 * KINDS);
 
-    printf("\n2. One of eight letters, named so many letters later (guessing: 0.125)\n\n%31s", "");
+    printf("\n2. One of eight letters, named so many letters later (guessing: 0.125)\n\n%15s", "");
     for (int task = 0; task < TASKS; task++) printf(" %7d", distance[task]);
     for (int k = 0; k < 2 * KINDS; k++) {
-        printf("\n%-31s", names[k]);
+        printf("\n%-15s", rows[k]);
         for (int task = 0; task < TASKS; task++) printf(" %7.3f", right[k][task]);
     }
     printf("\n\n");
@@ -174,5 +176,5 @@ int main(int count, char** arguments) {
 //     remembered, an LSTM that begins so needs no attention; the last claims fail.
 //   - Let T be 257, and print up to it. The floor is at a quarter of where it was: 0.003 for tanh. The shortest way has
 //     one step, but its weight is one in T.
-//   - Let TANH_WIDE begin with 4 / sqrtf(3 * N), twice as much again. The gradient grows with the distance, to 2000 at 64 steps: it explodes,
+//   - Let TANH_WIDE begin with 4 / sqrtf(3 * N). The gradient grows with the distance, to 2000 at 64 steps: it explodes,
 //     and attention does not hold it back (200), as the recurrent way is still there.

@@ -195,16 +195,16 @@ int main(int count, char** arguments) {
 #pragma omp parallel for schedule(dynamic)
     for (int k = READERS - 1; k >= 0; k--) reader_begins(&readers[k]), learn(&readers[k]), test(&readers[k]);
 
-    printf("Right articles in %d new stories, by the distance to the noun's introduction (guessing: %.2f)\n\n",
+    printf("Right articles in %d new stories, by the distance to the noun's introduction\n(guessing: %.2f)\n\n",
            TEST_BATCHES * BATCH, 1.0 / ENDINGS);
-    printf("%-6s parameters  steps  ms a step    1-9  10-19  20-29  30-39  40-49  50-59    all\n", "");
+    printf("%-6s parameters  steps  ms a step   1-9 10-19 20-29 30-39 40-49 50-59   all\n", "");
     Series series[READERS];
     static const float middle[BINS] = {5, 14.5f, 24.5f, 34.5f, 44.5f, 54.5f};
     for (int k = 0; k < READERS; k++) {
         Reader* r = &readers[k];
         printf("%-6s %10zu %6d %10.1f", r->name, parameter_total(r->tape), r->steps, 1000 * r->seconds);
-        for (int bin = 0; bin < BINS; bin++) printf("  %5.3f", r->right[bin]);
-        printf("  %5.3f\n", r->all);
+        for (int bin = 0; bin < BINS; bin++) printf(" %5.3f", r->right[bin]);
+        printf(" %5.3f\n", r->all);
         series[k] = (Series){r->name, BINS, middle, r->right, false};
     }
     printf("\n");

@@ -120,10 +120,9 @@ static void gradients(void) {
     uint64_t seed = 5, draws = 6;
     double ratio[MOMENTS][GRADIENTS], same_ratio[MOMENTS][GRADIENTS], off = 0, by_chance = 0;
     Picture p[BATCH];
-    printf(
-        "1. The scorer's gradient in %d batches of %d pictures: length of their mean, and how far one batch's is from\n"
-        "it, in that length\n\n%-30s   mean   other pictures   the same pictures\n",
-        SOME, BATCH, "");
+    printf("1. The scorer's gradient in %d batches of %d pictures: length of their mean, and\n"
+           "how far one batch's is from it, in that length\n\n%-30s   mean   other pictures   the same pictures\n",
+           SOME, BATCH, "");
     for (int moment = 0; moment < MOMENTS; moment++) {
         printf(moment ? "after %d batches of soft attention\n" : "at the beginning\n", BETWEEN);
         Spread other[GRADIENTS], same[GRADIENTS];
@@ -212,9 +211,8 @@ static void learning(int threads) {
             }
             tape_free(r.tape);
         }
-    printf("\n2. Right answers after so many batches, mean of %d beginnings (guessing: %.3f), looks at the frame, and "
-           "right\n"
-           "answers where soft looks at the likeliest place only, and hard at all\n\n%-25s",
+    printf("\n2. Right answers after so many batches, mean of %d beginnings (guessing: %.3f);\n"
+           "looks at the frame; right where soft looks at its likeliest place, hard at all\n\n%-25s",
            SEEDS, 1.0 / GLYPHS, "");
     for (int k = 0; k < TIMES; k++) printf("%7d", at[k]);
     printf("   looks  swapped\n");

@@ -210,8 +210,7 @@ static void test_pictures(void) {
             }
         }
         if (p.objects == 2)
-            apart = apart && p.class[0] != p.class[1] &&
-                    !overlap(p.row[0], p.col[0], GLYPH, p.row[1], p.col[1], GLYPH);
+            apart = apart && p.class[0] != p.class[1] && !overlap(p.row[0], p.col[0], GLYPH, p.row[1], p.col[1], GLYPH);
     }
     expect(inside, "objects are inside their pictures", 0);
     expect(apart, "two objects are of different classes, and apart", 0);

@@ -206,11 +206,15 @@ typedef struct {
     Linear places; // (49 2,1)
 } Cbam;
 
-static inline Cbam cbam(Tape* t, int C, int r) { return (Cbam){channel_attention(t, C, r), linear(t, 49 * 2, 1)}; }
+static inline Cbam cbam(Tape* t, int C, int r) {
+    Cbam a = {channel_attention(t, C, r), linear(t, 49 * 2, 1)};
+    a.places.b->value[0] = 2; // begin open: half closed, one training in three learned nothing
+    return a;
+}
 static inline Node* attend_both(const Cbam* a, Node* x, int batch, int side, Node** map) {
     int rows = x->rows, C = x->cols;
-    Node* gates = logistic_of(add(waist(&a->channels, mean_of_rows(x, batch)),
-                                  waist(&a->channels, most_of_rows(x, batch))));
+    Node* gates =
+        logistic_of(add(waist(&a->channels, mean_of_rows(x, batch)), waist(&a->channels, most_of_rows(x, batch))));
     x = multiply(x, repeat_rows(gates, rows / batch));
     Node* flat = reshape(x, rows * C, 1); // a place's channels as a group of rows
     Node* summary[2] = {mean_of_rows(flat, rows), most_of_rows(flat, rows)};
