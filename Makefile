@@ -51,7 +51,7 @@ help:
 	@echo "learn, more in dev/learn/README.md"
 	@echo "  make by_hand       the figures of dev/learn/by_hand.md: every layer, forward"
 	@echo "                     and backward, with numbers that fit on paper"
-	@echo "  make attention     the course on attention, from lookup to translation: each"
+	@echo "  make attention     the course on attention, from lookup to vision: each"
 	@echo "                     lesson in turn, a few minutes, pictures in build/attention"
 	@echo "  make attention_lib its functions for Python: dev/learn/attention/attention.py"
 	@echo "  make cpu_path      the multiply in steps, from three loops to train_gpt.c's,"
