@@ -2945,14 +2945,14 @@ static void export_model(const char* directory, const Model* model, const Tokeni
         {"merges.txt", "#version: 0.2\n"},
         {"tokenizer.json", "{\n\"version\": \"1.0\", \"truncation\": null"},
         {"tokenizer_config.json", "{\n  \"tokenizer_class\": \"PreTrainedTokenizerFast\",\n"}};
-    const int32_t magic = TOKENIZER_MAGIC;
     const char* beyond = beyond_gpt2(model->config);
     if (beyond) die("a model made with %s is not one that transformers' GPT-2 computes", beyond);
     if (mkdir(directory, 0777) && errno != EEXIST) die("cannot make the folder %s: %s", directory, strerror(errno));
     check_exported(path_in(directory, "model.safetensors"), "--heads", "", 0);
     for (size_t i = 0; i < sizeof texts / sizeof *texts; i++)
         check_exported(path_in(directory, texts[i][0]), NULL, texts[i][1], strlen(texts[i][1]));
-    if (t) check_exported(path_in(directory, "tokenizer.bin"), NULL, &magic, sizeof magic);
+    if (t && access(path_in(directory, "vocab.json"), F_OK)) // else of an earlier export, and not that of a text
+        check_exported(path_in(directory, "tokenizer.bin"), NULL, t->file.data, t->file.size);
     char more[128];
     int n = snprintf(more, sizeof more, ",\"--heads\":\"%zu\"", model->config.H);
     if (t)
@@ -3170,6 +3170,7 @@ static void derive_options(void) {
 static const struct {
     const char *way, *takes;
 } ways[] = {
+    {"--memory", " --context --device "},
     {"--tokenize", " --data --checkpoint "},
     {"--export", " --data --init --checkpoint --context --device "},
     {"--generate", " --data --init --checkpoint --context --device --seed --tokens --temperature --top-k --top-p "},
@@ -3188,7 +3189,8 @@ static void check_effects(void) {
         char name[64];
         snprintf(name, sizeof name, " %s ", o->name);
         if (!o->given || (way && !strcmp(o->name, way))) continue;
-        if (way && !strstr(takes, name) && !(o->use & SHAPE)) fail(2, "%s has no effect with %s", o->name, way);
+        bool shape = o->use & SHAPE && strcmp(way ? way : "", "--memory");
+        if (way && !strstr(takes, name) && !shape) fail(2, "%s has no effect with %s", o->name, way);
         if (!way && strstr(takes, name))
             fail(2, "%s has no effect without %s", o->name, strstr(LOOKS, name) ? "--attention" : "--eval");
     }
@@ -3589,6 +3591,7 @@ typedef struct {
     struct stat own;                               // the checkpoint, if this run wrote it or began from it
     char checkpoint[MAX_PATH], log_path[MAX_PATH]; // the files themselves, not links to them
     FILE* log;
+    double loss;                                                // of the last step
     double peak;                                                // operations a second
     size_t first;                                               // the step that the run began or resumed after
     double train_sum[CURVE], train_count[CURVE], val_at[CURVE]; // the loss curve's columns
@@ -3617,6 +3620,7 @@ static const char* save_run(Run* run) {
     char* text = NULL;
     size_t length = 0;
     append(&text, &length, ",\"step\":\"%zu\",\"windows\":\"%llu\"", run->step, (unsigned long long)run->taken);
+    append(&text, &length, ",\"loss\":\"%.9g\"", run->loss);
     append(&text, &length, ",\"tokenizer\":\"%016llx\",\"tokens\":\"%zu\",\"text\":\"%016llx\"",
            (unsigned long long)tokenizer_mark(&run->tokenizer), run->train.token_count,
            (unsigned long long)run->text_mark);
@@ -3649,6 +3653,7 @@ static void resume_options(Run* run, const Checkpoint* c) {
     derive_options();
     run->step = metadata_number(c, "step");
     run->taken = metadata_number(c, "windows");
+    run->loss = metadata(c, "loss") ? strtod(metadata(c, "loss"), NULL) : NAN;
     if (run->step > opt.steps)
         die("%s has done %zu steps, more than --steps %zu asks for in all", c->file.path, run->step, opt.steps);
     if (run->step == opt.steps)
@@ -3672,6 +3677,13 @@ static File find_log(Run* run) {
     log = map_file(run->log_path, "");
     if (log.size && (log.size < strlen(log_title) || memcmp(log.data, log_title, strlen(log_title))))
         die("%s is no log of a training run: give --log another name", opt.log);
+    // Of the run that is resumed is a log that gives its last step the loss that the checkpoint does.
+    char step[32], row[64];
+    snprintf(step, sizeof step, "\n%zu,", run->step);
+    snprintf(row, sizeof row, "%s%.9g,", step, run->loss);
+    if (opt.resume && !isnan(run->loss) && memmem(log.data, log.size, step, strlen(step)) &&
+        !memmem(log.data, log.size, row, strlen(row)))
+        die("%s is the log of another run than %s: give --log another name", opt.log, opt.checkpoint);
     return log;
 }
 
@@ -3702,8 +3714,6 @@ static void open_log(Run* run, File* old) {
 static void try_checkpoint(Run* run) {
     Output out;
     struct stat info;
-    snprintf(run->checkpoint, sizeof run->checkpoint, "%s", resolved(opt.checkpoint));
-    take_file(run->checkpoint);
     if (opt.resume) {
         stat(run->checkpoint, &run->own);
     } else if (!stat(run->checkpoint, &info)) {
@@ -3808,6 +3818,9 @@ static void create_model(Run* run, const Checkpoint* from) {
 static void start_run(Run* run) {
     memset(run, 0, sizeof *run);
     Checkpoint file, *from = opt.init || opt.resume ? &file : NULL;
+    // Before it is read: the run that writes it now may end and leave a newer one.
+    snprintf(run->checkpoint, sizeof run->checkpoint, "%s", resolved(opt.checkpoint));
+    take_file(run->checkpoint);
     if (from) {
         file = open_checkpoint(opt.init ? weights_path() : opt.checkpoint, "");
         find_tokenizer(from, &run->tokenizer, true);
@@ -3952,7 +3965,7 @@ static double train_step(Run* run) {
     run->step++;
     run->taken = run->next;
     if (run->step < opt.steps) load_next_batch(run);
-    double loss = take_loss(model);
+    double loss = run->loss = take_loss(model);
     if (!isfinite(loss) || !isfinite(model->gradient_norm)) diverged(run, "loss", loss);
     return loss;
 }
@@ -4413,6 +4426,7 @@ static void print_heads(const View* v, size_t columns) {
 
 // The page: dev/view/attention.html, with the numbers as JSON in place of one word of it.
 #define PAGE_MARK "<meta name=\"generator\" content=\"train_gpt\">"
+#define PAGE_DATA "@DATA@" // of the data in the template
 
 // A JSON string that is safe within a page's script: what could end that is escaped, what is no UTF-8 replaced.
 static void write_text(FILE* f, const uint8_t* s, size_t n) {
@@ -4576,9 +4590,24 @@ static const char* page_template(File* file) {
     return file->size ? found : path;
 }
 
+// That a page may be written: what it would replace must be one already, and not the template itself.
+static void check_page(const char* path) {
+    Output out;
+    output_open(&out, path, 0);
+    output_close(&out);
+    if (out.named) unlink(out.temporary);
+    if (out.error) die("cannot write %s: %s", path, out.error);
+    if (access(path, F_OK)) return;
+    File old = map_file(path, "");
+    if (old.size && (!memmem(old.data, min_size(old.size, 1000), PAGE_MARK, strlen(PAGE_MARK)) ||
+                     memmem(old.data, old.size, PAGE_DATA, strlen(PAGE_DATA))))
+        die("%s is not a page of this program, and is not overwritten: --html with another name", path);
+    unmap_file(&old);
+}
+
 static void write_page(const View* v, const char* path) {
     File file = {"", NULL, 0};
-    const char *searched = page_template(&file), *word = "@DATA@";
+    const char *searched = page_template(&file), *word = PAGE_DATA;
     if (!file.size) {
         if (given("--html") || opt.live)
             die("cannot make a page: its template is not at %s, where dev/view stands beside the program", searched);
@@ -4588,13 +4617,7 @@ static void write_page(const View* v, const char* path) {
     const char *begin = (const char*)file.data, *end = begin + file.size;
     const char* at = (const char*)memmem(begin, file.size, word, strlen(word));
     if (!at) die("%s is not the template of the page: it lacks %s", searched, word);
-    struct stat info;
-    if (!stat(path, &info)) { // only a page may be replaced
-        File old = map_file(path, "");
-        if (old.size && !memmem(old.data, min_size(old.size, 1000), PAGE_MARK, strlen(PAGE_MARK)))
-            die("%s is not a page of this program, and is not overwritten: --html with another name", path);
-        unmap_file(&old);
-    }
+    check_page(path);
     Text text;
     write_data(begin_text(&text), v);
     if (fclose(text.stream)) die("no memory for the page");
@@ -4626,6 +4649,7 @@ static void choose_head(View* v) {
 static int run_attention(void) {
     View v;
     memset(&v, 0, sizeof v);
+    if (given("--html")) check_page(opt.html);
     load_for_use(&v.model, &v.tokenizer, true, opt.ablate);
     Config c = v.model.config;
     size_t bytes = strlen(opt.attention), most = min_size(given("--tokens") ? opt.tokens : 128, c.T);

@@ -611,9 +611,10 @@ class Downloads(InFolder):
         self.write("data/tinyshakespeare.txt", "half a downl")
         for url in self.url + "text", self.url + "gone":
             status, out, err = self.main_with(url, sha256)
-            self.assertEqual((status, err), (0, []))
+            self.assertEqual((status, len(err)), (0, url.endswith("text")), err)
             self.assertEqual((self.decode("train") + self.decode("val")).decode(), TEXT)
             self.assertEqual(open_read("data/tinyshakespeare.txt").decode(), TEXT)
+            self.assertEqual(open_read("data/tinyshakespeare.txt.old").decode(), "half a downl")
 
     def test_wrong_checksum(self):
         self.check_falls_back(self.url + "text", "SHA-256 is wrong")
