@@ -2826,7 +2826,8 @@ static FILE* begin_text(Text* t) {
 }
 
 static void end_text(Text* t, const char* directory, const char* name) {
-    if (fclose(t->stream)) die("no memory for %s", name);
+    bool failed = ferror(t->stream);
+    if (fclose(t->stream) || failed || !t->text) die("no memory for %s", name);
     write_whole(path_in(directory, name), t->text, t->length);
     free(t->text);
 }
