@@ -155,6 +155,7 @@ static void fuzz_options(const uint8_t* data, size_t size) {
     parse_command_line(count, arguments);
     for (int i = 0; i < OPTIONS; i++) {
         const Option* o = &options[i];
+        if (!o->initial && !o->given) continue;
         if (o->whole) require((double)*o->whole >= o->least && (double)*o->whole <= o->most);
         if (o->real) require(*o->real >= o->least && *o->real <= o->most);
     }
