@@ -2622,6 +2622,28 @@ static void test_data_known(void) {
     free_data(&d);
 }
 
+// Checkpoints keep the mark, so it must stay what it is: pieces of 4,096 bytes, the last one shorter, each hashed.
+static void test_data_mark(void) {
+    static uint16_t tokens[2601];
+    for (size_t i = 0; i < 2601; i++) tokens[i] = (uint16_t)(7 * i % 251);
+    uint64_t expected = 0;
+    for (size_t at = 0; at < sizeof tokens; at += 4096) {
+        uint64_t hash = 0xCBF29CE484222325u;
+        for (size_t i = at; i < sizeof tokens && i < at + 4096; i++)
+            hash = (hash ^ ((uint8_t*)tokens)[i]) * 0x100000001B3u;
+        expected = random_bits(expected, hash);
+    }
+    for (size_t changed = 0; changed <= 2601; changed += 289) { // the last time nothing
+        if (changed < 2601) tokens[changed]++;
+        write_shard(in_folder("train.bin"), tokens, 2601);
+        Data d = open_data(in_folder("train.bin"), 5, 65536);
+        CHECK((data_mark(&d) == expected) == (changed == 2601), "token %zu changed: mark %016llx", changed,
+              (unsigned long long)data_mark(&d));
+        free_data(&d);
+        if (changed < 2601) tokens[changed]--;
+    }
+}
+
 static void test_data_counts(void) {
     static uint16_t tokens[100];
     int inputs[10], targets[10];
@@ -5365,6 +5387,7 @@ static const struct {
     // Data loader
     {"data_epochs", test_data_epochs, HOST},
     {"data_known", test_data_known, HOST},
+    {"data_mark", test_data_mark, HOST},
     {"data_counts", test_data_counts, HOST},
     {"data_damaged", test_data_damaged, HOST},
     // Checkpoint
