@@ -4391,7 +4391,7 @@ static void print_heads(const View* v, size_t columns) {
     static const char* const titles[] = {"bits", "back", "self", "prev", "first", "same", "induc", "loss+", "gate+"};
     enum { NAMES = 10, PATTERN = 12, WIDTH = 6, ALL = NUMBERS + 2 };
     size_t fit = columns > NAMES + PATTERN ? (columns - NAMES - PATTERN) / WIDTH : 0;
-    size_t cells = min_size(opt.ablate ? ALL : NUMBERS, fit);
+    size_t cells = min_size(opt.ablate ? (size_t)ALL : (size_t)NUMBERS, fit);
     char text[600];
     printf("layer head");
     for (size_t k = 0; k < cells; k++) printf("%*s", k < NUMBERS ? 6 : 7, titles[k]);
