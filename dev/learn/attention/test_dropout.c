@@ -4,26 +4,8 @@
 // so that gradients can be compared with finite differences; and on average nothing changes. Ends with "N passed, N
 // failed", and with status 1 if any failed.
 
+#include "check.h"
 #include "dropout.h"
-
-static int passed, failed;
-
-static void expect(bool holds, const char* what, double error) {
-    if (holds)
-        passed++;
-    else
-        failed++, printf("FAILED: %s (%.3g)\n", what, error);
-}
-
-// ||x - y|| / ||y||
-static double distance(const float* x, const float* y, size_t n) {
-    double difference = 0, length = 0;
-    for (size_t i = 0; i < n; i++) {
-        difference += ((double)x[i] - (double)y[i]) * ((double)x[i] - (double)y[i]);
-        length += (double)y[i] * (double)y[i];
-    }
-    return sqrt(difference / length);
-}
 
 enum { BATCH = 3, M = 4, N = 7, D = 5 };
 
@@ -94,6 +76,5 @@ int main(void) {
     test_without();
     test_with(0.3f);
     test_with(0.7f);
-    printf("%d passed, %d failed\n", passed, failed);
-    return failed > 0;
+    return counts();
 }

@@ -5,20 +5,11 @@
 // the delta rule's backward against finite differences. Ends with "N passed, N failed", and with status 1 if any
 // failed.
 
+#include "check.h"
 #include "fast_weights.h"
-#include "tape.h"
 
 #include <stdio.h>
 #include <stdlib.h>
-
-static int passed, failed;
-
-static void expect(bool holds, const char* name, const char* what, double figure) {
-    if (holds)
-        passed++;
-    else
-        failed++, printf("FAILED: %s, %s (%.3g)\n", name, what, figure);
-}
 
 static float* room(size_t count, uint64_t* seed) {
     float* x = calloc(count, sizeof(float));
@@ -35,7 +26,7 @@ static void expect_same(const float* x, const double* y, size_t count, double li
         double off = fabs((double)x[i] - y[i]);
         most = off <= most ? most : off, largest = fmax(largest, fabs(y[i])); // a NaN stays
     }
-    expect(most <= limit * largest, name, what, most / largest);
+    expect_of(most <= limit * largest, name, what, most / largest);
 }
 
 // ---- Linear attention -----------------------------------------------------------------------------------------------
@@ -241,6 +232,5 @@ static const struct {
 int main(int count, char** arguments) {
     for (size_t t = 0; t < sizeof tests / sizeof tests[0]; t++)
         if (count < 2 || !strcmp(arguments[1], tests[t].name)) tests[t].run();
-    printf("%d passed, %d failed\n", passed, failed);
-    return failed > 0;
+    return counts();
 }

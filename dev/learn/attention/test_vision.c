@@ -6,26 +6,8 @@
 // a Vision Transformer's maps against PyTorch's, which dev/check/vision_reference.py writes; the pictures against what
 // they promise. Ends with "N passed, N failed", and with status 1 if any failed.
 
+#include "check.h"
 #include "vision.h"
-
-static int passed, failed;
-
-static void expect(bool holds, const char* what, double error) {
-    if (holds)
-        passed++;
-    else
-        failed++, printf("FAILED: %s (%.3g)\n", what, error);
-}
-
-// ||x - y|| / ||y||, and |x - y| where y is 0.
-static double distance(const float* x, const float* y, size_t n) {
-    double difference = 0, length = 0;
-    for (size_t i = 0; i < n; i++) {
-        difference += ((double)x[i] - (double)y[i]) * ((double)x[i] - (double)y[i]);
-        length += (double)y[i] * (double)y[i];
-    }
-    return sqrt(difference) / (length > 0 ? sqrt(length) : 1);
-}
 
 // ---- operations ----------------------------------------------------------------------------------------------------
 
@@ -83,44 +65,15 @@ static void test_values(void) {
 
 // ---- PyTorch -------------------------------------------------------------------------------------------------------
 
-enum { TENSORS = 128 };
-static struct {
-    char name[32];
-    int rows, cols;
-    float* value;
-} fixture[TENSORS];
-
-static bool read_fixture(const char* path) {
-    FILE* f = fopen(path, "r");
-    if (!f) return false;
-    bool good = true;
-    for (int n = 0; good && n < TENSORS; n++) {
-        int found = fscanf(f, "%31s %d %d", fixture[n].name, &fixture[n].rows, &fixture[n].cols);
-        if (found == EOF) break;
-        size_t count = (size_t)fixture[n].rows * (size_t)fixture[n].cols;
-        good = found == 3 && count > 0 && count < 100000 && (fixture[n].value = (float*)calloc(count, sizeof(float)));
-        for (size_t i = 0; good && i < count; i++) good = fscanf(f, "%f", &fixture[n].value[i]) == 1;
-    }
-    fclose(f);
-    return good && fixture[0].value;
-}
-
-static int find(const char* mechanism, const char* tensor) {
-    char name[32];
+// MECHANISM.TENSOR, until the next call.
+static const char* of(const char* mechanism, const char* tensor) {
+    static char name[64];
     snprintf(name, sizeof name, "%s.%s", mechanism, tensor);
-    for (int n = 0; n < TENSORS; n++)
-        if (!strcmp(fixture[n].name, name)) return n;
-    fprintf(stderr, "test_vision: no %s in the fixture\n", name);
-    exit(1);
+    return name;
 }
 
 static void expect_equal(const char* mechanism, const char* tensor, const float* x, int rows, int cols) {
-    int n = find(mechanism, tensor);
-    char text[80];
-    snprintf(text, sizeof text, "%s: %s as PyTorch's", mechanism, tensor);
-    bool shape = fixture[n].rows == rows && fixture[n].cols == cols;
-    double error = shape ? distance(x, fixture[n].value, (size_t)(rows * cols)) : INFINITY;
-    expect(error < 3e-6, text, error);
+    expect_stored(mechanism, of(mechanism, tensor), x, rows, cols, 3e-6);
 }
 
 // Each mechanism on the fixture's two pictures of 6 x 6; its parameters are overwritten with the fixture's before.
@@ -162,20 +115,20 @@ static Node* m_vit(Node* x, bool make) {
 
 static void test_mechanism(const char* name, Mechanism* mechanism) {
     Tape* t = tape_new(1);
-    int n = find(name, "x"), by = find(name, "by");
-    Node* x = parameter(t, fixture[n].rows, fixture[n].cols, 0);
-    memcpy(x->value, fixture[n].value, sizeof(float) * size(x));
+    const Stored *s = stored(of(name, "x")), *by = stored(of(name, "by"));
+    Node* x = parameter(t, s->rows, s->cols, 0);
+    memcpy(x->value, s->value, sizeof(float) * size(x));
     mechanism(x, true);
     char label[32];
     for (int i = 1; i < t->parameter_count; i++) {
         Node* p = t->parameters[i];
-        snprintf(label, sizeof label, "p%d", i - 1), n = find(name, label);
-        expect(p->rows == fixture[n].rows && p->cols == fixture[n].cols, name, i);
-        memcpy(p->value, fixture[n].value, sizeof(float) * size(p));
+        snprintf(label, sizeof label, "p%d", i - 1), s = stored(of(name, label));
+        expect(p->rows == s->rows && p->cols == s->cols, name, i);
+        memcpy(p->value, s->value, sizeof(float) * size(p));
     }
     Node* y = mechanism(x, false);
     expect_equal(name, "y", y->value, y->rows, y->cols);
-    backward(multiply(y, constant(t, y->rows, y->cols, fixture[by].value)));
+    backward(multiply(y, constant(t, y->rows, y->cols, by->value)));
     expect_equal(name, "d.x", x->grad, x->rows, x->cols);
     for (int i = 1; i < t->parameter_count; i++) {
         snprintf(label, sizeof label, "d.p%d", i - 1);
@@ -229,16 +182,12 @@ int main(int count, char** arguments) {
     test_operation("the mean of rows", o_mean);
     test_operation("repeat", o_repeat);
     test_pictures();
-    if (!read_fixture(path)) {
-        fprintf(stderr, "test_vision: cannot read %s; dev/check/vision_reference.py writes it\n", path);
-        return 1;
-    }
+    read_fixture(path, "dev/check/vision_reference.py");
     test_mechanism("channels", m_channels);
     test_mechanism("places", m_places);
     test_mechanism("both", m_both);
     test_mechanism("non_local", m_non_local);
     test_mechanism("vit", m_vit);
-    for (int i = 0; i < TENSORS; i++) free(fixture[i].value);
-    printf("%d passed, %d failed\n", passed, failed);
-    return failed > 0;
+    free_fixture();
+    return counts();
 }
