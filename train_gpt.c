@@ -4494,11 +4494,12 @@ static void write_next(FILE* f, const View* v) {
     fputs(",\n\"next\":[", f);
     for (size_t i = 0; i < v->n; i++) {
         const float* row = v->logits + i * V;
-        double sum = 0, largest = row[0];
+        float largest = row[0];
+        double sum = 0;
         size_t rank = 1, top[SHOWN], count = 0;
-        for (size_t t = 0; t < V; t++) largest = fmax(largest, row[t]);
+        for (size_t t = 0; t < V; t++) largest = fmaxf(largest, row[t]);
         for (size_t t = 0; t < V; t++) {
-            sum += exp(row[t] - largest);
+            sum += exp((double)row[t] - largest);
             rank += row[t] > row[v->targets[i]];
             size_t k = count < SHOWN ? count++ : SHOWN;
             for (; k > 0 && row[t] > row[top[k - 1]]; k--)
@@ -4511,7 +4512,7 @@ static void write_next(FILE* f, const View* v) {
         fputs("\"top\":[", f);
         for (size_t k = 0; k < count; k++) {
             const uint8_t* s = token_string(&v->tokenizer, (int)top[k], &length);
-            fprintf(f, "%s[%.6g,", k ? "," : "", exp(row[top[k]] - largest) / sum);
+            fprintf(f, "%s[%.6g,", k ? "," : "", exp((double)row[top[k]] - largest) / sum);
             write_text(f, s, length);
             fputs("]", f);
         }
