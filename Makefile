@@ -11,8 +11,11 @@ ARCH     = -march=native
 WARNINGS = -Wall -Wextra -Wpedantic -Wshadow
 CFLAGS   = -O3 $(ARCH)
 LDLIBS   = -lm
+# GCC takes some processors with AVX-512 for ones that had better use half of it.
+WIDE    := $(shell $(CC) $(ARCH) -mprefer-vector-width=512 -dM -E - </dev/null 2>/dev/null | grep -q __AVX512F__ && \
+             echo -mprefer-vector-width=512)
 REQUIRED = -ffp-contract=fast -fno-math-errno -fno-trapping-math -fopenmp
-COMPILE  = $(CC) -std=c11 $(REQUIRED) $(WARNINGS) $(CFLAGS) $(if $(PLAIN),-DPLAIN=1) $(SANITIZE)
+COMPILE  = $(CC) -std=c11 $(REQUIRED) $(WIDE) $(WARNINGS) $(CFLAGS) $(if $(PLAIN),-DPLAIN=1) $(SANITIZE)
 
 # train_gpt.cu: in bfloat16 or, with PRECISION=fp32, in float32; for the GPU that is here, else for any of compute
 # capability 8.0 or higher. On the CPU it is C++ like any other.
@@ -46,9 +49,9 @@ help:
 	@echo "  make clean         removes what was built (data/ and checkpoints stay)"
 	@echo
 	@echo "learn, more in dev/learn/README.md"
-	@echo "  make by_hand       the figures of dev/learn/by_hand.md: every layer, forward and"
-	@echo "                     backward, with numbers that fit on paper"
-	@echo "  make attention     the course on attention, from lookup to translation: each"
+	@echo "  make by_hand       the figures of dev/learn/by_hand.md: every layer, forward"
+	@echo "                     and backward, with numbers that fit on paper"
+	@echo "  make attention     the course on attention, from lookup to vision: each"
 	@echo "                     lesson in turn, a few minutes, pictures in build/attention"
 	@echo "  make attention_lib its functions for Python: dev/learn/attention/attention.py"
 	@echo "  make cpu_path      the multiply in steps, from three loops to train_gpt.c's,"
@@ -63,7 +66,8 @@ help:
 	@echo "check, more in dev/check/README.md"
 	@echo "  make test          all checks; a few minutes"
 	@echo "  make test_gpt_cu   those of train_gpt_cu, on the GPU, in both precisions"
-	@echo "  make sanitize_cu   the layers under compute-sanitizer, on the GPU; half an hour"
+	@echo "  make sanitize_cu   the layers under compute-sanitizer, on the GPU; half an"
+	@echo "                     hour"
 	@echo "  dev/check/first_gpu.sh"
 	@echo "                     what to know of a new GPU, in a report; half an hour"
 	@echo "  make mutate        small errors in train_gpt.c, each of which the tests must"
@@ -82,7 +86,7 @@ help:
 	@echo "with any of these"
 	@echo "  make CC=clang ...  with another compiler"
 	@echo "  make DEBUG=1 ...   with sanitizers"
-	@echo "  make PLAIN=1 ...   with the plain multiply and attention: slow, and as the formula"
+	@echo "  make PLAIN=1 ...   the plain multiply and attention only: slow"
 	@echo "  make ARCH= ...     for any machine of this kind, not just for this one"
 	@echo "  for another kind of machine, tested here: see dev/check/README.md"
 

@@ -75,6 +75,7 @@ import functools
 import glob
 import hashlib
 import heapq
+import itertools
 import json
 import os
 import re
@@ -413,6 +414,10 @@ def fetch(source, out):
     data = download(url)
     if hashlib.sha256(data).hexdigest() != sha256:
         raise OSError(f"its SHA-256 is wrong, got {len(data):,} bytes of something else")
+    if os.path.exists(path):
+        old = next(old for n in itertools.count() if not os.path.lexists(old := f"{path}.old{n or ''}"))
+        os.rename(path, old)
+        warn(f"{path} was another text than the one of this name: it is kept as {old}")
     write_files(out, {name: [data]})
     return data
 
@@ -555,6 +560,7 @@ def write_files(folder, files):
 
     All go to temporary names first and are renamed only when the last one is safely on the disk."""
     names = {os.path.join(folder, name): parts for name, parts in files.items()}
+    names = {os.path.realpath(path) if os.path.islink(path) else path: parts for path, parts in names.items()}
     temporary = {path: f"{path}.{os.getpid()}.tmp" for path in names}
     try:
         for path, parts in names.items():

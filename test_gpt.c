@@ -2620,6 +2620,28 @@ static void test_data_known(void) {
     }
 }
 
+// Checkpoints keep the mark, so it must stay what it is: pieces of 4,096 bytes, the last one shorter, each hashed.
+static void test_data_mark(void) {
+    static uint16_t tokens[2601];
+    for (size_t i = 0; i < 2601; i++) tokens[i] = (uint16_t)(7 * i % 251);
+    uint64_t expected = 0;
+    for (size_t at = 0; at < sizeof tokens; at += 4096) {
+        uint64_t hash = 0xCBF29CE484222325u;
+        for (size_t i = at; i < sizeof tokens && i < at + 4096; i++)
+            hash = (hash ^ ((uint8_t*)tokens)[i]) * 0x100000001B3u;
+        expected = random_bits(expected, hash);
+    }
+    for (size_t changed = 0; changed <= 2601; changed += 289) { // the last time nothing
+        if (changed < 2601) tokens[changed]++;
+        write_shard(in_folder("train.bin"), tokens, 2601);
+        Data d = open_data(in_folder("train.bin"), 5, 65536);
+        CHECK((data_mark(&d) == expected) == (changed == 2601), "token %zu changed: mark %016llx", changed,
+              (unsigned long long)data_mark(&d));
+        free_data(&d);
+        if (changed < 2601) tokens[changed]--;
+    }
+}
+
 static void test_data_counts(void) {
     static uint16_t tokens[100];
     int inputs[10], targets[10];
@@ -2894,6 +2916,53 @@ static size_t heads_of(const char* path) {
     size_t heads = read_config(&c).H;
     close_checkpoint(&c);
     return heads;
+}
+
+// A model in two files and their index: read as one, and what may be wrong with that.
+static void test_checkpoint_parts(void) {
+    Builder a = {NULL, NULL, 0, 0}, b = a, whole = a;
+    add_model(&whole, tiny, "", "F32", NULL);
+    add_model(&a, tiny, "", "F32", "wpe.weight");
+    add_entry(&b, "transformer.wpe.weight", "F32", "[4,6]", 96, NULL);
+    mkdir(in_folder("parts"), 0777);
+    write_safetensors(in_folder("parts/a.safetensors"), &a);
+    write_safetensors(in_folder("parts/b.safetensors"), &b);
+    write_safetensors(in_folder("parts/c.safetensors"), &whole);
+    write_file(in_folder("parts/config.json"), "{\"n_head\": 2}", 13);
+#define MAP(files) "{\"metadata\": {\"total_size\": 1}, \"weight_map\": {" files "}}"
+#define A_AND_B \
+    "\"h.0.ln_1.bias\": \"a.safetensors\", \"wpe.weight\": \"b.safetensors\", \"wte.weight\": \"a.safetensors\""
+    static const struct {
+        const char *index, *error;
+    } cases[] = {
+        {MAP(A_AND_B), NULL},
+        {MAP("\"x\": \"b.safetensors\""), "is not a GPT-2"},
+        {MAP("\"x\": \"a.safetensors\""), "is not a GPT-2"},
+        {MAP("\"x\": \"none.safetensors\""), "none.safetensors: No such file"},
+        {MAP("\"x\": \"../a.safetensors\""), "in another folder"},
+        {MAP(A_AND_B ", \"z\": \"c.safetensors\""), "is in two files"},
+        {MAP(""), "is not a GPT-2"},
+        {"{\"weight_map\": 5}", "is not a GPT-2"},
+        {"[]", "is damaged"},
+        {"", "is damaged"},
+        {"{\"weight_map\": {\"x\": 5}}", "5: No such file"},
+    };
+#undef MAP
+#undef A_AND_B
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        char what[200];
+        snprintf(what, sizeof what, "%.199s", cases[i].index);
+        write_file(in_folder("parts/model.safetensors.index.json"), cases[i].index, strlen(cases[i].index));
+        const Result* r = cli("--init %s --export %s", in_folder("parts"), in_folder("to"));
+        if (cases[i].error)
+            CHECK_FAILURE(r, 1, cases[i].error, what);
+        else
+            CHECK_SUCCESS(r, what);
+    }
+    write_file(in_folder("parts/pytorch_model.bin"), "PK", 2);
+    CHECK_FAILURE(cli("--init %s --export x", in_folder("parts/pytorch_model.bin")), 1, "to_safetensors.py",
+                  "Python's own format");
+    free_builder(&a), free_builder(&b), free_builder(&whole);
 }
 
 static void test_checkpoint_heads(void) {
@@ -4834,6 +4903,54 @@ static void test_view_ablation(void) {
     }
 }
 
+// Each token's loss from a window of its own, which begins where --stride lets it.
+static void test_eval(void) {
+    const char *data = make_data(), *path = in_folder("gpt.safetensors"), *file = in_folder("text");
+    CHECK_SUCCESS(cli(SMALL_MODEL "--data %s --steps 5 --checkpoint %s", data, path), "training");
+    const char* text = "the cat sat on a mat, and the dog ran up a hill to see the moon and the other cat.\n";
+    size_t n = strlen(text), T = 24, V = 256;
+    write_file(file, text, n);
+    Tokenizer t;
+    Model m;
+    Activations a;
+    opt.init = path;
+    load_for_use(&m, &t, true, false);
+    opt.init = NULL;
+    int* tokens = (int*)borrow(n);
+    CHECK(encode(&t, (const uint8_t*)text, n, tokens) == n, "a token is a byte here");
+    memset(&a, 0, sizeof a);
+    device->create_activations(&a, &m, 1, T, false);
+    float* logits = borrow(V);
+    for (size_t stride = 1; stride < T; stride += stride < 2 ? 10 : 12) {
+        double sum = 0, loss = NAN, bits = NAN;
+        for (size_t i = 1; i < n; i++) {
+            size_t begin = i < T ? 0 : (i - T + stride) / stride * stride;
+            double total = 0;
+            device->forward(&m, &a, tokens + begin, NULL, 1, i - begin, 0, false);
+            device->wait(&m);
+            device->read_activation(logits, &a, a.logits, V);
+            for (size_t v = 0; v < V; v++) total += exp(logits[v]);
+            sum += log(total) - logits[tokens[i]];
+        }
+        for (size_t batch = 1; batch <= 7; batch += 3) {
+            const Result* r = cli("--data %s --checkpoint %s --eval %s --stride %zu --batch %zu --json", data, path,
+                                  file, stride, batch);
+            CHECK_SUCCESS(r, "--eval");
+            const char *at = strstr(r->out, "\"loss\": "), *bits_at = strstr(r->out, "\"bits_per_byte\": ");
+            if (at && bits_at) loss = strtod(at + 8, NULL), bits = strtod(bits_at + 17, NULL);
+            double right = sum / (double)(n - 1);
+            CHECK(fabs(loss / right - 1) < 1e-6 && fabs(bits / right * log(2) - 1) < 1e-6,
+                  "stride %zu, batch %zu: %s, not %.8f", stride, batch, r->out, right);
+        }
+    }
+    CHECK(strstr(cli("--data %s --checkpoint %s --eval %s", data, path, file)->out, "perplexity"), "a line to read");
+    CHECK_FAILURE(cli("--data %s --checkpoint %s --eval %s --stride 24", data, path, file), 2, "at most 23", "stride");
+    write_file(file, "x", 1);
+    CHECK_FAILURE(cli("--data %s --checkpoint %s --eval %s", data, path, file), 1, "at least two tokens", "one token");
+    device->free_activations(&a), device->free_model(&m), free_tokenizer(&t);
+    free_borrowed();
+}
+
 // All 65536 numbers of half precision, what lies between neighbours, and what is too large.
 static void test_float_to_half(void) {
     for (uint32_t h = 0; h < 0x7C00; h++) {
@@ -5266,12 +5383,14 @@ static const struct {
     // Data loader
     {"data_epochs", test_data_epochs, HOST},
     {"data_known", test_data_known, HOST},
+    {"data_mark", test_data_mark, HOST},
     {"data_counts", test_data_counts, HOST},
     {"data_damaged", test_data_damaged, HOST},
     // Checkpoint
     {"checkpoint_round_trip", test_checkpoint_round_trip, DEVICE},
     {"half_to_float", test_half_to_float, HOST},
     {"checkpoint_import", test_checkpoint_import, HOST},
+    {"checkpoint_parts", test_checkpoint_parts, HOST},
     {"checkpoint_heads", test_checkpoint_heads, HOST},
     {"checkpoint_foreign", test_checkpoint_foreign, HOST},
     {"checkpoint_incomplete", test_checkpoint_incomplete, HOST},
@@ -5302,6 +5421,7 @@ static const struct {
     {"view_patterns", test_view_patterns, HOST},
     {"view_ablation", test_view_ablation, DEVICE},
     {"float_to_half", test_float_to_half, HOST},
+    {"eval", test_eval, HOST},
     {"attention_cli", test_attention_cli, HOST},
 #ifdef TWIN
     // The twin beside the CPU

@@ -2550,7 +2550,6 @@ static Checkpoint open_index(const char* path, const char* advice) {
     c.file = map_file(path, advice);
     c.json = read_json(path, c.file.data, c.file.size);
     c.parts = (Checkpoint*)allocate(MAX_PARTS, sizeof *c.parts, "the list of files");
-    c.entries = (Entry*)allocate(c.json.count, sizeof(Entry), "the list of tensors");
     char folder[MAX_PATH];
     const char* slash = strrchr(path, '/');
     snprintf(folder, sizeof folder, "%.*s", slash ? (int)(slash - path) : 1, slash ? path : ".");
@@ -2565,7 +2564,8 @@ static Checkpoint open_index(const char* path, const char* advice) {
         if (c.part_count == MAX_PARTS) die("%s lists over %d files", path, MAX_PARTS);
         Checkpoint* part = &c.parts[c.part_count++];
         *part = open_file(name, "");
-        if (part->entry_count > c.json.count - c.entry_count) die("%s does not list all tensors of %s", path, name);
+        c.entries = (Entry*)realloc(c.entries, (c.entry_count + part->entry_count + 1) * sizeof(Entry));
+        if (!c.entries) die("no memory for the list of tensors");
         memcpy(c.entries + c.entry_count, part->entries, part->entry_count * sizeof(Entry));
         c.entry_count += part->entry_count;
     }
@@ -2812,7 +2812,8 @@ static FILE* begin_text(Text* t) {
 }
 
 static void end_text(Text* t, const char* directory, const char* name) {
-    if (fclose(t->stream)) die("no memory for %s", name);
+    bool failed = ferror(t->stream);
+    if (fclose(t->stream) || failed || !t->text) die("no memory for %s", name);
     write_whole(path_in(directory, name), t->text, t->length);
     free(t->text);
 }
@@ -2899,7 +2900,9 @@ static void export_tokenizer(const char* directory, const Tokenizer* t, Config c
     fputs("]}\n}\n", f);
     end_text(&text, directory, "tokenizer.json");
     f = begin_text(&text);
-    fputs("{\n  \"tokenizer_class\": \"PreTrainedTokenizerFast\",\n  \"clean_up_tokenization_spaces\": false,\n", f);
+    fputs("{\n  \"tokenizer_class\": \"PreTrainedTokenizerFast\",\n  \"clean_up_tokenization_spaces\": false,\n"
+          "  \"model_input_names\": [\"input_ids\", \"attention_mask\"],\n",
+          f);
     if (n) fprintf(f, "  \"bos_token\": \"%.*s\",\n  \"eos_token\": \"%.*s\",\n", n, end, n, end);
     fprintf(f, "  \"model_max_length\": %zu\n}\n", c.T);
     end_text(&text, directory, "tokenizer_config.json");
@@ -2929,14 +2932,14 @@ static void export_model(const char* directory, const Model* model, const Tokeni
         {"merges.txt", "#version: 0.2\n"},
         {"tokenizer.json", "{\n\"version\": \"1.0\", \"truncation\": null"},
         {"tokenizer_config.json", "{\n  \"tokenizer_class\": \"PreTrainedTokenizerFast\",\n"}};
-    const int32_t magic = TOKENIZER_MAGIC;
     const char* beyond = beyond_gpt2(model->config);
     if (beyond) die("a model made with %s is not one that transformers' GPT-2 computes", beyond);
     if (mkdir(directory, 0777) && errno != EEXIST) die("cannot make the folder %s: %s", directory, strerror(errno));
     check_exported(path_in(directory, "model.safetensors"), "--heads", "", 0);
     for (size_t i = 0; i < sizeof texts / sizeof *texts; i++)
         check_exported(path_in(directory, texts[i][0]), NULL, texts[i][1], strlen(texts[i][1]));
-    if (t) check_exported(path_in(directory, "tokenizer.bin"), NULL, &magic, sizeof magic);
+    if (t && access(path_in(directory, "vocab.json"), F_OK)) // else of an earlier export, and not that of a text
+        check_exported(path_in(directory, "tokenizer.bin"), NULL, t->file.data, t->file.size);
     char more[128];
     int n = snprintf(more, sizeof more, ",\"--heads\":\"%zu\"", model->config.H);
     if (t)
@@ -2972,12 +2975,12 @@ static void export_model(const char* directory, const Model* model, const Tokeni
 
 static struct {
     const char *data, *train, *val, *preset, *init, *log, *checkpoint, *export_to, *prompt, *tokenize, *device,
-        *attention, *html;
+        *attention, *html, *eval;
     Config model;
     size_t steps, batch, accumulate, warmup, seed, val_every, val_batches, sample_every, save_every, tokens, top_k,
-        layer, head;
+        layer, head, stride;
     double lr, min_lr, weight_decay, beta1, beta2, clip, temperature, top_p;
-    bool resume, compare, memory, ablate, live, help, version;
+    bool resume, compare, memory, ablate, live, json, help, version;
 } opt;
 
 // Kept in checkpoints; a row of CONFIG; to be given again with a checkpoint.
@@ -3041,6 +3044,9 @@ static Option options[] = {
     {"", "--html", "FILE", "attention.html", "a page with all heads, for a browser", TEXT(&opt.html, 0)},
     {"", "--ablate", NULL, NULL, "measure what the loss is without each head", FLAG(&opt.ablate)},
     {"", "--live", NULL, NULL, "put the model into the page: it answers as one types", FLAG(&opt.live)},
+    {"measure", "--eval", "FILE", NULL, "perplexity and bits a byte of a text, and end", TEXT(&opt.eval, 0)},
+    {"", "--stride", "N", NULL, "tokens between windows; small: much context for each [context/2]", WHOLE(&opt.stride, 1, MAX_SIZE, 0)},
+    {"", "--json", NULL, NULL, "print it as JSON", FLAG(&opt.json)},
     {"other", "--device", "NAME", NULL, "cpu, cuda or cuda:N [cuda, in a program built for it]", TEXT(&opt.device, GIVEN_AGAIN)},
     {"", "--compare", NULL, NULL, "time a few steps on CPU and GPU, or on --device, and end", FLAG(&opt.compare)},
     {"", "--memory", NULL, NULL, "list the batches that fit in memories of some sizes, and end", FLAG(&opt.memory)},
@@ -3143,19 +3149,22 @@ static void derive_options(void) {
     if (opt.min_lr > opt.lr) fail(2, "--min-lr %g is above --lr %g", opt.min_lr, opt.lr);
 }
 
-// Each way to use the program, and which options mean something there. Training takes what is not listed under USES.
-#define USES " --layer --head --html --ablate --live "
+// Each way to use the program, and which options mean something there. Training takes all but what is for looking or measuring.
+#define LOOKS    " --layer --head --html --ablate --live "
+#define MEASURES " --stride --json "
 static const struct {
     const char *way, *takes;
 } ways[] = {
+    {"--memory", " --context --device "},
     {"--tokenize", " --data --checkpoint "},
     {"--export", " --data --init --checkpoint --context --device "},
     {"--generate", " --data --init --checkpoint --context --device --seed --tokens --temperature --top-k --top-p "},
-    {"--attention", " --data --init --checkpoint --context --device --tokens" USES}};
+    {"--attention", " --data --init --checkpoint --context --device --tokens" LOOKS},
+    {"--eval", " --data --init --checkpoint --context --device --batch" MEASURES}};
 
 // An option that changes nothing is a misunderstanding, and said.
 static void check_effects(void) {
-    const char *way = NULL, *takes = USES;
+    const char *way = NULL, *takes = LOOKS MEASURES;
     for (size_t i = 0; i < sizeof ways / sizeof *ways; i++)
         if (given(ways[i].way)) {
             if (way) fail(2, "%s or %s: give one of them", way, ways[i].way);
@@ -3165,8 +3174,10 @@ static void check_effects(void) {
         char name[64];
         snprintf(name, sizeof name, " %s ", o->name);
         if (!o->given || (way && !strcmp(o->name, way))) continue;
-        if (way && !strstr(takes, name) && !(o->use & SHAPE)) fail(2, "%s has no effect with %s", o->name, way);
-        if (!way && strstr(takes, name)) fail(2, "%s has no effect without --attention", o->name);
+        bool shape = o->use & SHAPE && strcmp(way ? way : "", "--memory");
+        if (way && !strstr(takes, name) && !shape) fail(2, "%s has no effect with %s", o->name, way);
+        if (!way && strstr(takes, name))
+            fail(2, "%s has no effect without %s", o->name, strstr(LOOKS, name) ? "--attention" : "--eval");
     }
 }
 
@@ -3370,8 +3381,8 @@ static Config choose_config(const Tokenizer* t, const Checkpoint* from) {
             option, opt.model.field, path, config.field);
         CONFIG(FITS)
         if (t && opt.init && t->V < config.V && config.V - t->V <= t->V / 50) // some are extended, or padded
-            printf("%s has a vocabulary of %zu: the first %zu, which %s knows, are used\n", path, config.V, t->V,
-                   t->file.path);
+            note("%s has a vocabulary of %zu: the first %zu, which %s knows, are used", path, config.V, t->V,
+                 t->file.path);
         else if (t && t->V != config.V)
             die("%s has a vocabulary of %zu, but %s has %zu tokens: prepare the data with the model's tokenizer "
                 "(prepare_data.py --tokenizer)",
@@ -3458,6 +3469,62 @@ static void run_tokenize(void) {
     free(tokens), unmap_file(&file), free_tokenizer(&t);
 }
 
+// A text in windows of the model's context, each beginning --stride tokens after the last. A window scores the tokens
+// that the one before did not reach, so that all but the text's first token are scored once, and all but the first
+// window's have context - stride tokens before them at least. Returns the sum of -ln p; *bytes: those scored.
+static double score_text(Model* model, const Tokenizer* t, const int* tokens, size_t n, size_t stride, size_t* bytes) {
+    size_t T = model->config.T, rows = T - 1, B = min_size(opt.batch, (n + stride - 1) / stride), reached = 1,
+           begin = 0;
+    Activations a;
+    memset(&a, 0, sizeof a);
+    device->create_activations(&a, model, B, rows, true);
+    int *inputs = (int*)allocate(2 * B * rows, sizeof(int), "a batch"), *targets = inputs + B * rows;
+    float* losses = (float*)allocate(B * rows, sizeof(float), "losses");
+    double sum = 0;
+    *bytes = 0;
+    while (reached < n) {
+        size_t first = begin;
+        for (size_t i = 0; i < B * rows; i++) { // beyond the text's end any token will do: nobody before it sees it
+            size_t at = first + i / rows * stride + i % rows;
+            inputs[i] = tokens[min_size(at, n - 1)], targets[i] = tokens[min_size(at + 1, n - 1)];
+        }
+        device->forward(model, &a, inputs, targets, B, rows, 0, false);
+        take_loss(model);
+        device->read_activation(losses, &a, a.losses, B * rows);
+        for (size_t b = 0; b < B && reached < n; b++, begin += stride)
+            for (; reached < min_size(begin + T, n); reached++) {
+                size_t length;
+                token_string(t, tokens[reached], &length);
+                *bytes += length;
+                sum += losses[b * rows + reached - 1 - begin];
+            }
+    }
+    device->free_activations(&a);
+    free(inputs), free(losses);
+    return sum;
+}
+
+static void run_eval(void) {
+    static Model model;
+    static Tokenizer t;
+    load_for_use(&model, &t, true, false);
+    File file = map_file(opt.eval, "");
+    int* tokens = (int*)allocate(file.size + 1, sizeof(int), "tokens");
+    size_t n = encode(&t, file.data, file.size, tokens), T = model.config.T, bytes;
+    size_t stride = given("--stride") ? opt.stride : (T + 1) / 2;
+    if (n < 2 || T < 2) die("--eval takes a text, and a context, of at least two tokens");
+    if (stride >= T)
+        fail(2, "--stride %zu: with a context of %zu at most %zu, or tokens are left out", stride, T, T - 1);
+    double sum = score_text(&model, &t, tokens, n, stride, &bytes), loss = sum / (double)(n - 1);
+    const char* format = opt.json
+                             ? "{\"tokens\": %zu, \"bytes\": %zu, \"context\": %zu, \"stride\": %zu, \"loss\": %.9g, "
+                               "\"perplexity\": %.9g, \"bits_per_byte\": %.9g}\n"
+                             : "%zu tokens of %zu bytes, context %zu, stride %zu: loss %.4f, perplexity %.3f, "
+                               "%.4f bits a byte\n";
+    printf(format, n - 1, bytes, T, stride, loss, exp(loss), sum / log(2) / (double)bytes);
+    free(tokens), unmap_file(&file);
+}
+
 static void run_export(void) {
     static Model model;
     static Tokenizer t;
@@ -3487,6 +3554,7 @@ typedef struct {
     struct stat own;                               // the checkpoint, if this run wrote it or began from it
     char checkpoint[MAX_PATH], log_path[MAX_PATH]; // the files themselves, not links to them
     FILE* log;
+    double loss;                                                // of the last step
     double peak;                                                // operations a second
     size_t first;                                               // the step that the run began or resumed after
     double train_sum[CURVE], train_count[CURVE], val_at[CURVE]; // the loss curve's columns
@@ -3513,10 +3581,11 @@ static const char* save_run(Run* run) {
     stat(run->checkpoint, &run->own); // what is there now has another name, too
     char* text = NULL;
     size_t length = 0;
-    append(&text, &length,
-           ",\"step\":\"%zu\",\"windows\":\"%llu\",\"tokenizer\":\"%016llx\",\"tokens\":\"%zu\",\"text\":\"%016llx\"",
-           run->step, (unsigned long long)run->taken, (unsigned long long)tokenizer_mark(&run->tokenizer),
-           run->train.token_count, (unsigned long long)run->text_mark);
+    append(&text, &length, ",\"step\":\"%zu\",\"windows\":\"%llu\",\"loss\":\"%.9g\"", run->step,
+           (unsigned long long)run->taken, run->loss);
+    append(&text, &length, ",\"tokenizer\":\"%016llx\",\"tokens\":\"%zu\",\"text\":\"%016llx\"",
+           (unsigned long long)tokenizer_mark(&run->tokenizer), run->train.token_count,
+           (unsigned long long)run->text_mark);
     for (const Option* o = options; o < options + OPTIONS; o++) {
         if (!(o->use & SAVED) || (!o->initial && !o->given)) continue;
         if (o->use & SHAPE && !*o->whole) continue; // as in GPT-2
@@ -3544,6 +3613,7 @@ static void resume_options(Run* run, const Checkpoint* c) {
     derive_options();
     run->step = metadata_number(c, "step");
     run->taken = metadata_number(c, "windows");
+    run->loss = metadata(c, "loss") ? strtod(metadata(c, "loss"), NULL) : NAN;
     if (run->step > opt.steps)
         die("%s has done %zu steps, more than --steps %zu asks for in all", c->file.path, run->step, opt.steps);
     if (run->step == opt.steps)
@@ -3567,6 +3637,13 @@ static File find_log(Run* run) {
     log = map_file(run->log_path, "");
     if (log.size && (log.size < strlen(log_title) || memcmp(log.data, log_title, strlen(log_title))))
         die("%s is no log of a training run: give --log another name", opt.log);
+    // Of the run that is resumed is a log that gives its last step the loss that the checkpoint does.
+    char step[32], row[64];
+    snprintf(step, sizeof step, "\n%zu,", run->step);
+    snprintf(row, sizeof row, "%s%.9g,", step, run->loss);
+    if (opt.resume && !isnan(run->loss) && memmem(log.data, log.size, step, strlen(step)) &&
+        !memmem(log.data, log.size, row, strlen(row)))
+        die("%s is the log of another run than %s: give --log another name", opt.log, opt.checkpoint);
     return log;
 }
 
@@ -3593,8 +3670,6 @@ static void open_log(Run* run, File* old) {
 // which is then kept, but no other file's.
 static void try_checkpoint(Run* run) {
     Output out;
-    snprintf(run->checkpoint, sizeof run->checkpoint, "%s", resolved(opt.checkpoint));
-    take_file(run->checkpoint);
     if (opt.resume) {
         stat(run->checkpoint, &run->own);
     } else if (!access(run->checkpoint, F_OK)) {
@@ -3695,6 +3770,9 @@ static void create_model(Run* run, const Checkpoint* from) {
 static void start_run(Run* run) {
     memset(run, 0, sizeof *run);
     Checkpoint file, *from = opt.init || opt.resume ? &file : NULL;
+    // Before it is read: the run that writes it now may end and leave a newer one.
+    snprintf(run->checkpoint, sizeof run->checkpoint, "%s", resolved(opt.checkpoint));
+    take_file(run->checkpoint);
     if (from) {
         file = open_checkpoint(opt.init ? weights_path() : opt.checkpoint, "");
         find_tokenizer(from, &run->tokenizer, true);
@@ -3813,7 +3891,7 @@ static double train_step(Run* run) {
     run->step++;
     run->taken = run->next;
     if (run->step < opt.steps) load_next_batch(run);
-    double loss = take_loss(model);
+    double loss = run->loss = take_loss(model);
     if (!isfinite(loss) || !isfinite(model->gradient_norm)) diverged(run, "loss", loss);
     return loss;
 }
@@ -4214,7 +4292,7 @@ static void print_heads(const View* v) {
     static const char* const titles[] = {"bits", "back", "self", "prev", "first", "same", "induc", "loss+", "gate+"};
     enum { NAMES = 10, PATTERN = 12, WIDTH = 6, ALL = NUMBERS + 2 };
     size_t columns = terminal_columns(), fit = columns > NAMES + PATTERN ? (columns - NAMES - PATTERN) / WIDTH : 0;
-    size_t cells = min_size(opt.ablate ? ALL : NUMBERS, fit);
+    size_t cells = min_size(opt.ablate ? (size_t)ALL : (size_t)NUMBERS, fit);
     printf("layer head");
     for (size_t k = 0; k < cells; k++) printf("%*s", k < NUMBERS ? 6 : 7, titles[k]);
     putchar('\n');
@@ -4242,6 +4320,7 @@ static void print_heads(const View* v) {
 
 // The page: dev/view/attention.html, with the numbers as JSON in place of one word of it.
 #define PAGE_MARK "<meta name=\"generator\" content=\"train_gpt\">"
+#define PAGE_DATA "@DATA@" // of the data in the template
 
 // A JSON string that is safe within a page's script: what could end that is escaped, what is no UTF-8 replaced.
 static void write_text(FILE* f, const uint8_t* s, size_t n) {
@@ -4308,11 +4387,12 @@ static void write_next(FILE* f, const View* v) {
     fputs(",\n\"next\":[", f);
     for (size_t i = 0; i < v->n; i++) {
         const float* row = v->logits + i * V;
-        double sum = 0, largest = row[0];
+        float largest = row[0];
+        double sum = 0;
         size_t rank = 1, top[SHOWN], count = 0;
-        for (size_t t = 0; t < V; t++) largest = fmax(largest, row[t]);
+        for (size_t t = 0; t < V; t++) largest = fmaxf(largest, row[t]);
         for (size_t t = 0; t < V; t++) {
-            sum += exp(row[t] - largest);
+            sum += exp((double)row[t] - largest);
             rank += row[t] > row[v->targets[i]];
             size_t k = count < SHOWN ? count++ : SHOWN;
             for (; k > 0 && row[t] > row[top[k - 1]]; k--)
@@ -4325,7 +4405,7 @@ static void write_next(FILE* f, const View* v) {
         fputs("\"top\":[", f);
         for (size_t k = 0; k < count; k++) {
             const uint8_t* s = token_string(&v->tokenizer, (int)top[k], &length);
-            fprintf(f, "%s[%.6g,", k ? "," : "", exp(row[top[k]] - largest) / sum);
+            fprintf(f, "%s[%.6g,", k ? "," : "", exp((double)row[top[k]] - largest) / sum);
             write_text(f, s, length);
             fputs("]", f);
         }
@@ -4390,8 +4470,23 @@ static void write_data(FILE* f, const View* v) {
     free(bytes), free(chosen);
 }
 
+// That a page may be written: what it would replace must be one already, and not the template itself.
+static void check_page(const char* path) {
+    Output out;
+    output_open(&out, path, 0);
+    output_close(&out);
+    if (out.named) unlink(out.temporary);
+    if (out.error) die("cannot write %s: %s", path, out.error);
+    if (access(path, F_OK)) return;
+    File old = map_file(path, "");
+    if (old.size && (!memmem(old.data, min_size(old.size, 1000), PAGE_MARK, strlen(PAGE_MARK)) ||
+                     memmem(old.data, old.size, PAGE_DATA, strlen(PAGE_DATA))))
+        die("%s is not a page of this program, and is not overwritten: --html with another name", path);
+    unmap_file(&old);
+}
+
 static void write_page(const View* v, const char* path) {
-    static const char here[] = "dev/view/attention.html", word[] = "@DATA@";
+    static const char here[] = "dev/view/attention.html", word[] = PAGE_DATA;
     char program[MAX_PATH], beside[2 * MAX_PATH];
     if (!realpath("/proc/self/exe", program)) program[0] = 0;
     snprintf(beside, sizeof beside, "%s%s", folder_of(program), here);
@@ -4406,12 +4501,7 @@ static void write_page(const View* v, const char* path) {
     const char *begin = (const char*)file.data, *end = begin + file.size;
     const char* at = (const char*)memmem(begin, file.size, word, strlen(word));
     if (!at) die("%s is not the template of the page: it lacks %s", searched, word);
-    if (!access(path, F_OK)) { // only a page may be replaced
-        File old = map_file(path, "");
-        if (old.size && !memmem(old.data, min_size(old.size, 1000), PAGE_MARK, strlen(PAGE_MARK)))
-            die("%s is not a page of this program, and is not overwritten: --html with another name", path);
-        unmap_file(&old);
-    }
+    check_page(path);
     Text text;
     write_data(begin_text(&text), v);
     if (fclose(text.stream)) die("no memory for the page");
@@ -4441,6 +4531,7 @@ static void choose_head(View* v) {
 
 static void run_attention(void) {
     static View v;
+    if (given("--html")) check_page(opt.html);
     load_for_use(&v.model, &v.tokenizer, true, opt.ablate);
     Config c = v.model.config;
     size_t bytes = strlen(opt.attention), most = min_size(given("--tokens") ? opt.tokens : 128, c.T);
@@ -4500,6 +4591,8 @@ static int train_gpt(int argc, char** argv) {
         run_generate();
     else if (opt.attention)
         run_attention();
+    else if (opt.eval)
+        run_eval();
     else if (opt.memory)
         run_memory();
     else

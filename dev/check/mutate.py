@@ -6,14 +6,15 @@
     python3 dev/check/mutate.py --sample 30        30 in all, in a few minutes; --seed N draws others
     python3 dev/check/mutate.py --list             what would be tried
     python3 dev/check/mutate.py --mutant 3fa01c    one of them again: its line, and what each test says
-    python3 dev/check/mutate.py --file attention.h in dev/learn/attention/attention.h; five minutes
+    python3 dev/check/mutate.py --file attention.h in dev/learn/attention/attention.h, five minutes; also masks.h
+                                                   and fast_weights.h
 
 A changed copy is called a mutant. It is caught when a test fails, crashes or takes ten times as long as it should; if
 all pass, the tests of its room run again with the sanitizers of make DEBUG=1, which see what is read or written beyond
 an end. If these pass too, it has survived. Then either a check is missing, or the line does nothing, or the change
 makes no difference to what the program computes. The last are called equivalent and do not count: the tool knows them
 when the compiler makes the same machine code of both, and otherwise from mutants.txt, of attention.h from
-mutants_attention.txt, which have the reason for each.
+mutants_attention.txt (and so on), which have the reason for each.
 
 The kinds of errors:
 
@@ -89,6 +90,14 @@ FIRST_ATTENTION_TESTS = {
     "linear attention": ["pytorch", "causal"],
     "positions": ["positions"],
 }
+FIRST_MASKS_TESTS = {
+    "masks": ["pictures", "skipping"],
+    "scores": ["relative", "gradients", "tiles"],
+    "the definition": ["tiles"],
+    "block mask": ["skipping", "tiles", "shared"],
+    "in tiles": ["tiles", "gradients", "nothing_read"],
+}
+FIRST_FAST_WEIGHTS_TESTS = {"linear attention in chunks": ["linear"], "the delta rule": ["delta"]}
 
 # What is tested with what: a source and its tests in a folder, which `make` there builds into a program. Copied is what
 # they need besides, linked what the tests read.
@@ -99,6 +108,11 @@ SUBJECTS = {
     "attention.h": Subject("dev/learn/attention", "attention.h", "test_attention.c",
                            "../../../build/attention/test_attention", ["quick.h"], ["dev/check"],
                            "mutants_attention.txt", FIRST_ATTENTION_TESTS),
+    "masks.h": Subject("dev/learn/attention", "masks.h", "test_masks.c", "../../../build/attention/test_masks",
+                       ["attention.h", "quick.h", "tape.h"], ["dev/check"], "mutants_masks.txt", FIRST_MASKS_TESTS),
+    "fast_weights.h": Subject("dev/learn/attention", "fast_weights.h", "test_fast_weights.c",
+                              "../../../build/attention/test_fast_weights", ["attention.h", "quick.h", "tape.h"],
+                              ["dev/check"], "mutants_fast_weights.txt", FIRST_FAST_WEIGHTS_TESTS),
 }
 
 # Left out from the start; the docstring says why.

@@ -254,6 +254,58 @@ def a_checkpoint_put_there_during_the_run():
     assert steps_saved("gpt.safetensors.old") == 2 and resumable() >= 20
 
 
+@slip
+def resume_while_the_run_ends():
+    """Refused before the checkpoint is read, which would be an older one by the time that the run has ended."""
+    first = begin(*ENDLESS, "--log", "log.csv")
+    wait_for(lambda: rows("log.csv") > 2, "log")
+    refused(run("--resume"), f"process {first.pid}")    # not: "cannot open"
+    first.send_signal(signal.SIGTERM)
+    first.communicate(timeout=60)
+    assert resumable() > 2
+
+
+@slip
+def log_of_another_run():
+    good(run(*SMALL, "--steps", "9", "--checkpoint", "a", "--log", "a.csv"))
+    good(run(*SMALL, "--steps", "4", "--checkpoint", "b", "--log", "b.csv"))
+    log = read("a.csv")
+    refused(run("--resume", "--checkpoint", "b", "--steps", "5", "--log", "a.csv"), "a.csv", "another run")
+    assert read("a.csv") == log and steps_saved("b") == 4
+    good(run("--resume", "--checkpoint", "b", "--steps", "5", "--log", "b.csv"))
+    assert rows("b.csv") == 5
+
+
+@slip
+def page_onto_its_template():
+    page = os.path.join(os.path.dirname(program), "dev/view/attention.html")
+    if not os.path.exists(page):
+        return "skipped: the program stands alone"
+    good(run(*SMALL, "--steps", "1"))
+    template = read(page)
+    refused(run("--attention", "what", "--html", page), "not overwritten")
+    assert read(page) == template
+    write("mine.html", b"<html>")
+    for name, words in ("mine.html", "not overwritten"), ("data", "not a regular file"), ("no/p.html", "No such"):
+        done = run("--attention", "what", "--ablate", "--html", name)
+        refused(done, words)
+        assert not done.stdout, "the work was done before the name was looked at"
+    assert read("mine.html") == b"<html>"
+
+
+@slip
+def export_onto_a_text():
+    shutil.copytree("data", "other")
+    os.remove("other/tokenizer.bin")
+    prepare("other", PREPARE, "--vocab-size", "300")
+    tokenizer = read("other/tokenizer.bin")
+    good(run(*SMALL, "--steps", "1"))
+    refused(run("--export", "other"), "other/tokenizer.bin")
+    assert read("other/tokenizer.bin") == tokenizer and len(os.listdir("other")) == 3
+    for _ in range(2):
+        good(run("--export", "data"))   # its own tokenizer is there
+
+
 # ----------------------------------------------------------------------------------------------------------------
 # The run is saved before it ends, whatever ends it
 
@@ -467,6 +519,17 @@ def prepare_over_other_files():
 
 
 @slip
+def prepare_through_links():
+    os.mkdir("disk")
+    for name in "train.bin", "val.bin":
+        shutil.move("data/" + name, "disk")
+        os.symlink("../disk/" + name, "data/" + name)
+    before = read("disk/train.bin")
+    prepare("data", PREPARE, "--vocab-size", "300")
+    assert os.path.islink("data/train.bin") and os.path.islink("data/val.bin") and read("disk/train.bin") != before
+
+
+@slip
 def export_onto_itself():
     os.mkdir("run1")
     good(run(*SMALL, "--steps", "2", "--checkpoint", "run1/model.safetensors"))
@@ -486,6 +549,8 @@ def options_that_swallow_options():
     refused(run("--log", "--resume"), "--resume is an option", status=2)
     refused(run("--resume", "--preset", "gpt2"), "leave out --preset", status=2)
     refused(run("--resume", "--steps", "1"), "has done 2 steps")
+    for idle in ("--layers", "3"), ("--log", "x"), ("--steps", "3"), ("--recompute",):
+        refused(run("--memory", *idle), "no effect with --memory", status=2)
     assert sorted(os.listdir()) == ["data", "gpt.safetensors"]
 
 
@@ -497,7 +562,7 @@ def advice_that_fits():
     assert b"prepare_data.py" not in done.stderr
     refused(run("--data", "nosuch"), "prepare_data.py --out nosuch")
     write("pytorch_model.bin", b"PK\3\4" + bytes(100))
-    refused(run("--init", "pytorch_model.bin"), "PyTorch")
+    refused(run("--init", "pytorch_model.bin"), "to_safetensors.py")
     refused(run("--checkpoint", "a\nb"), "control characters", status=2)
     refused(run("--data", "\x1b[31mred"), "control characters", status=2)
     refused(run("--st\x1beps", "3"), "unknown option", status=2)
@@ -590,6 +655,8 @@ def the_terminal_is_closed():
 
 
 def main():
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # what starts this in the background may ignore it, and
+    # so would all programs that are started here
     global program
     parser = argparse.ArgumentParser(description="What users do by mistake or out of impatience.")
     parser.add_argument("--program", default=program)

@@ -176,7 +176,7 @@ static double attention_loss(void) {
 
 // The weights p (T,T), which attention_forward_plain keeps to itself. If v_j is (1,0) and every other v is zero, then
 // the first number of out_i is p_ij.
-static void attention_weights(float* p, const float* from) {
+static void head_weights(float* p, const float* from) {
     for (int j = 0; j < T; j++) {
         float probe[T * ROW], out[T * D], lse[T];
         memcpy(probe, from, sizeof probe);
@@ -194,7 +194,7 @@ static void larger_scores(float factor) {
     float larger[T * ROW], p[T * T], ds[T], dp[T];
     memcpy(larger, qkv, sizeof larger);
     for (int c = 0; c < D; c++) larger[2 * ROW + c] *= factor;
-    attention_weights(p, larger);
+    head_weights(p, larger);
     matmul_plain(dp, matrix(dout + 2 * D, D), transposed(qkv + 2 * D, ROW), NULL, NULL, 1, T, D);
     softmax_backward(ds, p + 2 * T, dp, T);
     fprintf(to, "scores x %.0f\n", factor);
@@ -218,7 +218,7 @@ static void section_attention(void) {
     end_block();
 
     for (int j = 0; j < T; j++) e[j] = exp_(s[2 * T + j]);
-    attention_weights(p, qkv);
+    head_weights(p, qkv);
     attention_forward_plain(out, lse, qkv, shape);
     line("e^score 2", e, T);
     line1("their sum", e[0] + e[1] + e[2]);

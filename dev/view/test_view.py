@@ -60,7 +60,8 @@ def near(x, right, limit, what):
 class Program:
     def __init__(self, work):
         self.model, self.work = str(work / "gpt.safetensors"), work
-        self.run("--steps", "300", "--sample-every", "0")
+        self.log = work / "<run>.csv"
+        self.run("--steps", "300", "--sample-every", "0", "--val-every", "100", "--log", str(self.log))
 
     def run(self, *options):
         command = ["./train_gpt", "--checkpoint", self.model, *options]
@@ -104,7 +105,7 @@ class Program:
         header = json.loads(data[8 : 8 + length])
         w = {}
         for name, x in header.items():
-            if name != "__metadata__" and not name.startswith("adam."):
+            if x.get("dtype") == "F32" and not name.startswith("adam."):  # nor the tokenizer
                 start, end = x["data_offsets"]
                 w[name] = np.frombuffer(data[8 + length + start : 8 + length + end], "<f4").reshape(x["shape"])
         V, C = w["wte.weight"].shape
@@ -443,6 +444,28 @@ def live(program, browser, w, c):
     browser.finish("the live page")
 
 
+def report(program, browser):
+    """dev/bench/report.py of the run, twice beside itself."""
+    out, text = program.work / "report.html", program.work / "sample"
+    text.write_text("</pre><script>alert(1)</script>")
+    command = [sys.executable, ROOT / "dev/bench/report.py", program.log, program.log, "--out", out, "--samples", text]
+    for _ in range(2):  # and over itself
+        check(subprocess.run(command, capture_output=True).returncode == 0, "report.py")
+    text_of_log = program.log.read_text().split()
+    browser.open(out)
+    check(browser.js("return document.querySelectorAll('section').length") == 5, "report: panels")
+    check(browser.js("return document.querySelectorAll('polyline').length") == 10, "report: lines")
+    check(browser.js("return document.querySelectorAll('circle').length") == 6, "report: three validations a run")
+    last = browser.js("return document.querySelector('tr:nth-child(2)').cells[2].textContent")
+    near(float(last), float(text_of_log[-1].split(",")[1]), 6e-5, "report: the last loss")
+    check(browser.js("return document.scripts.length") == 0, "report: a script")
+    for dark in False, True:
+        browser.picture(None, 390, dark)
+    browser.finish("the report")
+    command[command.index(out)] = text
+    check(subprocess.run(command, capture_output=True).returncode == 1, "report.py overwrites what is not its own")
+
+
 def main():
     arguments = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     arguments.add_argument("--pictures", type=pathlib.Path)
@@ -456,6 +479,7 @@ def main():
         try:
             page(program, browser, w, c)
             live(program, browser, w, c)
+            report(program, browser)
             browser.open(program.page("page.html", PLAIN, "--ablate", "--live"))
             for name, width, dark in ("light", 1200, False), ("dark", 1200, True), ("phone", 390, False):
                 browser.picture(pictures and pictures / f"{name}.png", width, dark)

@@ -90,9 +90,10 @@ FILE* fopen(const char* path, const char* mode) {
     return REAL(fopen)(mode[0] == 'r' && fails(READ, 0) ? "/" : path, mode);
 }
 
-// Files only; what is printed fails in fflush().
+// Files only; what is printed fails in fflush(), and a stream into memory has no disk.
 size_t fwrite(const void* data, size_t size, size_t n, FILE* stream) {
-    if (stream == stdout || stream == stderr || !fails(WRITE, ENOSPC)) return REAL(fwrite)(data, size, n, stream);
+    if (stream == stdout || stream == stderr || fileno(stream) < 0 || !fails(WRITE, ENOSPC))
+        return REAL(fwrite)(data, size, n, stream);
     size_t half = REAL(fwrite)(data, size, n / 2, stream);
     errno = ENOSPC;
     return half;

@@ -97,8 +97,9 @@ int main(int count, char** arguments) {
 
 // Three changes to try:
 //   1. The RNN reads the English sentence backwards (run_gru's `backwards` in rnn()), as Sutskever et al. did: the first
-//      words come to lie near one another, and short sentences get better. The curve falls all the same.
-//   2. LONGEST 60 in fill_tests() only, with test_length up to 60: Bahdanau's quality falls slowly beyond the 40 words
-//      that were learned, the Transformer's at once, for it has never met the sinusoids of those positions.
-//   3. The decoder of bahdanau() starts from zeros instead of W[0] times what was read backwards: nothing changes. What it
-//      needs, it looks up.
+//      words come to lie near one another, and BLEU for 10 words rises from 28 to 40. For 40 it stays at 10.
+//   2. POOL / 2 instead of POOL, both times, where train() sets `known`, so that no sentence of more than 22 words is
+//      learned from: 25 words are translated exactly by Bahdanau in 77 % of the cases, by the Transformer in none, for it
+//      has never met the sinusoids of those positions. For 40 words both are lost (BLEU 48 and 47).
+//   3. The decoder of bahdanau() starts from zeros(m->t, B, m->size) instead of from what was read backwards: nothing
+//      changes. What it needs, it looks up.

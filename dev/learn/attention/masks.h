@@ -4,10 +4,10 @@
 //     mask(b,h,i,j)      may query i of head h of sequence b see key j?
 //     score(s,b,h,i,j)   the score that takes the place of s = q_i . k_j / sqrt(D)
 //
-// A kernel for each kind of attention would be one kernel for each line below. Instead, one routine takes both functions
-// as parameters. What the mask makes of a tile of 32 x 32 pairs is found once, before: empty tiles are skipped, tiles
-// that are seen as a whole are not masked, and only in those between is each pair asked about. So the time follows the
-// share of tiles that is left, not the share of pairs that is seen.
+// A kernel for each kind of attention would be one kernel for each line below. Instead, one routine takes both
+// functions as parameters. What the mask makes of a tile of 32 x 32 pairs is found once, before: empty tiles are
+// skipped, tiles that are seen as a whole are not masked, and only in those between is each pair asked about. So the
+// time follows the share of tiles that is left, not the share of pairs that is seen.
 //
 //     masks                       causal, padding, window, dilated, global, strided, fixed, prefix, documents
 //     scores                      ALiBi, relative bias, soft cap
@@ -85,8 +85,8 @@ static inline bool see_strided(const void* data, int b, int h, int i, int j) {
     return j <= i && (h % 2 ? (i - j) % width == 0 : i - j < width);
 }
 
-// Sparse Transformer, fixed: even heads see their own block of `width` keys, odd heads the last `globals` of each block,
-// which are to sum it up.
+// Sparse Transformer, fixed: even heads see their own block of `width` keys, odd heads the last `globals` of each
+// block, which are to sum it up.
 static inline bool see_fixed(const void* data, int b, int h, int i, int j) {
     const Pattern* p = (const Pattern*)data;
     (void)b;
@@ -215,8 +215,8 @@ static inline void flex_plain_backward(float* dq, float* dk, float* dv, void* le
 
 typedef enum { EMPTY, PARTIAL, WHOLE } TileKind;
 
-// What the mask makes of each tile of FLASH_TILE x FLASH_TILE pairs. B or H may be 1 where the mask is the same for all
-// sequences or heads.
+// What the mask makes of each tile of FLASH_TILE x FLASH_TILE pairs. B or H may be 1 where the mask is the same for
+// all sequences or heads.
 typedef struct {
     int B, H;
     uint8_t* tile; // (B,H,tiles of queries,tiles of keys): a TileKind
@@ -249,8 +249,8 @@ static inline void block_mask(BlockMask block, BatchSizes z, Flex f) {
 }
 
 // ====================================================================================================================
-// In tiles: flash_forward and flash_backward of attention.h, where the derivations are, with three lines more: an empty
-// tile is left out, a whole one is not masked, and scores are changed.
+// In tiles: flash_forward and flash_backward of attention.h, where the derivations are, with three lines more: an
+// empty tile is left out, a whole one is not masked, and scores are changed.
 
 // Row i of a tile: raw scores and scores of keys j0 to j1 - 1, -INFINITY where a key is not seen.
 static inline void tile_row(float* raw, float* s, BatchSizes z, const float* q, const float* k, Flex f, TileKind kind,

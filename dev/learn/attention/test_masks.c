@@ -4,20 +4,11 @@
 // against the definition made of attention.h's parts; gradients against finite differences of the formula in double
 // precision; what is skipped is not even looked at. Ends with "N passed, N failed", and with status 1 if any failed.
 
+#include "check.h"
 #include "masks.h"
-#include "tape.h"
 
 #include <stdio.h>
 #include <stdlib.h>
-
-static int passed, failed;
-
-static void expect(bool holds, const char* name, const char* what, double figure) {
-    if (holds)
-        passed++;
-    else
-        failed++, printf("FAILED: %s, %s (%.3g)\n", name, what, figure);
-}
 
 enum { HEADS = 3, REACH = 5, LONGEST = 160 };
 
@@ -49,14 +40,14 @@ static const Case cases[] = {
 };
 enum { CASES = sizeof cases / sizeof cases[0] };
 
-// ---- What the masks are, said once more, by hand ---------------------------------------------------------------------
+// ---- What the masks are, said once more, by hand --------------------------------------------------------------------
 
 // Rows of a causal pattern of 8 positions: what each sees.
 static void expect_picture(const char* name, Flex f, int h, const char* const rows[8]) {
     int wrong = 0;
     for (int i = 0; i < 8; i++)
         for (int j = 0; j < 8; j++) wrong += f.mask(f.mask_data, 0, h, i, j) != (rows[i][j] == '#');
-    expect(wrong == 0, name, "pairs that differ from the drawing", wrong);
+    expect_of(wrong == 0, name, "pairs that differ from the drawing", wrong);
 }
 
 static void test_pictures(void) {
@@ -75,10 +66,18 @@ static void test_pictures(void) {
     expect_picture("strided, odd head", (Flex){.mask = see_strided, .mask_data = &three}, 1,
                    (const char* const[]){"#.......", ".#......", "..#.....", "#..#....", ".#..#...", "..#..#..",
                                          "#..#..#.", ".#..#..#"});
-    f.mask = see_dilated;
-    expect_picture("dilated", f, 0,
+    Pattern four = {.width = 4, .gap = 2};
+    expect_picture("dilated", (Flex){.mask = see_dilated, .mask_data = &four}, 0,
+                   (const char* const[]){"#.......", ".#......", "#.#.....", ".#.#....", "#.#.#...", ".#.#.#..",
+                                         "#.#.#.#.", ".#.#.#.#"});
+    four.width = 3;
+    expect_picture("dilated", (Flex){.mask = see_dilated, .mask_data = &four}, 0,
                    (const char* const[]){"#.......", ".#......", "#.#.....", ".#.#....", "#.#.#...", ".#.#.#..",
                                          "..#.#.#.", "...#.#.#"});
+    Pattern two_by_three = {.width = 2, .gap = 3};
+    expect_picture("dilated", (Flex){.mask = see_dilated, .mask_data = &two_by_three}, 0,
+                   (const char* const[]){"#.......", ".#......", "..#.....", "#..#....", ".#..#...", "..#..#..",
+                                         "...#..#.", "....#..#"});
     f.mask = see_global;
     expect_picture("global", f, 0,
                    (const char* const[]){"########", "####....", "#####...", "######..", "#.#####.", "#..#####",
@@ -100,9 +99,25 @@ static void test_pictures(void) {
     expect_picture("documents", (Flex){.mask = see_document, .mask_data = &two}, 0,
                    (const char* const[]){"#.......", "##......", "###.....", "####....", "#####...", ".....#..",
                                          ".....##.", ".....###"});
+    Documents pair = {(int[]){1, 1, 2, 3, 3, 3}, 3}; // two sequences of three
+    expect_of(see_document(&pair, 0, 0, 1, 0) && !see_document(&pair, 0, 0, 2, 0) && see_document(&pair, 1, 0, 2, 0) &&
+                  see_document(&pair, 1, 0, 1, 0),
+              "documents", "the second sequence", 1);
 }
 
-// ---- In tiles, and by definition -------------------------------------------------------------------------------------
+// Which of the learned numbers a pair of positions is given.
+static void test_relative(void) {
+    float number[2 * 5] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9};
+    RelativeBias two = {number, 2};
+    static const int expected[][4] = {{0, 4, 4, 2}, {0, 4, 3, 1}, {0, 4, 0, 0}, {0, 4, 7, 4}, // h, i, j, entry
+                                      {1, 4, 4, 7}, {1, 4, 1, 5}, {1, 4, 5, 8}, {1, 4, 6, 9}, {1, 0, 9, 9}};
+    for (size_t c = 0; c < sizeof expected / sizeof expected[0]; c++) {
+        const int* x = expected[c];
+        expect_of(score_relative(&two, 0.5f, 1, x[0], x[1], x[2]) == 0.5f + (float)x[3], "relative", "entry", x[3]);
+    }
+}
+
+// ---- In tiles, and by definition ------------------------------------------------------------------------------------
 
 typedef struct {
     float *q, *k, *v, *dout, *out, *dq, *dk, *dv, *lse, *weights, *raw, *dscores, dbias[HEADS * (2 * REACH + 1)];
@@ -122,14 +137,14 @@ static Arrays arrays(BatchSizes z) {
                 .k = filled(k, &seed),
                 .v = filled(k, &seed),
                 .dout = filled(q, &seed),
-                .out = filled(q, NULL),
+                .out = filled(q, &seed),
                 .dq = filled(q, NULL),
                 .dk = filled(k, NULL),
                 .dv = filled(k, NULL),
-                .lse = filled(heads * z.m, NULL),
-                .weights = filled(pairs, NULL),
-                .raw = filled(pairs, NULL),
-                .dscores = filled((size_t)z.m * z.n, NULL)};
+                .lse = filled(heads * z.m, &seed),
+                .weights = filled(pairs, &seed),
+                .raw = filled(pairs, &seed),
+                .dscores = filled((size_t)z.m * z.n, &seed)};
     return a;
 }
 
@@ -146,7 +161,7 @@ static void expect_same(const float* x, const float* y, size_t count, double lim
         if (!(fabsf(x[i] - y[i]) <= (float)most)) most = (double)fabsf(x[i] - y[i]); // NaN stays
         size = fmax(size, (double)fabsf(y[i]));
     }
-    expect(most <= limit * size, name, what, most / size);
+    expect_of(most <= limit * size, name, what, most / size);
 }
 
 static void run_plain(Arrays* a, BatchSizes z, Flex f) {
@@ -188,12 +203,12 @@ static void test_tiles(Case c, BatchSizes z) {
         if (sees) continue;
         float sum = 0;
         for (int d = 0; d < z.D; d++) sum += fabsf(tiles.out[row * z.D + d]) + fabsf(tiles.dq[row * z.D + d]);
-        expect(sum == 0 && tiles.lse[row] == -INFINITY, name, "a row that sees nothing", (double)sum);
+        expect_of(sum == 0 && tiles.lse[row] == -INFINITY, name, "a row that sees nothing", (double)sum);
     }
     free(block.tile), free_arrays(plain), free_arrays(tiles);
 }
 
-// ---- Gradients against finite differences ----------------------------------------------------------------------------
+// ---- Gradients against finite differences ---------------------------------------------------------------------------
 
 // sum of dout out in double precision, from the formula.
 static double loss(const Arrays* a, BatchSizes z, Flex f) {
@@ -231,7 +246,7 @@ static void compare_gradient(const char* name, const char* what, float* x, const
         x[i] = keep;
         worst = fmax(worst, fabs(slope - (double)dx[i])), size = fmax(size, fabs(slope));
     }
-    expect(worst / size < 1e-4 || (size < 1e-10 && worst < 1e-10), name, what, worst / size);
+    expect_of(worst / size < 1e-4 || (size < 1e-10 && worst < 1e-10), name, what, worst / size);
 }
 
 static void test_gradients(Case c) {
@@ -248,7 +263,7 @@ static void test_gradients(Case c) {
     free(block.tile), free_arrays(a);
 }
 
-// ---- What is skipped -------------------------------------------------------------------------------------------------
+// ---- What is skipped ------------------------------------------------------------------------------------------------
 
 // Masks and scores that count how often they are asked.
 typedef struct {
@@ -272,8 +287,8 @@ static void test_skipping(Case c) {
     Flex f = {counted_mask, &counted, counted_score, NULL, NULL, &counted};
     BlockMask block = new_block(z, f);
     long pairs[3] = {0};
-    expect(counted.masks == (long)z.B * z.H * z.m * z.n, c.name, "pairs asked for the block mask",
-           (double)counted.masks);
+    expect_of(counted.masks == (long)z.B * z.H * z.m * z.n, c.name, "pairs asked for the block mask",
+              (double)counted.masks);
     for (int b = 0; b < z.B; b++)
         for (int h = 0; h < z.H; h++)
             for (int i0 = 0; i0 < z.m; i0 += FLASH_TILE)
@@ -286,15 +301,28 @@ static void test_skipping(Case c) {
                             any |= sees, all &= sees;
                         }
                     TileKind kind = (TileKind)*tile_at(block, z, b, h, i0, j0);
-                    expect(kind == (all ? WHOLE : any ? PARTIAL : EMPTY), c.name, "kind of a tile", kind);
+                    expect_of(kind == (all ? WHOLE : any ? PARTIAL : EMPTY), c.name, "kind of a tile", kind);
                     pairs[kind] += (long)rows * columns;
                 }
     Arrays a = arrays(z);
     counted.masks = 0;
     run_tiles(&a, z, f, block); // forward and backward
-    expect(counted.scores == 2 * (pairs[PARTIAL] + pairs[WHOLE]), c.name, "pairs computed", (double)counted.scores);
-    expect(counted.masks == 2 * pairs[PARTIAL], c.name, "pairs asked about", (double)counted.masks);
+    expect_of(counted.scores == 2 * (pairs[PARTIAL] + pairs[WHOLE]), c.name, "pairs computed", (double)counted.scores);
+    expect_of(counted.masks == 2 * pairs[PARTIAL], c.name, "pairs asked about", (double)counted.masks);
     free(block.tile), free_arrays(a);
+}
+
+// A block mask for one sequence and one head serves all, where the mask is the same for all.
+static void test_shared(void) {
+    BatchSizes z = {2, HEADS, 70, 70, 5}, one = {1, 1, 70, 70, 5};
+    Flex f = {.mask = see_causal};
+    Arrays a = arrays(z), b = arrays(z);
+    BlockMask all = new_block(z, f), shared = new_block(one, f);
+    run_tiles(&a, z, f, all), run_tiles(&b, z, f, shared);
+    expect_of(!memcmp(a.out, b.out, sizeof(float) * (size_t)(z.B * z.H * z.m * z.D)), "shared", "out", 0);
+    expect_of(!memcmp(a.dk, b.dk, sizeof(float) * (size_t)(z.B * z.H * z.n * z.D)), "shared", "dk", 0);
+    free(all.tile), free(shared.tile), free_arrays(a), free_arrays(b);
+    expect_of(block_mask_bytes(2, 3, (BatchSizes){9, 9, 64, 65, 1}) == 2 * 3 * 2 * 3, "shared", "bytes", 0);
 }
 
 // Keys and values that lie in empty tiles may be anything.
@@ -306,24 +334,40 @@ static void test_nothing_read(void) {
     BlockMask block = new_block(z, f);
     for (int i = length * z.D; i < z.n * z.D; i++) a.k[i] = a.v[i] = NAN;
     run_tiles(&a, z, f, block), run_tiles(&clean, z, f, block);
-    expect(!memcmp(a.out, clean.out, sizeof(float) * (size_t)(z.m * z.D)), "padding", "out does not see NaNs", 0);
-    expect(!memcmp(a.dq, clean.dq, sizeof(float) * (size_t)(z.m * z.D)), "padding", "dq does not see NaNs", 0);
+    expect_of(!memcmp(a.out, clean.out, sizeof(float) * (size_t)(z.m * z.D)), "padding", "out does not see NaNs", 0);
+    expect_of(!memcmp(a.dq, clean.dq, sizeof(float) * (size_t)(z.m * z.D)), "padding", "dq does not see NaNs", 0);
     free(block.tile), free_arrays(a), free_arrays(clean);
 }
 
-int main(void) {
+static void test_all_tiles(void) {
+    static const BatchSizes sizes[] = {
+        {1, 1, 1, 1, 1}, {2, HEADS, 33, 70, 7}, {2, HEADS, 64, 64, 8}, {2, HEADS, 5, 129, 3}, {2, HEADS, 130, 31, 16}};
+    for (int c = 0; c < CASES; c++)
+        for (size_t s = 0; s < sizeof sizes / sizeof sizes[0]; s++) test_tiles(cases[c], sizes[s]);
+}
+
+static void test_all_gradients(void) {
+    for (int c = 0; c < CASES; c++) test_gradients(cases[c]);
+}
+
+static void test_all_skipping(void) {
+    for (int c = 0; c < CASES; c++)
+        if (cases[c].flex.mask) test_skipping(cases[c]);
+}
+
+static const struct {
+    const char* name;
+    void (*run)(void);
+} tests[] = {{"pictures", test_pictures},        {"relative", test_relative},     {"tiles", test_all_tiles},
+             {"gradients", test_all_gradients},  {"skipping", test_all_skipping}, {"shared", test_shared},
+             {"nothing_read", test_nothing_read}};
+
+// test_masks [NAME]: all tests, or one of them.
+int main(int count, char** arguments) {
     uint64_t seed = 3;
     for (int i = 0; i < HEADS * (2 * REACH + 1); i++) bias[i] = normal(&seed);
     for (int i = 0; i < 2 * LONGEST; i++) document[i] = i % LONGEST / 37 + (i >= LONGEST && i % LONGEST > 50);
-    static const BatchSizes sizes[] = {
-        {1, 1, 1, 1, 1}, {2, HEADS, 33, 70, 7}, {2, HEADS, 64, 64, 8}, {2, HEADS, 5, 129, 3}, {2, HEADS, 130, 31, 16}};
-    test_pictures();
-    for (int c = 0; c < CASES; c++) {
-        for (size_t s = 0; s < sizeof sizes / sizeof sizes[0]; s++) test_tiles(cases[c], sizes[s]);
-        test_gradients(cases[c]);
-        if (cases[c].flex.mask) test_skipping(cases[c]);
-    }
-    test_nothing_read();
-    printf("%d passed, %d failed\n", passed, failed);
-    return failed > 0;
+    for (size_t t = 0; t < sizeof tests / sizeof tests[0]; t++)
+        if (count < 2 || !strcmp(arguments[1], tests[t].name)) tests[t].run();
+    return counts();
 }

@@ -8,63 +8,10 @@
 
 #include <omp.h>
 
+#include "check.h"
 #include "recurrent.h"
 
-static int passed, failed;
-
-static void expect(bool holds, const char* what, double error) {
-    if (holds)
-        passed++;
-    else
-        failed++, printf("FAILED: %s (%.3g)\n", what, error);
-}
-
-// ||x - y|| / ||y||, and |x - y| where y is 0.
-static double distance(const float* x, const float* y, size_t n) {
-    double difference = 0, length = 0;
-    for (size_t i = 0; i < n; i++) {
-        difference += ((double)x[i] - (double)y[i]) * ((double)x[i] - (double)y[i]);
-        length += (double)y[i] * (double)y[i];
-    }
-    return sqrt(difference) / (length > 0 ? sqrt(length) : 1);
-}
-
 // ---- finite differences --------------------------------------------------------------------------------------------
-
-// What is under test: a function of parameters p[0], p[1] ... that are on a tape.
-typedef Node* Function(Node** p);
-
-// The sum of y's elements, each times a fixed random number, in double precision.
-static double weighted_sum(const Node* y) {
-    uint64_t seed = 99;
-    double sum = 0;
-    for (size_t i = 0; i < size(y); i++) sum += (double)normal(&seed) * (double)y->value[i];
-    return sum;
-}
-
-// That sum as a node, whose gradient the tape is asked for.
-static void weighted_sum_backward(Node* y) {
-    uint64_t seed = 99;
-    for (size_t i = 0; i < size(y->in[0]); i++) y->in[0]->grad[i] += y->grad[0] * normal(&seed);
-}
-
-static double value_of(Function* f, Tape* t) {
-    double value = weighted_sum(f(t->parameters));
-    tape_clear(t);
-    return value;
-}
-
-// d value / d x by four values around x: (8 (f(x+h) - f(x-h)) - (f(x+2h) - f(x-2h))) / 12 h. Its error is of order h^4.
-static float difference_quotient(Function* f, Tape* t, float* x) {
-    const float h = 0.02f, at = *x;
-    double near = 0, far = 0;
-    for (int side = -1; side <= 1; side += 2) {
-        *x = at + (float)side * h, near += side * value_of(f, t);
-        *x = at + (float)side * 2 * h, far += side * value_of(f, t);
-    }
-    *x = at;
-    return (float)((8 * near - far) / (12 * (double)h));
-}
 
 // f of `count` parameters with the given rows and columns.
 static void test_gradient(const char* name, Function* f, int count, const int (*shape)[2]) {
@@ -77,7 +24,7 @@ static void test_gradient(const char* name, Function* f, int count, const int (*
     for (int i = 0; i < count; i++) {
         Node* p = t->parameters[i];
         float* quotient = (float*)malloc(sizeof(float) * size(p));
-        for (size_t k = 0; k < size(p); k++) quotient[k] = 2 * difference_quotient(f, t, &p->value[k]);
+        for (size_t k = 0; k < size(p); k++) quotient[k] = 2 * slope(f, t, &p->value[k]);
         double error = distance(p->grad, quotient, size(p));
         worst = error <= worst ? worst : error; // NaN stays
         free(quotient);
@@ -244,48 +191,14 @@ static void test_edges(void) {
 
 // ---- PyTorch -------------------------------------------------------------------------------------------------------
 
-enum { TENSORS = 64 };
-static struct {
-    char name[32];
-    int rows, cols;
-    float* value;
-} fixture[TENSORS];
-
-static bool read_fixture(const char* path) {
-    FILE* f = fopen(path, "r");
-    if (!f) return false;
-    bool good = true;
-    for (int n = 0; good && n < TENSORS; n++) {
-        int found = fscanf(f, "%31s %d %d", fixture[n].name, &fixture[n].rows, &fixture[n].cols);
-        if (found == EOF) break;
-        size_t count = (size_t)fixture[n].rows * (size_t)fixture[n].cols;
-        good = found == 3 && count > 0 && count < 100000 && (fixture[n].value = (float*)calloc(count, sizeof(float)));
-        for (size_t i = 0; good && i < count; i++) good = fscanf(f, "%f", &fixture[n].value[i]) == 1;
-    }
-    fclose(f);
-    return good && fixture[0].value;
-}
-
-static int find(const char* name) {
-    for (int n = 0; n < TENSORS; n++)
-        if (!strcmp(fixture[n].name, name)) return n;
-    fprintf(stderr, "test_tape: no %s in the fixture\n", name);
-    exit(1);
-}
-
 static void expect_equal(const char* what, const char* name, const float* x, int rows, int cols) {
-    int n = find(name);
-    char text[80];
-    snprintf(text, sizeof text, "%s: %s as PyTorch's", what, name);
-    bool shape = fixture[n].rows == rows && fixture[n].cols == cols;
-    double error = shape ? distance(x, fixture[n].value, (size_t)(rows * cols)) : INFINITY;
-    expect(error < 1e-6, text, error);
+    expect_stored(what, name, x, rows, cols, 1e-6);
 }
 
 static Node* parameter_from(Tape* t, const char* name) {
-    int n = find(name);
-    Node* p = parameter(t, fixture[n].rows, fixture[n].cols, 0);
-    memcpy(p->value, fixture[n].value, sizeof(float) * size(p));
+    const Stored* s = stored(name);
+    Node* p = parameter(t, s->rows, s->cols, 0);
+    memcpy(p->value, s->value, sizeof(float) * size(p));
     return p;
 }
 
@@ -315,7 +228,7 @@ static void test_recurrent(bool lstm) {
             h = gru_step(&g, input, h);
         states[i] = h;
     }
-    Node *all = concat_rows(STEPS, states), *weights = constant(t, all->rows, n, fixture[find(name[8])].value);
+    Node *all = concat_rows(STEPS, states), *weights = constant(t, all->rows, n, stored(name[8])->value);
     expect_equal(what, name[7], all->value, all->rows, n);
     backward(multiply(all, weights));
     for (int i = 0; i < 7; i++) {
@@ -332,11 +245,12 @@ static void test_training(void) {
     Tape* t = tape_new(1);
     Node *W1 = parameter_from(t, "net.W1"), *b1 = parameter_from(t, "net.b1"), *gain = parameter_from(t, "net.gain");
     Node *bias = parameter_from(t, "net.bias"), *W2 = parameter_from(t, "net.W2");
-    int x = find("net.x"), targets_at = find("net.targets"), steps = fixture[find("net.losses")].cols, target[64];
+    const Stored *x = stored("net.x"), *wanted = stored("net.targets");
+    int steps = stored("net.losses")->cols, target[64];
     float losses[64], lengths[64];
-    for (int i = 0; i < fixture[targets_at].cols; i++) target[i] = (int)fixture[targets_at].value[i];
+    for (int i = 0; i < wanted->cols; i++) target[i] = (int)wanted->value[i];
     for (int i = 0; i < steps; i++) {
-        Node* h = relu_of(add(matmul(constant(t, fixture[x].rows, fixture[x].cols, fixture[x].value), W1), b1));
+        Node* h = relu_of(add(matmul(constant(t, x->rows, x->cols, x->value), W1), b1));
         Node* loss = cross_entropy(matmul(layernorm_rows(h, gain, bias), W2), target);
         losses[i] = loss->value[0];
         backward(loss);
@@ -357,14 +271,10 @@ int main(int count, char** arguments) {
     test_product();
     test_threads();
     test_edges();
-    if (!read_fixture(path)) {
-        fprintf(stderr, "test_tape: cannot read %s; dev/check/tape_reference.py writes it\n", path);
-        return 1;
-    }
+    read_fixture(path, "dev/check/tape_reference.py");
     test_recurrent(false);
     test_recurrent(true);
     test_training();
-    for (int i = 0; i < TENSORS; i++) free(fixture[i].value);
-    printf("%d passed, %d failed\n", passed, failed);
-    return failed > 0;
+    free_fixture();
+    return counts();
 }

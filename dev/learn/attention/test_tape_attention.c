@@ -4,16 +4,8 @@
 // one head and several, cross-attention, masks, biases, rotary positions. Ends with "N passed, N failed", and with
 // status 1 if any failed.
 
+#include "check.h"
 #include "tape_attention.h"
-
-static int passed, failed;
-
-static void expect(bool holds, const char* name, const char* what, double error) {
-    if (holds)
-        passed++;
-    else
-        failed++, printf("FAILED: %s, %s (%.3g)\n", name, what, error);
-}
 
 typedef struct {
     const char* name;
@@ -68,7 +60,7 @@ static double forward_error(const Case* c, const Tape* t, const float* bias, con
 }
 
 // Sum of the outputs, each times a fixed number.
-static double weighted_sum(const Case* c, Tape* t, const float* bias, const float* turns, const float* by) {
+static double sum_of_case(const Case* c, Tape* t, const float* bias, const float* turns, const float* by) {
     const Node* y = run(c, t, bias, turns);
     double sum = 0;
     for (size_t i = 0; i < size(y); i++) sum += (double)by[i] * (double)y->value[i];
@@ -87,7 +79,7 @@ static void test(const Case* c) {
     for (size_t i = 0; i < size(t->parameters[0]); i++) by[i] = normal(&t->seed);
     if (c->rotary) rotary_turns(turns, c->n, c->D, 100);
     double error = forward_error(c, t, bias, run(c, t, bias, turns)->value);
-    expect(error < 2e-6, c->name, "output", error);
+    expect_of(error < 2e-6, c->name, "output", error);
     tape_clear(t);
 
     backward(multiply(run(c, t, bias, turns), constant(t, c->batch * c->m, C, by)));
@@ -97,14 +89,14 @@ static void test(const Case* c) {
             float *x = t->parameters[k]->value + i, at = *x, step = 0.02f;
             double f[4];
             for (int s = 0; s < 4; s++)
-                *x = at + step * (float[]){-2, -1, 1, 2}[s], f[s] = weighted_sum(c, t, bias, turns, by);
+                *x = at + step * (float[]){-2, -1, 1, 2}[s], f[s] = sum_of_case(c, t, bias, turns, by);
             *x = at;
             double slope = (8 * (f[2] - f[1]) - (f[3] - f[0])) / (12 * (double)step),
                    g = (double)t->parameters[k]->grad[i];
             difference += (g - slope) * (g - slope), length += slope * slope;
         }
         error = sqrt(difference / (length > 0 ? length : 1));
-        expect(error < 1e-4, c->name, k == 0 ? "dq" : k == 1 ? "dk" : "dv", error);
+        expect_of(error < 1e-4, c->name, k == 0 ? "dq" : k == 1 ? "dk" : "dv", error);
     }
     free(bias), free(turns), free(by), tape_free(t);
 }
@@ -119,6 +111,5 @@ int main(void) {
                                  {"rotary", 2, 2, 7, 7, 4, false, false, true},
                                  {"all of it", 2, 2, 7, 7, 6, true, true, true}};
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) test(cases + i);
-    printf("%d passed, %d failed\n", passed, failed);
-    return failed > 0;
+    return counts();
 }
