@@ -514,6 +514,9 @@ static void try_product(size_t M, size_t N, size_t K, int flags) {
         matmul_tile(c, width, flags & ADD_TO_ITSELF, A, B, M, N, K);
     else
         matmul(c, A, B, flags & BIAS ? bias : NULL, flags & ADD_TO_ITSELF ? c : flags & ADD ? add : NULL, M, N, K);
+    bool row = M == 1 && !(flags & IN_TILE);
+    for (size_t i = 0; i < M * K && !row; i++) a[i] = (float)rounded(a[i]);
+    for (size_t i = 0; i < K * N && !row; i++) b[i] = (float)rounded(b[i]);
     double error = 0, size = 0;
     bool outside = true;
     for (size_t i = 0; i < M; i++)
@@ -529,8 +532,7 @@ static void try_product(size_t M, size_t N, size_t K, int flags) {
                 sum += add[i * width + j];
             size += sum * sum; // the usual size of a sum of such terms; the sum itself may happen to be near 0
             for (size_t k = 0; k < K; k++) {
-                double x = A.p[i * A.row + k * A.column], y = B.p[k * B.row + j * B.column];
-                double term = M > 1 || flags & IN_TILE ? rounded(x) * rounded(y) : x * y;
+                double term = (double)A.p[i * A.row + k * A.column] * B.p[k * B.row + j * B.column];
                 sum += term;
                 size += term * term;
             }
@@ -608,6 +610,69 @@ static void test_matmul_not_finite(void) {
                                   : j == 5            ? (bool)isinf(c[i * N + j])
                                                       : c[i * N + j] == K;
                 CHECK(as_it_must, "%zu rows: c(%zu,%zu) = %g", rows, i, j, c[i * N + j]);
+            }
+    }
+}
+
+// Every sign and exponent with every upper half of a mantissa, and lower halves around the middle.
+static void test_matmul_rounding(void) {
+    static const uint32_t lower[] = {0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF};
+    bf16 = true;
+    for (uint32_t upper = 0; upper < 0x10000; upper++)
+        for (size_t i = 0; i < sizeof lower / sizeof *lower; i++) {
+            uint32_t bits = upper << 16 | lower[i], got;
+            float x, y;
+            memcpy(&x, &bits, sizeof x);
+            got = bfloat16_bits(x);
+            memcpy(&y, &got, sizeof y);
+            double right = rounded(x);
+            bool large = fabs(right) > FLT_MAX; // from the middle between the largest bfloat16 and 2^128 on
+            CHECK(isnan(x) ? isnan(y)
+                  : large  ? isinf(y) && (y > 0) == (x > 0)
+                           : y == right,
+                  "%a becomes %a, not %a", (double)x, (double)y, right);
+            CHECK(!(got & 0xFFFF) && (isnan(x) || signbit(x) == signbit(y)), "%a becomes %08x", (double)x, got);
+        }
+}
+
+// Each sum, number by number: k after k from 0, each product added as fma does. The processor's kernel and kernel() are
+// as good as one another, but of a sum below 2^-126 the former makes 0.
+static void test_matmul_bf16(void) {
+    enum { M = 2 * MR + 3, N = 2 * NR + 5, K = 67 };
+    static float c[M * N];
+    PairKernel* kernels[] = {NULL, find_pair_kernel(false)};
+    bool odd = LANES == 4 && kernels[1]; // BFDOT rounds in a way of its own, and is held against the bound alone
+    bf16 = true;
+    for (int which = 0; which < 2; which++) {
+        if (which && !kernels[1]) {
+            skip("this processor has no instruction for products of bfloat16s");
+            return;
+        }
+        pair_kernel = kernels[which];
+        test_matmul_small();
+        test_matmul_not_finite();
+        if (which) test_matmul_blocks();
+        if (which) test_matmul_tile();
+        for (size_t depth = 1; depth <= K; depth += depth < 4 ? 1 : 9)
+            for (int small = 0; small <= which && !(which && odd); small++) {
+                float *a = guarded(M * depth, depth), *b = guarded(depth * N, 1 + depth);
+                for (size_t i = 0; small && i < M * depth; i++) a[i] *= 0x1p-60f;
+                for (size_t i = 0; small && i < depth * N; i++) b[i] *= 0x1p-66f;
+                matmul(c, matrix(a, depth), matrix(b, N), NULL, NULL, M, N, depth);
+                for (size_t i = 0; i < M * depth; i++) a[i] = (float)rounded(a[i]);
+                for (size_t i = 0; i < depth * N; i++) b[i] = (float)rounded(b[i]);
+                size_t wrong = 0;
+                for (size_t i = 0; i < M * N; i++) {
+                    float sum = 0;
+                    for (size_t k = 0; k < depth; k++) {
+                        sum = fmaf(a[i / N * depth + k], b[k * N + i % N], sum);
+                        if (which && fabsf(sum) < FLT_MIN) sum = copysignf(0, sum);
+                    }
+                    wrong += c[i] != sum;
+                }
+                CHECK(!wrong, "kernel %d, depth %zu, small %d: %zu sums differ from the definition's", which, depth,
+                      small, wrong);
+                CHECK(release_guarded(a, M * depth) && release_guarded(b, depth * N), "writes outside");
             }
     }
 }
@@ -3757,6 +3822,50 @@ static void test_threads(void) {
     child.threads = 0;
 }
 
+// --precision is part of what a run is: the same bits for any number of threads, and resumed without saying it again.
+static void test_precision(void) {
+    const char* data = make_data();
+    const char *whole = in_folder("whole.safetensors"), *path = in_folder("gpt.safetensors");
+#define RUN \
+    "--layers 2 --heads 3 --channels 39 --context 70 --batch 3 --steps 6 --val-every 0 --data %s --checkpoint %s "
+    CHECK_SUCCESS(cli(RUN, data, whole), "in float32");
+    CHECK_SUCCESS(cli(RUN "--precision fp32", data, path), "in float32, asked for");
+    Checkpoint one = open_checkpoint(whole, ""), two = open_checkpoint(path, "");
+    const Entry *e = find_entry(&one, "", "wte.weight"), *f = find_entry(&two, "", "wte.weight");
+    CHECK(!metadata(&one, "--precision") && !strcmp(metadata(&two, "--precision"), "fp32"), "not remembered");
+    CHECK(!memcmp(e->data, f->data, e->to - e->from), "--precision fp32 is not what is done without");
+    close_checkpoint(&two);
+    CHECK_SUCCESS(cli(RUN "--precision bf16", data, path), "in bfloat16");
+    two = open_checkpoint(path, "");
+    f = find_entry(&two, "", "wte.weight");
+    CHECK(memcmp(e->data, f->data, e->to - e->from), "--precision bf16 changes nothing");
+    close_checkpoint(&one), close_checkpoint(&two);
+    for (int threads = 1; threads <= 5; threads += 2) {
+        child.threads = threads;
+        CHECK_SUCCESS(cli(RUN "--precision bf16", data, whole), "in bfloat16");
+        CHECK(same_files(whole, path), "%d threads give other bits in bfloat16", threads);
+    }
+    child.threads = 0;
+    child.signal = SIGTERM, child.at = 3;
+    const Result* r = cli(RUN "--precision bf16", data, path);
+    CHECK(r->status == 128 + SIGTERM, "not stopped: %d, %s", r->status, r->err);
+    child.signal = 0;
+    r = cli("--resume --checkpoint %s --data %s", path, data);
+    CHECK_SUCCESS(r, "resuming");
+    CHECK(strstr(r->out, ", bfloat16 by "), "it does not say how it multiplies: %s", r->out);
+    CHECK(same_files(whole, path), "stopped and resumed in bfloat16, the bits differ");
+    // Another may be given, and is kept from then on.
+    r = cli("--resume --precision fp32 --steps 7 --checkpoint %s --data %s", path, data);
+    CHECK_SUCCESS(r, "resuming in float32");
+    CHECK(!strstr(r->out, "bfloat16 by"), "float32 is asked for: %s", r->out);
+    two = open_checkpoint(path, "");
+    CHECK(!strcmp(metadata(&two, "--precision"), "fp32"), "it is %s", metadata(&two, "--precision"));
+    close_checkpoint(&two);
+    CHECK_FAILURE(cli("--precision half"), 2, "--precision is fp32 or bf16, not 'half'", "no precision");
+    CHECK_FAILURE(cli("--precision bf16 --generate x"), 2, "has no effect with --generate", "a row");
+#undef RUN
+}
+
 static void test_resume(void) {
     const char* data = make_data();
     const char *whole = in_folder("whole.safetensors"), *path = in_folder("gpt.safetensors");
@@ -5353,6 +5462,8 @@ static const struct {
     {"matmul_blocks", test_matmul_blocks, HOST},
     {"matmul_tile", test_matmul_tile, HOST},
     {"matmul_not_finite", test_matmul_not_finite, HOST},
+    {"matmul_rounding", test_matmul_rounding, HOST},
+    {"matmul_bf16", test_matmul_bf16, HOST},
     // Layers and model
     {"exp", test_exp, HOST},
     {"embedding", test_embedding, DEVICE},
@@ -5415,6 +5526,7 @@ static const struct {
     {"generation_cli", test_generation_cli, HOST},
     // Training
     {"threads", test_threads, HOST},
+    {"precision", test_precision, HOST},
     {"resume", test_resume, HOST},
     {"keep_old", test_keep_old, HOST},
     {"advice", test_advice, HOST},

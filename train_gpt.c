@@ -1030,13 +1030,18 @@ __attribute__((always_inline)) static inline void pack(float* __restrict__ out, 
 //
 // The processors' instructions take pairs: they add two products to each lane of a vector of sums. So in a panel two
 // steps of k share the 32 bits of a float, the first of them in the upper half, and a kernel for pairs is kernel() with
-// another instruction and half the steps. Where it is no faster, kernel() itself multiplies the rounded numbers. As a
+// another instruction and half the steps. Where that is no faster, kernel() itself multiplies the rounded numbers. As a
 // product of two bfloat16s is exact in float32, its results are the same bits as AVX512-BF16's, unless a sum is smaller
 // than 2^-126, which that takes for 0. BFDOT's differ.
 typedef void PairKernel(size_t pairs, const float* a, const float* b, float* tile);
 
+static bool bf16;               // --precision bf16
+static PairKernel* pair_kernel; // what then multiplies; NULL: kernel()
+
 #if defined(__AVX512F__) && !defined(__CUDACC__)
 #include <immintrin.h>
+static const char pairs_name[] = "AVX512-BF16";
+
 // VDPBF16PS: sum += upper half of b * upper half of a, then the same of the lower halves, each rounded to the nearest
 // float32 like a fused multiply-add.
 __attribute__((target("avx512bf16"))) static void kernel_avx512_bf16(size_t pairs, const float* a, const float* b,
@@ -1054,12 +1059,20 @@ __attribute__((target("avx512bf16"))) static void kernel_avx512_bf16(size_t pair
     }
     memcpy(tile, sum, sizeof sum);
 }
+
+// The processor's kernel for pairs, or NULL; `faster`: only if it is faster than kernel(). Not so on Intel's processors:
+// a VDPBF16PS takes as long as four multiply-adds (measured on a Xeon), and does the work of two.
+static PairKernel* find_pair_kernel(bool faster) {
+    return __builtin_cpu_supports("avx512bf16") && !(faster && __builtin_cpu_is("intel")) ? kernel_avx512_bf16 : NULL;
+}
 #elif defined(__aarch64__) && !defined(__CUDACC__) && (!defined(__clang__) || __clang_major__ >= 16)
 #include <arm_neon.h>
-// BFDOT: adds up the two products, and that to the sum. Of an addition that is not exact the last bit becomes 1 ("rounding
-// to odd"), and what is smaller than 2^-126 is taken for 0.
-__attribute__((target("+bf16"))) static void kernel_neon_bf16(size_t pairs, const float* a, const float* b,
-                                                              float* tile) {
+static const char pairs_name[] = "BFDOT";
+
+// BFDOT: adds up the two products, and then that and the sum. The last bit of an addition that is not exact becomes 1
+// ("rounding to odd"), and what is smaller than 2^-126 is taken for 0.
+__attribute__((target("arch=armv8.2-a+bf16"))) static void kernel_neon_bf16(size_t pairs, const float* a,
+                                                                            const float* b, float* tile) {
     float32x4_t sum[MR][2];
     memset(sum, 0, sizeof sum);
     for (size_t k = 0; k < pairs; k++, a += MR, b += NR) {
@@ -1073,26 +1086,18 @@ __attribute__((target("+bf16"))) static void kernel_neon_bf16(size_t pairs, cons
     }
     memcpy(tile, sum, sizeof sum);
 }
-#endif
 
-static bool bf16;               // --precision bf16
-static PairKernel* pair_kernel; // what then multiplies; NULL: kernel()
-
-// The processor's own kernel for pairs, or NULL; `faster`: only if it is faster than kernel(). Intel's processors take
-// four times as long for VDPBF16PS as for a multiply-add (measured on a Xeon), half of which is too much.
+// The processor's kernel for pairs, or NULL.
 static PairKernel* find_pair_kernel(bool faster) {
-#if defined(__AVX512F__) && !defined(__CUDACC__)
-    if (__builtin_cpu_supports("avx512bf16") && !(faster && __builtin_cpu_is("intel"))) return kernel_avx512_bf16;
-#elif defined(__aarch64__) && !defined(__CUDACC__) && (!defined(__clang__) || __clang_major__ >= 16)
-    if (getauxval(AT_HWCAP2) & HWCAP2_BF16) return kernel_neon_bf16;
-#endif
     (void)faster;
-    return NULL;
+    return getauxval(AT_HWCAP2) & HWCAP2_BF16 ? kernel_neon_bf16 : NULL;
 }
+#else
+static const char pairs_name[] = "";
+static PairKernel* find_pair_kernel(bool faster) { return (void)faster, (PairKernel*)NULL; }
+#endif
 
-static const char* multiplies_bf16(PairKernel* by) {
-    return !by ? "float32's multiply" : LANES == 4 ? "BFDOT" : "AVX512-BF16";
-}
+static const char* multiplies_bf16(PairKernel* by) { return by ? pairs_name : "float32's instructions"; }
 
 // x rounded to a bfloat16: to the nearest, of two equally near ones to the even one. NaN stays NaN, and what is smaller
 // than 2^-126 becomes 0, as the instructions take it.
@@ -3349,7 +3354,7 @@ static void parse_command_line(int argc, char** argv) {
         fail(2, "this program is the CPU's; `make train_gpt_cu` builds the GPU's");
     if (opt.device) device = on_gpu ? cuda_device : &cpu;
     choose_precision(2, "");
-    if (given("--precision") && device != &cpu && !opt.compare)
+    if (given("--precision") && cuda_device && device == cuda_device && !opt.compare)
         fail(2, "--precision is for --device cpu; the GPU's is that of `make train_gpt_cu PRECISION=...`");
     cuda_number = atoi(number);
 }
