@@ -4893,8 +4893,8 @@ static void test_view_ablation(void) {
             for (size_t i = 0; i < fixture.L * fixture.H; i++) {
                 size_t l = i / fixture.H, h = i % fixture.H, kept = borrowed_count;
                 double loss = gated_loss(&v, l, h, 0) - v.loss;
-                double narrow = (gated_loss(&v, l, h, 0.95f) - gated_loss(&v, l, h, 1.05f)) / 0.1;
-                double wide = (gated_loss(&v, l, h, 0.9f) - gated_loss(&v, l, h, 1.1f)) / 0.2;
+                double narrow = (gated_loss(&v, l, h, 0.98f) - gated_loss(&v, l, h, 1.02f)) / 0.04;
+                double wide = (gated_loss(&v, l, h, 0.96f) - gated_loss(&v, l, h, 1.04f)) / 0.08;
                 double gate = (4 * narrow - wide) / 3; // Richardson: what grows with the step's square is gone
                 CHECK(fabs(v.heads[i].loss - loss) < 2e-6, "%s, layer %zu, head %zu: %.7f, not %.7f", fixture.name, l,
                       h, v.heads[i].loss, loss);
