@@ -2600,7 +2600,6 @@ static void test_data_epochs(void) {
         size_t begin = w < 61 ? 16 * w : w < 62 ? 1000 : 1017 + 16 * (w - 62);
         CHECK((size_t)inputs[0] == begin, "window %zu begins at %d", w, inputs[0]);
     }
-    free_data(&d);
 }
 
 // How many windows there are, from none to a few, for every count of tokens, each of them read to its end.
@@ -2619,7 +2618,6 @@ static void test_data_known(void) {
         load_batch(&d, 1337, known[i].taken, 1, inputs, targets);
         CHECK(inputs[0] == known[i].first, "window %d begins at %d", (int)known[i].taken, inputs[0]);
     }
-    free_data(&d);
 }
 
 // Checkpoints keep the mark, so it must stay what it is: pieces of 4,096 bytes, the last one shorter, each hashed.
@@ -2639,7 +2637,6 @@ static void test_data_mark(void) {
         Data d = open_data(in_folder("train.bin"), 5, 65536);
         CHECK((data_mark(&d) == expected) == (changed == 2601), "token %zu changed: mark %016llx", changed,
               (unsigned long long)data_mark(&d));
-        free_data(&d);
         if (changed < 2601) tokens[changed]--;
     }
 }
@@ -2659,7 +2656,6 @@ static void test_data_counts(void) {
                 CHECK((size_t)targets[T - 1] < count, "%zu tokens, T %zu: a window ends at %d", count, T,
                       targets[T - 1]);
             }
-            free_data(&d);
         }
 }
 
@@ -2667,7 +2663,6 @@ static void load_data(const char* pattern) {
     Data d = open_data(pattern, 8, 100);
     int inputs[8], targets[8];
     for (size_t i = 0; i < d.windows; i++) load_window(&d, i, 0, inputs, targets);
-    free_data(&d);
 }
 
 static void test_data_damaged(void) {
@@ -3969,7 +3964,7 @@ static void test_accumulate(void) {
     CHECK(fabs(one - two) < loss_allowed * one, "the losses are %.9g and %.9g", one, two);
     CHECK(off < allowed, "the gradients differ by %g", off);
     if (TWINS) printf("%s: losses within %.1e, gradients within %.1e\n", test_name, fabs(one - two) / one, off);
-    device->free_activations(&a), device->free_model(&once), device->free_model(&twice), free_data(&d);
+    device->free_activations(&a), device->free_model(&once), device->free_model(&twice);
 
     // The same on the command line, where the windows taken must also be the same.
     const char* logs[2] = {in_folder("4x1.csv"), in_folder("2x2.csv")};

@@ -1520,8 +1520,6 @@ __attribute__((format(printf, 1, 2))) static void note(const char* format, ...) 
     if (!strstr(notes, line)) snprintf(notes + n, sizeof notes - n, "train_gpt: %s\n", line);
 }
 
-static void say_notes(void) { fputs(notes, stderr); }
-
 // Whatever is printed is worth a look: a closed pipe or a full disk loses it.
 static void check_output(void) {
     if (fflush(stdout) || ferror(stdout)) die("cannot write to standard output: %s", strerror(errno));
@@ -1579,6 +1577,22 @@ static size_t memory_available(void) {
     return min_size(available, cgroup_limit("/proc/self/cgroup", "/sys/fs/cgroup"));
 }
 
+// A file's name without its folder.
+static const char* name_of(const char* path) {
+    const char* slash = strrchr(path, '/');
+    return slash ? slash + 1 : path;
+}
+
+// The folder that a file is in, until the next call.
+static const char* folder_of(const char* path) {
+    static char folder[MAX_PATH];
+    int n = 0;
+    for (int i = 0; path[i]; i++)
+        if (path[i] == '/') n = i + 1;
+    snprintf(folder, sizeof folder, "%.*s%s", n, path, n ? "" : "./");
+    return folder;
+}
+
 // folder/name, until the next call.
 static const char* path_in(const char* folder, const char* name) {
     static char path[MAX_PATH];
@@ -1596,8 +1610,7 @@ typedef struct {
 static File map_file(const char* path, const char* advice) {
     File file = {"", (const uint8_t*)"", 0}; // an empty file cannot be mapped
     struct stat info;
-    if (strlen(path) >= MAX_PATH) die("the name %.40s... is too long", path);
-    memcpy(file.path, path, strlen(path) + 1);
+    if (snprintf(file.path, MAX_PATH, "%s", path) >= MAX_PATH) die("the name %.40s... is too long", path);
     int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); // a pipe without a writer would wait for one
     if (fd < 0 || fstat(fd, &info) < 0) die("cannot open %s: %s%s", path, strerror(errno), advice);
     if (!S_ISREG(info.st_mode)) die("%s is not a regular file%s", path, advice);
@@ -1633,16 +1646,6 @@ static void on_cut_file(int number, siginfo_t* info, void* context) {
         if (sscanf(line, "%zx-%zx", &from, &to) == 2 && from <= at && at < to)
             sscanf(line, "%*s %*s %*s %*s %*s %4095[^\n]", path);
     die("%s was cut off by somebody while it was read", path);
-}
-
-// The folder that a file is in, until the next call.
-static const char* folder_of(const char* path) {
-    static char folder[MAX_PATH];
-    int n = 0;
-    for (int i = 0; path[i]; i++)
-        if (path[i] == '/') n = i + 1;
-    snprintf(folder, sizeof folder, "%.*s%s", n, path, n ? "" : "./");
-    return folder;
 }
 
 // A file being written. It has no name until output_replace() gives it that of the file it replaces: whenever a run
@@ -1745,33 +1748,20 @@ static const char* keep_old(const char* path) {
     return link(path, old) && rename(path, old) ? strerror(errno) : NULL;
 }
 
-// Two names of one file: here already, or as soon as it is written.
-static bool same_file(const char* a, const char* b) {
-    struct stat x, y;
-    char folder[MAX_PATH];
-    bool there = !stat(a, &x), too = !stat(b, &y);
-    if (!there && !too) {
-        const char *end_a = strrchr(a, '/'), *end_b = strrchr(b, '/');
-        if (strcmp(end_a ? end_a + 1 : a, end_b ? end_b + 1 : b)) return false;
-        snprintf(folder, sizeof folder, "%s", folder_of(a));
-        there = !stat(folder, &x), too = !stat(folder_of(b), &y);
-    }
-    return there && too && x.st_dev == y.st_dev && x.st_ino == y.st_ino;
+static bool same_file(const struct stat* a, const struct stat* b) {
+    return a->st_dev == b->st_dev && a->st_ino == b->st_ino;
 }
 
 // Makes a file this process's own until it ends, however it does; ends if it is another's. The sign is a socket that has
 // the file's folder and name for its own name and is in no folder, so that nothing is left behind.
 static void take_file(const char* path) {
-    struct sockaddr_un name;
+    struct sockaddr_un name = {AF_UNIX, ""};
     struct ucred other = {0, 0, 0};
     struct stat info;
     socklen_t size = sizeof other;
-    const char* slash = strrchr(path, '/');
-    memset(&name, 0, sizeof name);
-    name.sun_family = AF_UNIX;
     if (stat(folder_of(path), &info)) return;
     uint64_t key = random_bits((uint64_t)info.st_dev, (uint64_t)info.st_ino);
-    for (const char* p = slash ? slash + 1 : path; *p; p++) key = random_bits(key, (uint8_t)*p);
+    for (const char* p = name_of(path); *p; p++) key = random_bits(key, (uint8_t)*p);
     snprintf(name.sun_path + 1, sizeof name.sun_path - 1, "train_gpt %016llx", (unsigned long long)key);
     int s = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0); // kept open
     if (s < 0 || !bind(s, (struct sockaddr*)&name, sizeof name) || errno != EADDRINUSE) {
@@ -1779,6 +1769,7 @@ static void take_file(const char* path) {
         return;
     }
     if (!connect(s, (struct sockaddr*)&name, sizeof name)) getsockopt(s, SOL_SOCKET, SO_PEERCRED, &other, &size);
+    if (other.pid == getpid()) fail(2, "--log and --checkpoint are the same file, %s", path);
     die("%s is being written by another train_gpt, process %d", path, (int)other.pid);
 }
 
@@ -2338,11 +2329,6 @@ static uint64_t data_mark(const Data* d) {
             mark = random_bits(mark, fingerprint((const uint8_t*)s->tokens + at, min_size(PIECE, size - at)));
     }
     return mark;
-}
-
-static void free_data(Data* d) {
-    for (size_t i = 0; i < d->shard_count; i++) unmap_file(&d->shards[i].file);
-    free(d->shards);
 }
 
 // Window `index` of all shards, cut with the shift that `key` names (0: none). inputs, targets (T).
@@ -3014,19 +3000,18 @@ typedef struct {
 // The end of an option's row. Checkpoints keep numbers, so a text cannot be SAVED.
 #define WHOLE(value, least, most, use) value, NULL, NULL, NULL, least, most, use, false
 #define REAL(value, least, most, use)  NULL, value, NULL, NULL, least, most, use, false
-#define TEXT(value)                    NULL, NULL, value, NULL, 0, 0, 0, false
-#define TEXT_AGAIN(value)              NULL, NULL, value, NULL, 0, 0, GIVEN_AGAIN, false
+#define TEXT(value, use)               NULL, NULL, value, NULL, 0, 0, use, false
 #define FLAG(value)                    NULL, NULL, NULL, value, 0, 0, 0, false
 #define CONFIG_OPTION(field, option, initial, least, most, help) \
     {"", option, "N", #initial, help, WHOLE(&opt.model.field, least, most, SAVED | SHAPE)},
 
 // clang-format off
 static Option options[] = {
-    {"data", "--data", "DIR", "data", "folder with train.bin, val.bin, tokenizer.bin", TEXT_AGAIN(&opt.data)},
-    {"", "--train", "GLOB", NULL, "shards to train on, instead of DIR/train.bin", TEXT_AGAIN(&opt.train)},
-    {"", "--val", "GLOB", NULL, "shards to validate on, instead of DIR/val.bin", TEXT_AGAIN(&opt.val)},
-    {"model", "--preset", "NAME", NULL, "gpt2, gpt2-medium, gpt2-large or gpt2-xl", TEXT(&opt.preset)},
-    {"", "--init", "PATH", NULL, "start from GPT-2 weights: a safetensors file, or its folder", TEXT(&opt.init)},
+    {"data", "--data", "DIR", "data", "folder with train.bin, val.bin, tokenizer.bin", TEXT(&opt.data, GIVEN_AGAIN)},
+    {"", "--train", "GLOB", NULL, "shards to train on, instead of DIR/train.bin", TEXT(&opt.train, GIVEN_AGAIN)},
+    {"", "--val", "GLOB", NULL, "shards to validate on, instead of DIR/val.bin", TEXT(&opt.val, GIVEN_AGAIN)},
+    {"model", "--preset", "NAME", NULL, "gpt2, gpt2-medium, gpt2-large or gpt2-xl", TEXT(&opt.preset, 0)},
+    {"", "--init", "PATH", NULL, "start from GPT-2 weights: a safetensors file, or its folder", TEXT(&opt.init, 0)},
     CONFIG(CONFIG_OPTION)
     {"training", "--steps", "N", "5000", "optimiser steps", WHOLE(&opt.steps, 1, 1e12, SAVED)},
     {"", "--batch", "N", "8", "sequences in a batch", WHOLE(&opt.batch, 1, MAX_SIZE, SAVED)},
@@ -3044,28 +3029,28 @@ static Option options[] = {
     {"", "--val-batches", "N", "100", "batches in a validation, at most", WHOLE(&opt.val_batches, 1, 1e9, SAVED)},
     {"", "--sample-every", "N", "1000", "steps between samples of text (0: only at the end)", WHOLE(&opt.sample_every, 0, 1e12, SAVED)},
     {"", "--save-every", "N", "1000", "steps between checkpoints (0: only at the end)", WHOLE(&opt.save_every, 0, 1e12, SAVED)},
-    {"", "--log", "FILE", NULL, "write one CSV row a step", TEXT_AGAIN(&opt.log)},
-    {"files", "--checkpoint", "FILE", "gpt.safetensors", "where the model is saved and read", TEXT_AGAIN(&opt.checkpoint)},
+    {"", "--log", "FILE", NULL, "write one CSV row a step", TEXT(&opt.log, GIVEN_AGAIN)},
+    {"files", "--checkpoint", "FILE", "gpt.safetensors", "where the model is saved and read", TEXT(&opt.checkpoint, GIVEN_AGAIN)},
     {"", "--resume", NULL, NULL, "go on from the checkpoint, bit for bit", FLAG(&opt.resume)},
-    {"", "--export", "DIR", NULL, "write the model for Hugging Face transformers, and end", TEXT(&opt.export_to)},
-    {"generate", "--generate", "TEXT", NULL, "continue TEXT with the checkpoint's model (or --init's)", TEXT(&opt.prompt)},
+    {"", "--export", "DIR", NULL, "write the model for Hugging Face transformers, and end", TEXT(&opt.export_to, 0)},
+    {"generate", "--generate", "TEXT", NULL, "continue TEXT with the checkpoint's model (or --init's)", TEXT(&opt.prompt, 0)},
     {"", "--tokens", "N", "256", "tokens to generate", WHOLE(&opt.tokens, 0, 1e12, 0)},
     {"", "--temperature", "X", "0.8", "below 1 bolder, above wilder; 0: always the likeliest", REAL(&opt.temperature, 0, 1e3, 0)},
     {"", "--top-k", "N", "0", "draw from the N likeliest (0: all)", WHOLE(&opt.top_k, 0, MAX_SIZE, 0)},
     {"", "--top-p", "X", "1", "draw from the likeliest that sum to X", REAL(&opt.top_p, 1e-9, 1, 0)},
-    {"look", "--attention", "TEXT", NULL, "show what every head attends to in TEXT, and end", TEXT(&opt.attention)},
+    {"look", "--attention", "TEXT", NULL, "show what every head attends to in TEXT, and end", TEXT(&opt.attention, 0)},
     {"", "--layer", "N", NULL, "the layer, from 0, whose map is drawn [the clearest]", WHOLE(&opt.layer, 0, MAX_LAYERS, 0)},
     {"", "--head", "N", NULL, "the head, from 0", WHOLE(&opt.head, 0, MAX_SIZE, 0)},
-    {"", "--html", "FILE", "attention.html", "a page with all heads, for a browser", TEXT(&opt.html)},
+    {"", "--html", "FILE", "attention.html", "a page with all heads, for a browser", TEXT(&opt.html, 0)},
     {"", "--ablate", NULL, NULL, "measure what the loss is without each head", FLAG(&opt.ablate)},
     {"", "--live", NULL, NULL, "put the model into the page: it answers as one types", FLAG(&opt.live)},
-    {"measure", "--eval", "FILE", NULL, "perplexity and bits a byte of a text, and end", TEXT(&opt.eval)},
+    {"measure", "--eval", "FILE", NULL, "perplexity and bits a byte of a text, and end", TEXT(&opt.eval, 0)},
     {"", "--stride", "N", NULL, "tokens between windows; small: much context for each [context/2]", WHOLE(&opt.stride, 1, MAX_SIZE, 0)},
     {"", "--json", NULL, NULL, "print it as JSON", FLAG(&opt.json)},
-    {"other", "--device", "NAME", NULL, "cpu, cuda or cuda:N [cuda, in a program built for it]", TEXT_AGAIN(&opt.device)},
+    {"other", "--device", "NAME", NULL, "cpu, cuda or cuda:N [cuda, in a program built for it]", TEXT(&opt.device, GIVEN_AGAIN)},
     {"", "--compare", NULL, NULL, "time a few steps on CPU and GPU, or on --device, and end", FLAG(&opt.compare)},
     {"", "--memory", NULL, NULL, "list the batches that fit in memories of some sizes, and end", FLAG(&opt.memory)},
-    {"", "--tokenize", "FILE", NULL, "print the tokens of a text, one a line, and end", TEXT(&opt.tokenize)},
+    {"", "--tokenize", "FILE", NULL, "print the tokens of a text, one a line, and end", TEXT(&opt.tokenize, 0)},
     {"", "--help", NULL, NULL, "this text", FLAG(&opt.help)},
     {"", "--version", NULL, NULL, "the program's version", FLAG(&opt.version)},
 };
@@ -3088,8 +3073,7 @@ static void print_help(void) {
          "  ./train_gpt --resume --steps 9000    go on, for longer\n"
          "  ./train_gpt --generate \"ROMEO:\"      continue a prompt from the checkpoint\n"
          "  ./train_gpt --init gpt2/ --generate \"Hello\"   the same with downloaded GPT-2 weights\n");
-    for (int i = 0; i < OPTIONS; i++) {
-        const Option* o = &options[i];
+    for (const Option* o = options; o < options + OPTIONS; o++) {
         char left[64];
         snprintf(left, sizeof left, "%s %s", o->name, o->argument ? o->argument : "");
         printf("  %-9s %-20s %s", o->group, left, o->help);
@@ -3231,15 +3215,14 @@ static void parse_command_line(int argc, char** argv) {
     if (opt.init && opt.resume) fail(2, "--init begins a run and --resume continues one: give one of them");
     if (opt.init) set_default("--lr", "3e-5"); // fine-tuning: small steps away from what was learned
     if (!opt.resume) derive_options();         // else when the checkpoint's are known
-    bool on_gpu = opt.device && !strncmp(opt.device, "cuda", 4);
-    char* end = NULL;
-    if (on_gpu && opt.device[4] == ':' && opt.device[5] >= '0' && opt.device[5] <= '9')
-        cuda_number = (int)strtol(opt.device + 5, &end, 10);
-    if (opt.device && strcmp(opt.device, "cpu") && strcmp(opt.device, "cuda") && (!end || *end || cuda_number > 1000))
+    bool on_gpu = opt.device && strcmp(opt.device, "cpu");
+    char number[4] = "0", more;
+    if (on_gpu && strcmp(opt.device, "cuda") && sscanf(opt.device, "cuda:%3[0-9]%c", number, &more) != 1)
         fail(2, "--device is cpu, cuda or cuda:N, not '%s'", opt.device);
     if ((on_gpu || opt.compare) && !cuda_device)
         fail(2, "this program is the CPU's; `make train_gpt_cu` builds the GPU's");
     if (opt.device) device = on_gpu ? cuda_device : &cpu;
+    cuda_number = atoi(number);
 }
 
 // ====================================================================================================================
@@ -3247,6 +3230,12 @@ static void parse_command_line(int argc, char** argv) {
 
 static bool live;                       // stdout is a terminal
 static volatile sig_atomic_t line_open; // its last line is the progress line
+
+// The columns of the terminal as it is now.
+static size_t terminal_columns(void) {
+    struct winsize size;
+    return ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) || !size.ws_col ? 80 : size.ws_col;
+}
 
 static void clear_live_line(void) {
     if (line_open) fputs("\r\033[K", stdout);
@@ -3269,13 +3258,9 @@ static void on_signal(int number) {
 
 static void catch_signals(void) {
     static const int numbers[] = {SIGINT, SIGTERM, SIGHUP, SIGXCPU};
-    struct sigaction action, before;
-    memset(&action, 0, sizeof action);
-    action.sa_handler = on_signal;
-    action.sa_flags = SA_RESTART; // output under way is finished first
-    for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++) {
-        sigaction(numbers[i], &action, &before);
-        if (numbers[i] == SIGHUP && before.sa_handler == SIG_IGN) signal(SIGHUP, SIG_IGN); // nohup
+    for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++) { // glibc's signal() restarts output under way
+        bool ignored = signal(numbers[i], on_signal) == SIG_IGN;
+        if (numbers[i] == SIGHUP && ignored) signal(SIGHUP, SIG_IGN); // nohup
     }
 }
 
@@ -3285,27 +3270,24 @@ static const char* data_path(const char* name) { return path_in(opt.data, name);
 static const char* data_pattern(const char* name) {
     static char pattern[2 * MAX_PATH];
     size_t n = 0;
-    for (const char* p = data_path(name); *p; p++) {
+    for (const char* p = data_path(name); *p; pattern[n++] = *p++)
         if (strchr("*?[\\", *p)) pattern[n++] = '\\';
-        pattern[n++] = *p;
-    }
     pattern[n] = 0;
     return pattern;
 }
 
 // Where --init points: a file, or in a folder the model.safetensors, or the index of several.
 static const char* weights_path(void) {
-    static const char* const names[] = {"model.safetensors", "model.safetensors.index.json"};
     static const char old[] = "pytorch_model.bin";
+    static const char* const names[] = {"model.safetensors", "model.safetensors.index.json", old, "model.safetensors"};
+    const char* path = opt.init;
     struct stat info;
-    const char* slash = strrchr(opt.init, '/');
-    if (!strcmp(slash ? slash + 1 : opt.init, old) ||
-        (access(path_in(opt.init, names[0]), R_OK) && !access(path_in(opt.init, old), R_OK)))
+    if (!stat(path, &info) && S_ISDIR(info.st_mode))
+        for (int i = 0; i < 4 && (i == 0 || access(path, R_OK)); i++) path = path_in(opt.init, names[i]);
+    if (!strcmp(name_of(path), old))
         die("%s is in Python's own format, which may run programs: python3 dev/check/to_safetensors.py %s", old,
             opt.init);
-    if (stat(opt.init, &info) || !S_ISDIR(info.st_mode)) return opt.init;
-    return path_in(opt.init,
-                   names[access(path_in(opt.init, names[0]), R_OK) && !access(path_in(opt.init, names[1]), R_OK)]);
+    return path;
 }
 
 // Training also samples: the activations of one more sequence, being what memory() grows by from none to one.
@@ -3315,20 +3297,25 @@ static size_t memory_needed(Config config, size_t B, bool training) {
     return needed;
 }
 
-static void check_memory(Config config, size_t B, bool training) {
-    size_t available = device->memory_available(), needed = memory_needed(config, B, training);
-    if (training)
-        printf("memory     %.1f MB needed, %.0f MB available\n", (double)needed / 1e6, (double)available / 1e6);
-    check_output();
-    if (needed <= available) return;
+// The largest batch below `too_many` that takes no more than so many bytes, or 0.
+static size_t largest_batch(Config config, size_t too_many, bool training, size_t bytes) {
     size_t fits = 0;
-    for (size_t too_many = B; too_many - fits > 1;) { // halves the distance between the two
+    while (too_many - fits > 1) {
         size_t middle = fits + (too_many - fits) / 2;
-        if (memory_needed(config, middle, training) <= available)
+        if (memory_needed(config, middle, training) <= bytes)
             fits = middle;
         else
             too_many = middle;
     }
+    return fits;
+}
+
+static void check_memory(Config config, size_t B, bool training) {
+    size_t available = device->memory_available(), needed = memory_needed(config, B, training);
+    if (training)
+        printf("memory     %.1f MB needed, %.0f MB available\n", (double)needed / 1e6, (double)available / 1e6);
+    if (needed <= available) return;
+    size_t fits = largest_batch(config, B, training, available);
     char advice[64] = "a smaller --context or model may fit";
     if (fits) snprintf(advice, sizeof advice, "--batch %zu would fit", fits);
     die("this takes %.0f MB of memory and %.0f MB are available: %s", (double)needed / 1e6, (double)available / 1e6,
@@ -3343,10 +3330,10 @@ static void print_config(Config c) {
 }
 
 // The largest batch of the presets that fits in so many GiB, of which some are the system's or the driver's.
-static int run_memory(void) {
+static void run_memory(void) {
     static const int sizes[] = {8, 12, 16, 24, 80};
     enum { SIZES = sizeof sizes / sizeof *sizes };
-    const double GiB = 1 << 30, reserve = 0.75 * GiB;
+    const size_t GiB = 1 << 30, reserve = GiB / 4 * 3;
     size_t T = given("--context") ? opt.model.T : 1024;
     printf("Sequences of %zu tokens in a batch, training in GiB of memory, less 0.75.\n\n%-12s %10s %9s", T, "",
            "parameters", "a token");
@@ -3366,29 +3353,11 @@ static int run_memory(void) {
         printf("%-12s %8.0f M %6.2f MB", recompute ? "  recompute" : preset[0], (double)model.parameter_count / 1e6,
                token / 1e6);
         for (int k = 0; k < SIZES; k++) {
-            size_t fits = 0;
-            while (fits < MAX_SIZE && (double)memory_needed(c, fits + 1, true) <= sizes[k] * GiB - reserve) fits++;
-            if (fits)
-                printf("%13zu", fits);
-            else
-                printf("%13s", "-");
+            size_t fits = largest_batch(c, MAX_SIZE + 1, true, (size_t)sizes[k] * GiB - reserve);
+            printf(fits ? "%13zu" : "            -", fits);
         }
         puts("");
     }
-    check_output();
-    return 0;
-}
-
-// Some vocabularies were extended by a few tokens, or padded to a round number.
-static bool is_extended(const Tokenizer* t, size_t V) { return t->V < V && V - t->V <= t->V / 50; }
-
-static void check_tokenizer(const Tokenizer* t, Config config, const char* path) {
-    if (opt.init && is_extended(t, config.V))
-        note("%s has a vocabulary of %zu: the first %zu, which %s knows, are used", path, config.V, t->V, t->file.path);
-    else if (t->V != config.V)
-        die("%s has a vocabulary of %zu, but %s has %zu tokens: prepare the data with the model's tokenizer "
-            "(prepare_data.py --tokenizer)",
-            path, config.V, t->file.path, t->V);
 }
 
 // The model's shape: the options', or that of the file from which it comes, which the options then may not contradict;
@@ -3411,7 +3380,13 @@ static Config choose_config(const Tokenizer* t, const Checkpoint* from) {
         die("%s %zu does not fit %s, which was trained with %zu: leave the option out, or start anew without it", \
             option, opt.model.field, path, config.field);
         CONFIG(FITS)
-        if (t) check_tokenizer(t, config, path);
+        if (t && opt.init && t->V < config.V && config.V - t->V <= t->V / 50) // some are extended, or padded
+            note("%s has a vocabulary of %zu: the first %zu, which %s knows, are used", path, config.V, t->V,
+                 t->file.path);
+        else if (t && t->V != config.V)
+            die("%s has a vocabulary of %zu, but %s has %zu tokens: prepare the data with the model's tokenizer "
+                "(prepare_data.py --tokenizer)",
+                path, config.V, t->file.path, t->V);
     }
     if (t) config.V = t->V;
     opt.model = config; // for the next checkpoint
@@ -3426,7 +3401,7 @@ static Config choose_config(const Tokenizer* t, const Checkpoint* from) {
 static bool find_tokenizer(const Checkpoint* c, Tokenizer* t, bool needed) {
     const Entry* e = find_entry(c, "", "tokenizer.bin");
     const char *wanted = metadata(c, "tokenizer"), *path = c->file.path;
-    char beside[2 * MAX_PATH], mark[32];
+    char beside[2 * MAX_PATH];
     snprintf(beside, sizeof beside, "%stokenizer.bin", folder_of(path));
     if (e) {
         File copy = c->file; // at an address that suits its numbers
@@ -3441,8 +3416,7 @@ static bool find_tokenizer(const Checkpoint* c, Tokenizer* t, bool needed) {
         *t = load_tokenizer(data_path("tokenizer.bin"));
     else
         return false;
-    snprintf(mark, sizeof mark, "%016llx", (unsigned long long)tokenizer_mark(t));
-    if (wanted && strcmp(wanted, mark))
+    if (wanted && strtoull(wanted, NULL, 16) != tokenizer_mark(t))
         die("%s was trained with another tokenizer than %s: --data names the folder with its own", path, t->file.path);
     if (!wanted && !e && t->V != 50257)
         note("%s does not say which tokenizer it was trained with: %s is taken", path, t->file.path);
@@ -3463,15 +3437,15 @@ static bool load_for_use(Model* model, Tokenizer* t, bool needed, bool training)
     load_block(&c, model, "", model->weights);
     check_foreign(&c, model);
     close_checkpoint(&c);
-    say_notes();
+    fputs(notes, stderr);
     return found;
 }
 
-static int run_generate(void) {
-    Model model;
-    Activations a;
-    memset(&a, 0, sizeof a);
-    Tokenizer t;
+// What these hold is static, and given back by the end of the program.
+static void run_generate(void) {
+    static Model model;
+    static Activations a;
+    static Tokenizer t;
     load_for_use(&model, &t, true, false);
     device->create_activations(&a, &model, 1, model.config.T, false);
     size_t n = strlen(opt.prompt);
@@ -3483,21 +3457,16 @@ static int run_generate(void) {
     fflush(stdout);
     generate(&model, &a, &t, prompt, count, &s);
     putchar('\n');
-    check_output();
-    device->free_activations(&a), device->free_model(&model);
-    free(prompt), free_tokenizer(&t);
-    return 0;
+    free(prompt);
 }
 
-static int run_tokenize(void) {
+static void run_tokenize(void) {
     Tokenizer t = load_tokenizer(data_path("tokenizer.bin"));
     File file = map_file(opt.tokenize, "");
     int* tokens = (int*)allocate(file.size, sizeof(int), "tokens");
     size_t n = encode(&t, file.data, file.size, tokens);
     for (size_t i = 0; i < n; i++) printf("%d\n", tokens[i]);
-    check_output();
     free(tokens), unmap_file(&file), free_tokenizer(&t);
-    return 0;
 }
 
 // A text in windows of the model's context, each beginning --stride tokens after the last. A window scores the tokens
@@ -3535,9 +3504,9 @@ static double score_text(Model* model, const Tokenizer* t, const int* tokens, si
     return sum;
 }
 
-static int run_eval(void) {
-    Model model;
-    Tokenizer t;
+static void run_eval(void) {
+    static Model model;
+    static Tokenizer t;
     load_for_use(&model, &t, true, false);
     File file = map_file(opt.eval, "");
     int* tokens = (int*)allocate(file.size + 1, sizeof(int), "tokens");
@@ -3553,23 +3522,16 @@ static int run_eval(void) {
                              : "%zu tokens of %zu bytes, context %zu, stride %zu: loss %.4f, perplexity %.3f, "
                                "%.4f bits a byte\n";
     printf(format, n - 1, bytes, T, stride, loss, exp(loss), sum / log(2) / (double)bytes);
-    check_output();
-    free(tokens), unmap_file(&file), free_tokenizer(&t);
-    device->free_model(&model);
-    return 0;
+    free(tokens), unmap_file(&file);
 }
 
-static int run_export(void) {
-    Model model;
-    Tokenizer t;
+static void run_export(void) {
+    static Model model;
+    static Tokenizer t;
     bool found = load_for_use(&model, &t, false, false);
     export_model(opt.export_to, &model, found ? &t : NULL);
     printf("%s opens with transformers' AutoModelForCausalLM.from_pretrained(\"%s\")", opt.export_to, opt.export_to);
     puts(found ? ", and with AutoTokenizer's" : "; no tokenizer was written: --data names the folder of the model's");
-    check_output();
-    if (found) free_tokenizer(&t);
-    device->free_model(&model);
-    return 0;
 }
 
 enum { CURVE = 64 }; // columns of the loss curve
@@ -3606,9 +3568,8 @@ static double rate_at(size_t step) { return learning_rate(step, opt.warmup, opt.
 // Whether a file that stands where the checkpoint goes is of another run, or was put there by somebody.
 static bool is_foreign(const Run* run) {
     struct stat now;
-    const struct timespec *a = &now.st_mtim, *b = &run->own.st_mtim;
-    return !stat(run->checkpoint, &now) && !(now.st_dev == run->own.st_dev && now.st_ino == run->own.st_ino &&
-                                             a->tv_sec == b->tv_sec && a->tv_nsec == b->tv_nsec);
+    return !stat(run->checkpoint, &now) &&
+           !(same_file(&now, &run->own) && !memcmp(&now.st_mtim, &run->own.st_mtim, sizeof now.st_mtim));
 }
 
 // Returns what went wrong, or NULL.
@@ -3620,13 +3581,12 @@ static const char* save_run(Run* run) {
     stat(run->checkpoint, &run->own); // what is there now has another name, too
     char* text = NULL;
     size_t length = 0;
-    append(&text, &length, ",\"step\":\"%zu\",\"windows\":\"%llu\"", run->step, (unsigned long long)run->taken);
-    append(&text, &length, ",\"loss\":\"%.9g\"", run->loss);
+    append(&text, &length, ",\"step\":\"%zu\",\"windows\":\"%llu\",\"loss\":\"%.9g\"", run->step,
+           (unsigned long long)run->taken, run->loss);
     append(&text, &length, ",\"tokenizer\":\"%016llx\",\"tokens\":\"%zu\",\"text\":\"%016llx\"",
            (unsigned long long)tokenizer_mark(&run->tokenizer), run->train.token_count,
            (unsigned long long)run->text_mark);
-    for (int i = 0; i < OPTIONS; i++) {
-        const Option* o = &options[i];
+    for (const Option* o = options; o < options + OPTIONS; o++) {
         if (!(o->use & SAVED) || (!o->initial && !o->given)) continue;
         if (o->use & SHAPE && !*o->whole) continue; // as in GPT-2
         append(&text, &length, ",\"%s\":\"%.17g\"", o->name, o->whole ? (double)*o->whole : *o->real);
@@ -3644,8 +3604,7 @@ static const char* save_run(Run* run) {
 static void resume_options(Run* run, const Checkpoint* c) {
     if (!metadata(c, "step") || !metadata(c, "windows") || !metadata(c, "tokens"))
         die("%s holds no run to resume; --init starts a new one from its weights", c->file.path);
-    for (int i = 0; i < OPTIONS; i++) {
-        Option* o = &options[i];
+    for (Option* o = options; o < options + OPTIONS; o++) {
         const char* value = metadata(c, o->name);
         if (!(o->use & SAVED) || o->use & SHAPE || !value || o->given) continue;
         set_option(o, value, 1, "the checkpoint is damaged: ");
@@ -3669,11 +3628,11 @@ static File find_log(Run* run) {
     File log = {"", (const uint8_t*)"", 0};
     if (!opt.log) return log;
     snprintf(run->log_path, sizeof run->log_path, "%s", resolved(opt.log));
-    if (same_file(run->log_path, run->checkpoint)) fail(2, "--log and --checkpoint are the same file, %s", opt.log);
     take_file(run->log_path);
     if (stat(run->log_path, &info)) return log;
+    if (same_file(&info, &run->own)) fail(2, "--log and --checkpoint are the same file, %s", opt.log);
     for (int i = STDOUT_FILENO; i <= STDERR_FILENO; i++)
-        if (!fstat(i, &stream) && stream.st_dev == info.st_dev && stream.st_ino == info.st_ino)
+        if (!fstat(i, &stream) && same_file(&stream, &info))
             fail(2, "--log %s is where the program prints to: give it a file of its own", opt.log);
     log = map_file(run->log_path, "");
     if (log.size && (log.size < strlen(log_title) || memcmp(log.data, log_title, strlen(log_title))))
@@ -3700,10 +3659,7 @@ static void open_log(Run* run, File* old) {
         next++;
         if (step > 0 && step <= run->step) output_write(&out, row, (size_t)(next - row));
     }
-    if (!opt.resume && old->size > title && !out.error) {
-        const char* error = keep_old(run->log_path);
-        if (error) output_failed(&out, error);
-    }
+    if (!opt.resume && old->size > title && !out.error) output_failed(&out, keep_old(run->log_path));
     output_finish(&out);
     unmap_file(old);
     run->log = fopen(run->log_path, "a");
@@ -3714,10 +3670,9 @@ static void open_log(Run* run, File* old) {
 // which is then kept, but no other file's.
 static void try_checkpoint(Run* run) {
     Output out;
-    struct stat info;
     if (opt.resume) {
         stat(run->checkpoint, &run->own);
-    } else if (!stat(run->checkpoint, &info)) {
+    } else if (!access(run->checkpoint, F_OK)) {
         uint64_t length = 0;
         File there = map_file(run->checkpoint, "");
         if (there.size > 8) memcpy(&length, there.data, 8);
@@ -3782,10 +3737,9 @@ static void open_texts(Run* run, size_t V, const Checkpoint* resumed) {
     if (resumed && run->train.token_count != metadata_number(resumed, "tokens"))
         die("%s was trained on %s tokens, but there are %zu now: other data", resumed->file.path,
             metadata(resumed, "tokens"), run->train.token_count);
-    char mark[32];
     run->text_mark = data_mark(&run->train);
-    snprintf(mark, sizeof mark, "%016llx", (unsigned long long)run->text_mark);
-    if (resumed && metadata(resumed, "text") && strcmp(metadata(resumed, "text"), mark))
+    const char* text = resumed ? metadata(resumed, "text") : NULL;
+    if (text && strtoull(text, NULL, 16) != run->text_mark)
         die("%s was trained on another text of %zu tokens", resumed->file.path, run->train.token_count);
     run->inputs = (int*)allocate(run->B * run->T, sizeof(int), "a batch");
     run->targets = (int*)allocate(run->B * run->T, sizeof(int), "a batch");
@@ -3805,14 +3759,11 @@ static void create_model(Run* run, const Checkpoint* from) {
     device->create_model(model, true);
     device->create_activations(&run->a, model, run->B, run->T, true);
     device->create_activations(&run->sampler, model, 1, run->T, false);
-    if (!from) {
-        initialize(model, opt.seed);
-        return;
-    }
-    load_block(from, model, "", model->weights);
+    if (!from) initialize(model, opt.seed);
+    if (from) load_block(from, model, "", model->weights);
     if (opt.resume) load_block(from, model, "adam.m.", model->moment1);
     if (opt.resume) load_block(from, model, "adam.v.", model->moment2);
-    check_foreign(from, model);
+    if (from) check_foreign(from, model);
 }
 
 // Everything that can fail for a reason that the user can mend is tried here, before the first step.
@@ -3851,7 +3802,7 @@ static void start_run(Run* run) {
     if (is_foreign(run)) printf("; the one there is kept as %s", free_old_name(run->checkpoint));
     puts("\n");
     check_output();
-    say_notes();
+    fputs(notes, stderr);
     // Nothing was changed so far.
     rescued = run;
     rescue = rescue_run;
@@ -3886,31 +3837,6 @@ static void show_sample(Run* run, size_t tokens) {
     puts("\n---");
 }
 
-// A line of what is most worth knowing first; what does not fit in its width is left out.
-typedef struct {
-    char text[512];
-    size_t length, width;
-} Line;
-
-__attribute__((format(printf, 2, 3))) static void put(Line* line, const char* format, ...) {
-    char part[128];
-    va_list args;
-    va_start(args, format);
-    size_t n = (size_t)vsnprintf(part, sizeof part, format, args);
-    va_end(args);
-    if (n >= sizeof part || line->length + n > line->width) return;
-    memcpy(line->text + line->length, part, n + 1);
-    line->length += n;
-}
-
-// The columns that a line may have: on a terminal those that it has now, but the last, which some do not show at once.
-static size_t line_width(void) {
-    struct winsize size;
-    if (!live) return sizeof((Line*)0)->text - 1;
-    if (ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) || size.ws_col == 0) size.ws_col = 80;
-    return min_size(size.ws_col - 1u, sizeof((Line*)0)->text - 1);
-}
-
 // The loss over the steps as a small picture: * training (mean over a column's steps), o validation.
 static void draw_curve(const Run* run) {
     enum { HEIGHT = 12 };
@@ -3919,14 +3845,13 @@ static void draw_curve(const Run* run) {
         low = fmin(low, fmin(run->train_sum[x] / run->train_count[x], run->val_at[x] ? run->val_at[x] : NAN));
         high = fmax(high, fmax(run->train_sum[x] / run->train_count[x], run->val_at[x]));
     }
-    if (!(high > low) || line_width() < 9 + 1 + CURVE) return;
+    if (!(high > low) || (live && terminal_columns() <= 9 + 1 + CURVE)) return;
     double rows_per_nat = (HEIGHT - 1) / (high - low);
     putchar('\n');
     for (int y = 0; y < HEIGHT; y++) {
         printf("  %6.3f |", high - y / rows_per_nat);
         for (size_t x = 0; x < CURVE; x++) {
-            bool star =
-                run->train_count[x] > 0 && y == lround((high - run->train_sum[x] / run->train_count[x]) * rows_per_nat);
+            bool star = y == round((high - run->train_sum[x] / run->train_count[x]) * rows_per_nat); // NAN is no y
             bool o = run->val_at[x] > 0 && y == lround((high - run->val_at[x]) * rows_per_nat);
             putchar(o ? 'o' : star ? '*' : ' ');
         }
@@ -3983,34 +3908,31 @@ static void log_step(Run* run, double loss, double step_seconds, bool validated)
 }
 
 // step_seconds: a moving average. On a terminal one line is written over again and again, with what was validated
-// above it; elsewhere about twenty lines tell of the run.
+// above it; elsewhere about twenty lines tell of the run. What is most worth knowing comes first in a line.
 static void report(const Run* run, double loss, double step_seconds, bool validated) {
     size_t every = opt.steps > 20 ? opt.steps / 20 : 1;
     if (!live && !validated && run->step % every && run->step != run->first + 1) return;
-    Line line = {"", 0, line_width()};
-    put(&line, "step %*zu/%zu", live ? 1 : 5, run->step, opt.steps);
-    put(&line, "  loss %.4f", loss);
+    char line[512], progress[128] = "";
     if (validated) {
-        put(&line, "  val %.4f", run->val_loss);
-        put(&line, "  %.3f bits/byte", run->bits_per_byte);
+        snprintf(progress, sizeof progress, "  val %.4f  %.3f bits/byte", run->val_loss, run->bits_per_byte);
     } else if (live) {
-        enum { CELLS = 10 };
         size_t left = (size_t)(step_seconds * (double)(opt.steps - run->step) + 0.5);
-        size_t cells = run->step * CELLS / opt.steps;
-        if (left < 3600)
-            put(&line, "  %zu:%02zu left", left / 60, left % 60);
-        else
-            put(&line, "  %zu:%02zu:%02zu left", left / 3600, left / 60 % 60, left % 60);
-        put(&line, "  [%.*s%.*s]", (int)cells, "##########", (int)(CELLS - cells), "..........");
+        int cells = (int)(run->step * 10 / opt.steps);
+        size_t unit = left < 3600 ? 60 : 3600; // minutes and seconds, or hours and minutes
+        snprintf(progress, sizeof progress, "  %zu:%02zu%s left  [%.*s%.*s]", left / unit, left % unit * 60 / unit,
+                 unit == 60 ? "" : " h", cells, "##########", 10 - cells, "..........");
     }
-    put(&line, "  %.0f tok/s", tokens_per_step(run) / step_seconds);
-    put(&line, "  %.1f ms", step_seconds * 1e3);
-    put(&line, "  lr %.2e", rate_at(run->step));
-    put(&line, "  norm %.2f", run->model.gradient_norm);
-    put(&line, "  %.0f%% of peak",
-        100 * (double)opt.accumulate * step_operations(run->model.config, run->B, run->T) / step_seconds / run->peak);
+    snprintf(line, sizeof line, "step %*zu/%zu  loss %.4f%s  %.0f tok/s  %.1f ms  lr %.2e  norm %.2f  %.0f%% of peak",
+             live ? 1 : 5, run->step, opt.steps, loss, progress, tokens_per_step(run) / step_seconds,
+             step_seconds * 1e3, rate_at(run->step), run->model.gradient_norm,
+             100 * (double)opt.accumulate * step_operations(run->model.config, run->B, run->T) / step_seconds /
+                 run->peak);
+    // What does not fit is left out, and the last column free, since some terminals do not show it at once.
+    size_t columns = live ? terminal_columns() : sizeof line;
+    for (size_t n = strlen(line); strlen(line) >= columns; n--)
+        if (n == 0 || !strncmp(line + n, "  ", 2)) line[n] = 0;
     clear_live_line();
-    fputs(line.text, stdout);
+    fputs(line, stdout);
     line_open = live && !validated;
     if (!line_open) putchar('\n');
     check_output();
@@ -4021,25 +3943,18 @@ static size_t curve_column(const Run* run) { return (run->step - 1 - run->first)
 
 static bool due(size_t step, size_t every) { return step == opt.steps || (every && step % every == 0); }
 
-// The options that a command about this run's model needs too, ready for a shell: what is not plain stands in '...'.
-static void print_options_again(void) {
-    const char* plain = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_./,:+=@%";
-    for (int i = 0; i < OPTIONS; i++) {
-        const Option* o = &options[i];
+// The program's name, what is `asked` of it, and the options that a command about this run's model needs too, ready for a
+// shell: what is not plain stands in '...'.
+static void print_command(const char* asked) {
+    printf("./train_gpt%s%s", cuda_device ? "_cu" : "", asked);
+    const char* letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_./,:+=@%";
+    for (const Option* o = options; o < options + OPTIONS; o++) {
         if (!(o->use & GIVEN_AGAIN) || !o->given) continue;
         const char* value = *o->text;
-        printf(" %s ", o->name);
-        if (*value && !value[strspn(value, plain)]) {
-            fputs(value, stdout);
-            continue;
-        }
-        putchar('\'');
-        for (; *value; value++)
-            if (*value == '\'')
-                fputs("'\\''", stdout);
-            else
-                putchar(*value);
-        putchar('\'');
+        bool plain = !value[strspn(value, letters)]; // a name is never empty
+        printf(plain ? " %s " : " %s '", o->name);
+        for (; *value; value++) printf(*value == '\'' ? "'\\''" : "%c", *value);
+        if (!plain) putchar('\'');
     }
 }
 
@@ -4098,28 +4013,22 @@ static int run_training(void) {
     clear_live_line();
     save_last(&run);
     if (signalled && run.step < opt.steps) {
-        if (run.step == run.first) {
+        if (run.step == run.first)
             puts("stopped before the first step: nothing is changed");
-        } else {
-            printf("stopped after step %zu, saved in %s; `./train_gpt%s --resume", run.step, opt.checkpoint,
-                   cuda_device ? "_cu" : "");
-            print_options_again();
+        else {
+            printf("stopped after step %zu, saved in %s; `", run.step, opt.checkpoint);
+            print_command(" --resume");
             puts("` goes on from there");
         }
         fflush(stdout); // what was said is of no use where nobody listens any more
         return 128 + signalled;
     }
     draw_curve(&run);
-    printf("\n%.1f s. Validation loss %.4f, %.3f bits per byte. The model is in %s; to let it write:\n"
-           "    ./train_gpt%s",
-           seconds() - begin, run.val_loss, run.bits_per_byte, opt.checkpoint, cuda_device ? "_cu" : "");
-    print_options_again();
+    printf("\n%.1f s. Validation loss %.4f, %.3f bits per byte. The model is in %s; to let it write:\n    ",
+           seconds() - begin, run.val_loss, run.bits_per_byte, opt.checkpoint);
+    print_command("");
     puts(" --generate \"The\"");
     if (run.log && fclose(run.log)) die("cannot write %s: %s", opt.log, strerror(errno));
-    free(run.inputs), free(run.targets);
-    device->free_activations(&run.a), device->free_activations(&run.sampler), device->free_model(&run.model);
-    free_data(&run.train), free_data(&run.val), free_tokenizer(&run.tokenizer);
-    check_output();
     return 0;
 }
 
@@ -4307,36 +4216,31 @@ static void ablate(View* v) {
     free(w), free(att), free(cut), free(means);
 }
 
-// The next character of a token's text for a map's edge, where each must be one column wide: code points of which that
-// is not certain become '?'. Advances *at; returns the bytes to print, until the next call.
-static const char* label_character(const uint8_t* s, size_t n, size_t* at) {
-    static char shown[5];
-    uint32_t code;
-    size_t length = utf8_character(s + *at, n - *at, &code);
-    const uint8_t* from = s + *at;
-    *at += length;
-    if (code == ' ') return "\xC2\xB7";      // a middle dot
-    if (code == '\n') return "\xE2\x86\xB5"; // an arrow
-    bool narrow = (code > 0x20 && code < 0x7F) || (code > 0xA0 && code < 0x300 && code != 0xAD) ||
-                  (code >= 0x370 && code < 0x483) || (code >= 0x48A && code < 0x530);
-    if (!narrow) return "?";
-    memcpy(shown, from, length);
-    shown[length] = 0;
-    return shown;
-}
-
-// The first characters of a token's text, each by itself; their number.
+// The first characters of a token's text for a map's edge, each by itself, and their number. Each must be one column
+// wide: code points of which that is not certain become '?'.
 enum { LABEL = 10 };
 static size_t label(const View* v, size_t i, char shown[LABEL][5]) {
-    size_t length, count = 0;
-    const uint8_t* s = token_string(&v->tokenizer, v->tokens[i], &length);
-    for (size_t at = 0; at < length && count < LABEL;) strcpy(shown[count++], label_character(s, length, &at));
+    size_t n, count = 0, length;
+    const uint8_t* s = token_string(&v->tokenizer, v->tokens[i], &n);
+    for (size_t at = 0; at < n && count < LABEL; at += length) {
+        uint32_t code;
+        length = utf8_character(s + at, n - at, &code);
+        bool narrow = (code > 0x20 && code < 0x7F) || (code > 0xA0 && code < 0x300 && code != 0xAD) ||
+                      (code >= 0x370 && code < 0x483) || (code >= 0x48A && code < 0x530);
+        const char* other = code == ' ' ? "\xC2\xB7" : code == '\n' ? "\xE2\x86\xB5" : "?"; // a middle dot, an arrow
+        snprintf(shown[count++], 5, "%.*s", narrow ? (int)length : 4, narrow ? (const char*)s + at : other);
+    }
     return count;
 }
 
 // Breaks lines at spaces.
-static void print_wrapped(const char* text, size_t columns) {
-    for (size_t at = 0, length; *text; text += length) {
+__attribute__((format(printf, 1, 2))) static void print_wrapped(const char* format, ...) {
+    char line[600], *text = line;
+    va_list args;
+    va_start(args, format);
+    vsnprintf(line, sizeof line, format, args);
+    va_end(args);
+    for (size_t columns = terminal_columns(), at = 0, length; *text; text += length) {
         length = strcspn(text + 1, " ") + 1;
         bool fits = at + length <= columns;
         printf("%s%.*s", fits ? "" : "\n", (int)(length - !fits), text + !fits);
@@ -4346,21 +4250,18 @@ static void print_wrapped(const char* text, size_t columns) {
 }
 
 // The map of the chosen head: a row a query, a column a key, darker for more. As many keys as fit.
-static void print_map(const View* v, size_t columns) {
+static void print_map(const View* v) {
     const char* const shades[] = {" ", "\xE2\x96\x91", "\xE2\x96\x92", "\xE2\x96\x93", "\xE2\x96\x88"};
     const float* p = view_weights(v, v->layer, v->head);
     char shown[LABEL][5];
-    size_t fit = columns > LABEL + 4 ? columns - LABEL - 4 : 1, wide = 2 * v->n <= fit ? 2 : 1;
+    size_t columns = terminal_columns(), fit = columns > LABEL + 4 ? columns - LABEL - 4 : 1,
+           wide = 2 * v->n <= fit ? 2 : 1;
     size_t keys = min_size(v->n, fit / wide), height = 0;
-    char text[200];
-    int length = snprintf(text, sizeof text,
-                          "layer %zu, head %zu: each row a token that asks, each column one that is looked at",
-                          v->layer, v->head);
-    if (keys < v->n)
-        snprintf(text + length, sizeof text - (size_t)length, "; the first %zu of %zu tokens, as many as fit", keys,
-                 v->n);
+    char part[80] = "";
+    if (keys < v->n) snprintf(part, sizeof part, "; the first %zu of %zu tokens, as many as fit", keys, v->n);
     putchar('\n');
-    print_wrapped(text, columns);
+    print_wrapped("layer %zu, head %zu: each row a token that asks, each column one that is looked at%s", v->layer,
+                  v->head, part);
     putchar('\n');
     for (size_t j = 0; j < keys; j++) height = label(v, j, shown) > height ? label(v, j, shown) : height;
     for (size_t row = 0; row < height; row++) { // the keys, read downwards
@@ -4387,12 +4288,11 @@ static void print_map(const View* v, size_t columns) {
 }
 
 // As many columns as fit, the pattern last.
-static void print_heads(const View* v, size_t columns) {
+static void print_heads(const View* v) {
     static const char* const titles[] = {"bits", "back", "self", "prev", "first", "same", "induc", "loss+", "gate+"};
     enum { NAMES = 10, PATTERN = 12, WIDTH = 6, ALL = NUMBERS + 2 };
-    size_t fit = columns > NAMES + PATTERN ? (columns - NAMES - PATTERN) / WIDTH : 0;
+    size_t columns = terminal_columns(), fit = columns > NAMES + PATTERN ? (columns - NAMES - PATTERN) / WIDTH : 0;
     size_t cells = min_size(opt.ablate ? (size_t)ALL : (size_t)NUMBERS, fit);
-    char text[600];
     printf("layer head");
     for (size_t k = 0; k < cells; k++) printf("%*s", k < NUMBERS ? 6 : 7, titles[k]);
     putchar('\n');
@@ -4400,29 +4300,22 @@ static void print_heads(const View* v, size_t columns) {
         const HeadView* head = &v->heads[i];
         printf("%5zu %4zu", i / v->H, i % v->H);
         for (size_t k = 0; k < cells; k++)
-            if (k < ITSELF || k >= NUMBERS)
-                printf(k == DISTANCE  ? "%6.1f"
-                       : k == ENTROPY ? "%6.2f"
-                                      : "%7.3f",
-                       k < ITSELF     ? head->is[k]
-                       : k == NUMBERS ? head->loss
-                                      : head->gate);
-            else if (isnan(head->is[k]))
-                printf("%6s", "-");
+            if (k >= NUMBERS)
+                printf("%7.3f", k == NUMBERS ? head->loss : head->gate);
+            else if (k < ITSELF)
+                printf(k == ENTROPY ? "%6.2f" : "%6.1f", head->is[k]);
             else
-                printf("%5.0f%%", 100 * head->is[k]);
+                printf(isnan(head->is[k]) ? "     -" : "%5.0f%%", 100 * head->is[k]);
         printf(*head->pattern ? " %s\n" : "\n", head->pattern);
     }
     putchar('\n');
     print_wrapped(
         "bits: entropy of a query's weights; back: mean distance looked back; then the share of weight on the "
-        "token itself, the one before, the first one, an earlier copy of itself, and what followed that copy",
-        columns);
-    snprintf(text, sizeof text,
-             "loss+: rise of the text's loss (%.4f) with the head's output set to its mean; gate+: what its gradient "
-             "predicts of that; rank correlation of the two: %.2f",
-             v->loss, v->correlation);
-    if (opt.ablate) print_wrapped(text, columns);
+        "token itself, the one before, the first one, an earlier copy of itself, and what followed that copy");
+    if (opt.ablate)
+        print_wrapped("loss+: rise of the text's loss (%.4f) with the head's output set to its mean; gate+: what its "
+                      "gradient predicts of that; rank correlation of the two: %.2f",
+                      v->loss, v->correlation);
 }
 
 // The page: dev/view/attention.html, with the numbers as JSON in place of one word of it.
@@ -4530,8 +4423,8 @@ static void write_data(FILE* f, const View* v) {
     uint8_t* bytes = (uint8_t*)allocate(v->L * v->H * n * n, 1, "weights in 8 bits");
     float* chosen = (float*)allocate(n * n + n, sizeof(float), "scores");
     fputs("{\"model\":", f);
-    const char *path = opt.init ? opt.init : opt.checkpoint, *slash = strrchr(path, '/');
-    const char* name = slash && slash[1] ? slash + 1 : path; // not the folders: pages are given away
+    const char *path = opt.init ? opt.init : opt.checkpoint, *name = name_of(path);
+    if (!*name) name = path; // else not the folders: pages are given away
     write_text(f, (const uint8_t*)name, strlen(name));
     fprintf(f, ",\"V\":%zu,\"T\":%zu,\"C\":%zu,\"H\":%zu,\"L\":%zu,\"n\":%zu,\"loss\":%.9g,\n\"tokens\":[", c.V, c.T,
             c.C, c.H, c.L, n, v->loss);
@@ -4554,11 +4447,8 @@ static void write_data(FILE* f, const View* v) {
     }
     fputs("]", f);
     if (opt.ablate && !isnan(v->correlation)) fprintf(f, ",\"correlation\":%.6g", v->correlation);
-    for (size_t l = 0; l < v->L; l++)
-        for (size_t h = 0; h < v->H; h++)
-            for (size_t i = 0; i < n; i++)
-                for (size_t j = 0; j <= i; j++)
-                    bytes[count++] = (uint8_t)lrintf(255 * fminf(1, view_weights(v, l, h)[i * n + j]));
+    for (size_t i = 0; i < v->L * v->H * n; i++)
+        for (size_t j = 0; j <= i % n; j++) bytes[count++] = (uint8_t)lrintf(255 * fminf(1, v->weights[i * n + j]));
     fputs(",\n\"weights\":", f);
     write_base64(f, bytes, count);
     count = 0;
@@ -4580,18 +4470,6 @@ static void write_data(FILE* f, const View* v) {
     free(bytes), free(chosen);
 }
 
-// The template: beside the program, or else in the current folder. Returns where it is, or should be.
-static const char* page_template(File* file) {
-    static char path[MAX_PATH];
-    ssize_t n = readlink("/proc/self/exe", path, sizeof path - 1);
-    path[n > 0 ? n : 0] = 0;
-    char* slash = strrchr(path, '/');
-    snprintf(slash ? slash + 1 : path, sizeof path - (size_t)(slash ? slash + 1 - path : 0), "dev/view/attention.html");
-    const char* found = access(path, R_OK) ? "dev/view/attention.html" : path;
-    if (!access(found, R_OK)) *file = map_file(found, "");
-    return file->size ? found : path;
-}
-
 // That a page may be written: what it would replace must be one already, and not the template itself.
 static void check_page(const char* path) {
     Output out;
@@ -4608,14 +4486,18 @@ static void check_page(const char* path) {
 }
 
 static void write_page(const View* v, const char* path) {
-    File file = {"", NULL, 0};
-    const char *searched = page_template(&file), *word = PAGE_DATA;
-    if (!file.size) {
+    static const char here[] = "dev/view/attention.html", word[] = PAGE_DATA;
+    char program[MAX_PATH], beside[2 * MAX_PATH];
+    if (!realpath("/proc/self/exe", program)) program[0] = 0;
+    snprintf(beside, sizeof beside, "%s%s", folder_of(program), here);
+    const char* searched = access(beside, R_OK) && !access(here, R_OK) ? here : beside;
+    if (access(searched, R_OK)) {
         if (given("--html") || opt.live)
             die("cannot make a page: its template is not at %s, where dev/view stands beside the program", searched);
         printf("\n(no page: its template is not at %s)\n", searched);
         return;
     }
+    File file = map_file(searched, "");
     const char *begin = (const char*)file.data, *end = begin + file.size;
     const char* at = (const char*)memmem(begin, file.size, word, strlen(word));
     if (!at) die("%s is not the template of the page: it lacks %s", searched, word);
@@ -4635,22 +4517,20 @@ static void write_page(const View* v, const char* path) {
 
 // The head whose map is shown: the one asked for, or that of least entropy which does not look at the first token.
 static void choose_head(View* v) {
+    if (opt.layer >= v->L) fail(2, "--layer %zu: the model has layers 0 to %zu", opt.layer, v->L - 1);
+    if (opt.head >= v->H) fail(2, "--head %zu: the model has heads 0 to %zu", opt.head, v->H - 1);
     v->layer = opt.layer, v->head = opt.head;
-    if (given("--layer") && v->layer >= v->L) fail(2, "--layer %zu: the model has layers 0 to %zu", v->layer, v->L - 1);
-    if (given("--head") && v->head >= v->H) fail(2, "--head %zu: the model has heads 0 to %zu", v->head, v->H - 1);
     double least = INFINITY;
-    for (size_t l = 0; l < v->L; l++)
-        for (size_t h = 0; h < v->H; h++) {
-            const HeadView* head = &v->heads[l * v->H + h];
-            if ((given("--layer") && l != opt.layer) || (given("--head") && h != opt.head)) continue;
-            double entropy = head->is[ENTROPY] + (strcmp(head->pattern, "first") ? 0 : 1e3);
-            if (entropy < least) least = entropy, v->layer = l, v->head = h;
-        }
+    for (size_t i = 0; i < v->L * v->H; i++) {
+        size_t l = i / v->H, h = i % v->H;
+        if ((given("--layer") && l != opt.layer) || (given("--head") && h != opt.head)) continue;
+        double entropy = v->heads[i].is[ENTROPY] + (strcmp(v->heads[i].pattern, "first") ? 0 : 1e3);
+        if (entropy < least) least = entropy, v->layer = l, v->head = h;
+    }
 }
 
-static int run_attention(void) {
-    View v;
-    memset(&v, 0, sizeof v);
+static void run_attention(void) {
+    static View v;
     if (given("--html")) check_page(opt.html);
     load_for_use(&v.model, &v.tokenizer, true, opt.ablate);
     Config c = v.model.config;
@@ -4658,13 +4538,9 @@ static int run_attention(void) {
     int* tokens = (int*)allocate(bytes + 1, sizeof(int), "the text");
     size_t count = encode(&v.tokenizer, (const uint8_t*)opt.attention, bytes, tokens), n = min_size(count, most);
     if (n < 2) die("--attention takes a text of at least two tokens");
-    struct winsize window;
-    bool known = !ioctl(STDOUT_FILENO, TIOCGWINSZ, &window) && window.ws_col;
-    size_t columns = known ? window.ws_col : 80;
-    char text[100];
-    snprintf(text, sizeof text, "the first %zu of the text's %zu tokens (%s)", n, count,
-             n == c.T ? "the model's context" : "--tokens allows for more");
-    if (n < count) print_wrapped(text, columns), putchar('\n');
+    if (n < count)
+        print_wrapped("the first %zu of the text's %zu tokens (%s)\n", n, count,
+                      n == c.T ? "the model's context" : "--tokens allows for more");
     size_t page = c.L * c.H * n * n * 2 / 3, weights = 2 * v.model.parameter_count; // bytes
     if (page > 20000000) printf("a page of all heads will have some %.0f MB\n\n", (double)page / 1e6);
     if (opt.live && weights > 20000000)
@@ -4674,13 +4550,10 @@ static int run_attention(void) {
     read_model_outputs(&v);
     if (opt.ablate) ablate(&v);
     choose_head(&v);
-    print_heads(&v, columns);
-    print_map(&v, columns);
+    print_heads(&v);
+    print_map(&v);
     write_page(&v, opt.html);
-    check_output();
     free_view(&v);
-    device->free_model(&v.model), free_tokenizer(&v.tokenizer);
-    return 0;
 }
 
 // ====================================================================================================================
@@ -4704,23 +4577,28 @@ static int train_gpt(int argc, char** argv) {
     omp_set_num_threads((int)min_size((size_t)omp_get_max_threads(), 256 + 4 * (size_t)omp_get_num_procs()));
     live = isatty(STDOUT_FILENO);
     parse_command_line(argc, argv);
-    if (!opt.help && !opt.version) {
-        check_effects();
-        if (opt.tokenize) return run_tokenize();
-        if (opt.export_to) return run_export();
-        if (opt.prompt) return run_generate();
-        if (opt.attention) return run_attention();
-        if (opt.eval) return run_eval();
-        if (opt.compare) return compare_devices();
-        if (opt.memory) return run_memory();
-        return run_training();
-    }
+    int status = 0;
+    if (!opt.help && !opt.version) check_effects();
     if (opt.help)
         print_help();
-    else
+    else if (opt.version)
         puts("train_gpt " VERSION);
-    check_output();
-    return 0;
+    else if (opt.tokenize)
+        run_tokenize();
+    else if (opt.export_to)
+        run_export();
+    else if (opt.prompt)
+        run_generate();
+    else if (opt.attention)
+        run_attention();
+    else if (opt.eval)
+        run_eval();
+    else if (opt.memory)
+        run_memory();
+    else
+        status = opt.compare ? compare_devices() : run_training();
+    if (!status) check_output();
+    return status;
 }
 
 // Two things must be known to OpenMP's library before main begins, so the program restarts itself to set them.
