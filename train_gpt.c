@@ -1110,22 +1110,23 @@ static inline uint32_t bfloat16_bits(float x) {
     return rounded & 0xFFFF0000u;
 }
 
+static inline void put_bits(float* to, uint32_t bits) { memcpy(to, &bits, sizeof bits); }
+
 // Panels as pack() has left them, rounded in place. A panel of pairs takes the first half of its place.
 __attribute__((always_inline)) static inline void round_panels(float* panels, size_t count, size_t width,
                                                                size_t depth) {
-    for (size_t i = 0; i < count; i += width)
-        for (size_t k = 0; k < depth; k += 2) {
-            float *first = panels + i * depth + k * width, *second = first + width;
-            float* to = pair_kernel ? first - k / 2 * width : first;
-            bool last = k + 1 == depth;
+    static const float zeros[NR]; // the partner of an odd depth's last row
+    for (size_t i = 0; i < count; i += width) {
+        float* panel = panels + i * depth;
+        for (size_t x = 0; x < width * depth && !pair_kernel; x++) put_bits(panel + x, bfloat16_bits(panel[x]));
+        for (size_t k = 0; k < depth && pair_kernel; k += 2) {
+            const float *first = panel + k * width, *second = k + 1 < depth ? first + width : zeros;
+            float* pairs = panel + k / 2 * width;
 #pragma omp simd
-            for (size_t x = 0; x < width; x++) {
-                uint32_t upper = bfloat16_bits(first[x]), lower = last ? 0 : bfloat16_bits(second[x]);
-                uint32_t bits = pair_kernel ? upper | lower >> 16 : upper;
-                memcpy(to + x, &bits, sizeof bits);
-                if (!pair_kernel && !last) memcpy(second + x, &lower, sizeof lower);
-            }
+            for (size_t x = 0; x < width; x++)
+                put_bits(pairs + x, bfloat16_bits(first[x]) | bfloat16_bits(second[x]) >> 16);
         }
+    }
 }
 
 static void pack_a(float* out, Matrix a, size_t rows, size_t depth) {
