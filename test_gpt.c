@@ -567,8 +567,14 @@ static void test_matmul_blocks(void) {
             try_product(MR + 2, NR + 1, 2 * KC - 1 + d, all[f]);
             try_product(1, 65, 2 * KC - 1 + d, all[f]);
             try_product(3, 2 * NC - 1 + d, 5, all[f]);
+            try_product(NR, 8 * NC - 1 + d, 9, all[f]);
+            try_product(8 * MC - 1 + d, NR, 9, all[f]);
+            try_product(MR + 2, NR + 1, DEEP - 1 + d, all[f]);
+            try_product(2 * NR, NR, DEEP - 1 + d, all[f]);
         }
     try_product(3 * MC + 5, NC + 37, KC + 11, BIAS | ADD);
+    try_product(5 * NR + 3, 7 * NR + 1, KC + 11, BIAS | ADD);
+    try_product(7 * NR + 1, 5 * NR + 3, KC + 11, BIAS | ADD);
 }
 
 static void test_matmul_tile(void) {
