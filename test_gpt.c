@@ -572,6 +572,7 @@ static void test_matmul_blocks(void) {
             try_product(MR + 2, NR + 1, DEEP - 1 + d, all[f]);
             try_product(2 * NR, NR, DEEP - 1 + d, all[f]);
         }
+    try_product(0, 0, 3, BIAS);
     try_product(3 * MC + 5, NC + 37, KC + 11, BIAS | ADD);
     try_product(5 * NR + 3, 7 * NR + 1, KC + 11, BIAS | ADD);
     try_product(7 * NR + 1, 5 * NR + 3, KC + 11, BIAS | ADD);

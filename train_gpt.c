@@ -1154,7 +1154,7 @@ static void matmul_fast(float* c, Matrix a, Matrix b, const float* bias, const f
     Factor whole = a_whole ? rows : columns, cut = a_whole ? columns : rows;
     size_t threads = (size_t)omp_get_max_threads(), fair = (cut.count + 4 * threads - 1) / (4 * threads);
     size_t part = even_part(cut.count, min_size(fair, cut.cached), cut.panel), parts = (cut.count + part - 1) / part;
-    size_t spans = parts < 2 * threads ? (2 * threads + parts - 1) / parts : 1;
+    size_t spans = 1 + 2 * threads / (parts + 1); // 1 where there are parts enough
     size_t span = even_part(whole.count, (whole.count + spans - 1) / spans, whole.panel);
     size_t longest = even_part(K, KC, 1), deep = DEEP / longest * longest;
     size_t padded = even_part(whole.count, whole.count, whole.panel);
