@@ -219,8 +219,8 @@ static void train_gpt_s(float* c, const float* a, const float* b, size_t M, size
 //
 // On a processor that has AVX512-BF16 (or, on Arm, BFDOT) the panels hold pairs of bfloat16s, half as many bytes, and one
 // instruction adds two products to each of its 16 (or 4) sums: half as many instructions. Whether that is faster is up to
-// the processor. The Xeon on which this was measured starts one every other cycle, in the time of four multiply-adds: so
-// its peak is half of float32's, and train_gpt.c takes step 9 there.
+// the processor. The Xeon on which this was measured starts one every other cycle, and two multiply-adds every cycle: so its
+// peak is half of float32's, and train_gpt.c takes step 9 on Intel's processors.
 
 static void multiply_rounded(PairKernel* by, float* c, const float* a, const float* b, size_t M, size_t N, size_t K) {
     bf16 = true, pair_kernel = by;
