@@ -2725,6 +2725,19 @@ static void free_builder(Builder* b) {
     memset(b, 0, sizeof *b);
 }
 
+static void append(char** text, size_t* length, const char* format, ...) {
+    va_list args;
+    va_start(args, format);
+    char* more;
+    int n = vasprintf(&more, format, args);
+    va_end(args);
+    if (n >= 0) *text = (char*)realloc(*text, *length + (size_t)n + 1);
+    if (n < 0 || !*text) die("no memory for a test's text");
+    memcpy(*text + *length, more, (size_t)n + 1);
+    *length += (size_t)n;
+    free(more);
+}
+
 // shape and offsets as they stand in the file, so that they may be wrong; data may be NULL: any numbers.
 static void add_entry(Builder* b, const char* name, const char* type, const char* shape, size_t bytes,
                       const void* data) {

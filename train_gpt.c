@@ -1725,6 +1725,32 @@ static void output_finish(Output* out) {
         die("cannot write %s: %s; whatever stood there before is untouched", out->path, out->error);
 }
 
+static void write_whole(const char* path, const void* data, size_t size) {
+    Output out;
+    output_open(&out, path, size);
+    output_write(&out, data, size);
+    output_finish(&out);
+}
+
+// A text that is put together in memory: begin_text() gives the stream to write it to, end_text() makes it whole.
+typedef struct {
+    char* text;
+    size_t length;
+    FILE* stream;
+} Text;
+
+static FILE* begin_text(Text* t) {
+    memset(t, 0, sizeof *t);
+    t->stream = open_memstream(&t->text, &t->length);
+    if (!t->stream) die("no memory for a text");
+    return t->stream;
+}
+
+static void end_text(Text* t, const char* what) {
+    bool failed = ferror(t->stream);
+    if (fclose(t->stream) || failed || !t->text) die("no memory for %s", what);
+}
+
 // The file that a name leads to, until the next call: a link's end, else the name itself.
 static const char* resolved(const char* path) {
     static char real[MAX_PATH];
@@ -2733,19 +2759,6 @@ static Config read_config(const Checkpoint* c) {
     return config;
 }
 
-static void append(char** text, size_t* length, const char* format, ...) {
-    va_list args;
-    va_start(args, format);
-    char* more;
-    int n = vasprintf(&more, format, args);
-    va_end(args);
-    if (n >= 0) *text = (char*)realloc(*text, *length + (size_t)n + 1);
-    if (n < 0 || !*text) die("no memory for the checkpoint's header");
-    memcpy(*text + *length, more, (size_t)n + 1);
-    *length += (size_t)n;
-    free(more);
-}
-
 // Writes weights, and with `training` the moments. more_metadata: JSON pairs that go into the metadata, each
 // beginning with a comma. tokenizer: the file that goes with it, or NULL. Returns what went wrong, or NULL; numbers that
 // are not finite are never saved.
@@ -2753,28 +2766,30 @@ static const char* save_checkpoint(const char* path, const Model* model, bool tr
                                    const File* tokenizer) {
     static const char* const prefixes[] = {"", "adam.m.", "adam.v."};
     float* const blocks[] = {model->weights, model->moment1, model->moment2};
-    char* text = NULL;
-    size_t length = 0, at = 0, n = model->tensor_count, count = training ? 3 * n : n;
-    append(&text, &length, "{\"__metadata__\":{\"format\":\"pt\"%s}", more_metadata);
+    Text text;
+    FILE* f = begin_text(&text);
+    size_t at = 0, n = model->tensor_count, count = training ? 3 * n : n;
+    fprintf(f, "{\"__metadata__\":{\"format\":\"pt\"%s}", more_metadata);
     for (size_t i = 0; i < count; i++) {
         const Tensor* t = &model->tensors[i % n];
-        append(&text, &length, ",\"%s%s\":{\"dtype\":\"F32\",\"shape\":[", prefixes[i / n], t->name);
-        if (t->rows) append(&text, &length, "%zu,", t->rows);
-        append(&text, &length, "%zu],\"data_offsets\":[%zu,%zu]}", t->columns, at, at + 4 * t->size);
+        fprintf(f, ",\"%s%s\":{\"dtype\":\"F32\",\"shape\":[", prefixes[i / n], t->name);
+        if (t->rows) fprintf(f, "%zu,", t->rows);
+        fprintf(f, "%zu],\"data_offsets\":[%zu,%zu]}", t->columns, at, at + 4 * t->size);
         at += 4 * t->size;
     }
     if (tokenizer) {
-        append(&text, &length, ",\"tokenizer.bin\":{\"dtype\":\"U8\",\"shape\":[%zu],\"data_offsets\":[%zu,%zu]}",
-               tokenizer->size, at, at + tokenizer->size);
+        fprintf(f, ",\"tokenizer.bin\":{\"dtype\":\"U8\",\"shape\":[%zu],\"data_offsets\":[%zu,%zu]}", tokenizer->size,
+                at, at + tokenizer->size);
         at += tokenizer->size;
     }
-    append(&text, &length, "}%*s", (int)(7 - length % 8), ""); // tensors begin at a multiple of 8 bytes
+    fprintf(f, "}%*s", (int)(7 - ftell(f) % 8), ""); // tensors begin at a multiple of 8 bytes
+    end_text(&text, "the checkpoint's header");
     Output out;
-    uint64_t header = length;
-    output_open(&out, path, 8 + length + at);
+    uint64_t header = text.length;
+    output_open(&out, path, 8 + header + at);
     output_write(&out, &header, sizeof header);
-    output_write(&out, text, length);
-    free(text);
+    output_write(&out, text.text, header);
+    free(text.text);
     static float buffer[16384];
     for (size_t i = 0; i < count && !out.error; i++) {
         const Tensor* t = &model->tensors[i % n];
@@ -2790,30 +2805,8 @@ static const char* save_checkpoint(const char* path, const Model* model, bool tr
     return out.error;
 }
 
-static void write_whole(const char* path, const void* data, size_t size) {
-    Output out;
-    output_open(&out, path, size);
-    output_write(&out, data, size);
-    output_finish(&out);
-}
-
-// The file in the folder, with what was written into a memory stream, which it closes.
-typedef struct {
-    char* text;
-    size_t length;
-    FILE* stream;
-} Text;
-
-static FILE* begin_text(Text* t) {
-    memset(t, 0, sizeof *t);
-    t->stream = open_memstream(&t->text, &t->length);
-    if (!t->stream) die("no memory for a text");
-    return t->stream;
-}
-
-static void end_text(Text* t, const char* directory, const char* name) {
-    bool failed = ferror(t->stream);
-    if (fclose(t->stream) || failed || !t->text) die("no memory for %s", name);
+static void export_text(Text* t, const char* directory, const char* name) {
+    end_text(t, name);
     write_whole(path_in(directory, name), t->text, t->length);
     free(t->text);
 }
@@ -2874,11 +2867,11 @@ static void export_tokenizer(const char* directory, const Tokenizer* t, Config c
     const char* end = t->end_of_text < 0 ? "" : (const char*)token_string(t, t->end_of_text, &length);
     int n = (int)length;
     write_vocabulary(f, t);
-    end_text(&text, directory, "vocab.json");
+    export_text(&text, directory, "vocab.json");
     f = begin_text(&text);
     fputs("#version: 0.2\n", f);
     write_merges(f, t, false);
-    end_text(&text, directory, "merges.txt");
+    export_text(&text, directory, "merges.txt");
     f = begin_text(&text);
     fputs("{\n\"version\": \"1.0\", \"truncation\": null, \"padding\": null,\n\"added_tokens\": [", f);
     if (n)
@@ -2898,14 +2891,14 @@ static void export_tokenizer(const char* directory, const Tokenizer* t, Config c
     fputs(",\n\"merges\": [", f);
     write_merges(f, t, true);
     fputs("]}\n}\n", f);
-    end_text(&text, directory, "tokenizer.json");
+    export_text(&text, directory, "tokenizer.json");
     f = begin_text(&text);
     fputs("{\n  \"tokenizer_class\": \"PreTrainedTokenizerFast\",\n  \"clean_up_tokenization_spaces\": false,\n"
           "  \"model_input_names\": [\"input_ids\", \"attention_mask\"],\n",
           f);
     if (n) fprintf(f, "  \"bos_token\": \"%.*s\",\n  \"eos_token\": \"%.*s\",\n", n, end, n, end);
     fprintf(f, "  \"model_max_length\": %zu\n}\n", c.T);
-    end_text(&text, directory, "tokenizer_config.json");
+    export_text(&text, directory, "tokenizer_config.json");
 }
 
 // That a file which an export would replace is one of an export, and begins so.
@@ -2959,9 +2952,9 @@ static void export_model(const char* directory, const Model* model, const Tokeni
             "  \"bos_token_id\": %s,\n  \"eos_token_id\": %s,\n  \"tie_word_embeddings\": true,\n"
             "  \"torch_dtype\": \"float32\"\n}\n",
             texts[0][1], c.V, c.T, c.T, c.C, c.L, c.H, end_of_text, end_of_text);
-    end_text(&text, directory, "config.json");
+    export_text(&text, directory, "config.json");
     fprintf(begin_text(&text), "{\n  \"bos_token_id\": %s,\n  \"eos_token_id\": %s\n}\n", end_of_text, end_of_text);
-    end_text(&text, directory, "generation_config.json");
+    export_text(&text, directory, "generation_config.json");
     if (!t) return;
     export_tokenizer(directory, t, c);
     write_whole(path_in(directory, "tokenizer.bin"), t->file.data, t->file.size);
@@ -3579,20 +3572,21 @@ static const char* save_run(Run* run) {
     const char* error = is_foreign(run) ? keep_old(run->checkpoint) : NULL;
     if (error) return error;
     stat(run->checkpoint, &run->own); // what is there now has another name, too
-    char* text = NULL;
-    size_t length = 0;
-    append(&text, &length, ",\"step\":\"%zu\",\"windows\":\"%llu\",\"loss\":\"%.9g\"", run->step,
-           (unsigned long long)run->taken, run->loss);
-    append(&text, &length, ",\"tokenizer\":\"%016llx\",\"tokens\":\"%zu\",\"text\":\"%016llx\"",
-           (unsigned long long)tokenizer_mark(&run->tokenizer), run->train.token_count,
-           (unsigned long long)run->text_mark);
+    Text text;
+    FILE* f = begin_text(&text);
+    fprintf(f, ",\"step\":\"%zu\",\"windows\":\"%llu\",\"loss\":\"%.9g\"", run->step, (unsigned long long)run->taken,
+            run->loss);
+    fprintf(f, ",\"tokenizer\":\"%016llx\",\"tokens\":\"%zu\",\"text\":\"%016llx\"",
+            (unsigned long long)tokenizer_mark(&run->tokenizer), run->train.token_count,
+            (unsigned long long)run->text_mark);
     for (const Option* o = options; o < options + OPTIONS; o++) {
         if (!(o->use & SAVED) || (!o->initial && !o->given)) continue;
         if (o->use & SHAPE && !*o->whole) continue; // as in GPT-2
-        append(&text, &length, ",\"%s\":\"%.17g\"", o->name, o->whole ? (double)*o->whole : *o->real);
+        fprintf(f, ",\"%s\":\"%.17g\"", o->name, o->whole ? (double)*o->whole : *o->real);
     }
-    error = save_checkpoint(run->checkpoint, &run->model, true, text, &run->tokenizer.file);
-    free(text);
+    end_text(&text, "what the checkpoint says of the run");
+    error = save_checkpoint(run->checkpoint, &run->model, true, text.text, &run->tokenizer.file);
+    free(text.text);
     if (error) return error;
     stat(run->checkpoint, &run->own);
     run->saved = run->step;
@@ -4503,15 +4497,13 @@ static void write_page(const View* v, const char* path) {
     if (!at) die("%s is not the template of the page: it lacks %s", searched, word);
     check_page(path);
     Text text;
-    write_data(begin_text(&text), v);
-    if (fclose(text.stream)) die("no memory for the page");
-    Output out;
-    output_open(&out, path, file.size - strlen(word) + text.length);
-    output_write(&out, begin, (size_t)(at - begin));
-    output_write(&out, text.text, text.length);
-    output_write(&out, at + strlen(word), (size_t)(end - at) - strlen(word));
-    output_finish(&out);
-    printf("\nAll heads, for a browser (%.1f MB):\n%s\n", (double)(file.size + text.length - strlen(word)) / 1e6, path);
+    FILE* f = begin_text(&text);
+    fwrite(begin, 1, (size_t)(at - begin), f);
+    write_data(f, v);
+    fwrite(at + strlen(word), 1, (size_t)(end - at) - strlen(word), f);
+    end_text(&text, "the page");
+    write_whole(path, text.text, text.length);
+    printf("\nAll heads, for a browser (%.1f MB):\n%s\n", (double)text.length / 1e6, path);
     free(text.text), unmap_file(&file);
 }
 
