@@ -37,6 +37,7 @@
 #include <fcntl.h>
 #include <float.h>
 #include <glob.h>
+#include <libgen.h>
 #include <math.h>
 #include <omp.h>
 #include <signal.h>
@@ -1586,11 +1587,8 @@ static const char* name_of(const char* path) {
 // The folder that a file is in, until the next call.
 static const char* folder_of(const char* path) {
     static char folder[MAX_PATH];
-    int n = 0;
-    for (int i = 0; path[i]; i++)
-        if (path[i] == '/') n = i + 1;
-    snprintf(folder, sizeof folder, "%.*s%s", n, path, n ? "" : "./");
-    return folder;
+    snprintf(folder, sizeof folder, "%s", path);
+    return dirname(folder);
 }
 
 // folder/name, until the next call.
@@ -1678,7 +1676,7 @@ static void output_open(Output* out, const char* path, size_t size) {
     if (out->error) return;
     const char* folder = folder_of(out->path);
     mode_t mode = there ? info.st_mode & 0777 : 0666;
-    snprintf(out->temporary, sizeof out->temporary, "%strain_gpt.%x.tmp", folder,
+    snprintf(out->temporary, sizeof out->temporary, "%s/train_gpt.%x.tmp", folder,
              (unsigned)random_bits((uint64_t)getpid(), (uint64_t)(1e9 * seconds())));
     int fd = open(folder, O_TMPFILE | O_WRONLY | O_CLOEXEC, mode);
     if (fd < 0) {
@@ -1749,6 +1747,15 @@ static FILE* begin_text(Text* t) {
 static void end_text(Text* t, const char* what) {
     bool failed = ferror(t->stream);
     if (fclose(t->stream) || failed || !t->text) die("no memory for %s", what);
+}
+
+// That a file can be written is tried before the work that it is to keep.
+static void try_output(const char* path, size_t size) {
+    Output out;
+    output_open(&out, path, size);
+    output_close(&out);
+    if (out.named) unlink(out.temporary);
+    if (out.error) die("cannot write %s: %s", path, out.error);
 }
 
 // The file that a name leads to, until the next call: a link's end, else the name itself.
@@ -2506,12 +2513,11 @@ typedef struct {
     const uint8_t* data;
 } Entry;
 
-typedef struct Checkpoint {
+typedef struct {
     File file;
-    size_t entry_count, part_count;
+    size_t entry_count;
     Entry* entries;
     Json json;
-    struct Checkpoint* parts; // of a model in several files
 } Checkpoint;
 
 static size_t type_size(const char* type) {
@@ -2568,36 +2574,27 @@ static Checkpoint open_file(const char* path, const char* advice) {
 }
 
 // A model in several files, as transformers saves large ones: {"weight_map": {"name": "file", ...}} says which tensor is
-// in which. Each file is opened once, and all their tensors are put into one list.
+// in which. Each file is opened once, and all their tensors are put into one list, which points into them: they stay open.
 static Checkpoint open_index(const char* path, const char* advice) {
-    enum { MAX_PARTS = 256 };
     Checkpoint c;
     memset(&c, 0, sizeof c);
     c.file = map_file(path, advice);
-    c.json = read_json(path, c.file.data, c.file.size);
-    c.parts = (Checkpoint*)allocate(MAX_PARTS, sizeof *c.parts, "the list of files");
-    char folder[MAX_PATH];
-    const char* slash = strrchr(path, '/');
-    snprintf(folder, sizeof folder, "%.*s", slash ? (int)(slash - path) : 1, slash ? path : ".");
-    path = c.file.path; // path_in() may have made the other
+    c.json = read_json(c.file.path, c.file.data, c.file.size);
     for (const Pair* pair = c.json.pairs; pair < c.json.pairs + c.json.count; pair++) {
         if (strncmp(pair->key, "weight_map/", 11)) continue;
-        if (strchr(pair->value, '/')) die("%s names a file in another folder: %s", path, pair->value);
-        const char* name = path_in(folder, pair->value);
-        bool seen = false;
-        for (size_t i = 0; i < c.part_count; i++) seen = seen || !strcmp(c.parts[i].file.path, name);
-        if (seen) continue;
-        if (c.part_count == MAX_PARTS) die("%s lists over %d files", path, MAX_PARTS);
-        Checkpoint* part = &c.parts[c.part_count++];
-        *part = open_file(name, "");
-        c.entries = (Entry*)realloc(c.entries, (c.entry_count + part->entry_count + 1) * sizeof(Entry));
+        if (strchr(pair->value, '/')) die("%s names a file in another folder: %s", c.file.path, pair->value);
+        const Pair* first = c.json.pairs; // to name this file
+        while (strncmp(first->key, "weight_map/", 11) || strcmp(first->value, pair->value)) first++;
+        if (first < pair) continue;
+        Checkpoint part = open_file(path_in(folder_of(c.file.path), pair->value), "");
+        c.entries = (Entry*)realloc(c.entries, (c.entry_count + part.entry_count + 1) * sizeof(Entry));
         if (!c.entries) die("no memory for the list of tensors");
-        memcpy(c.entries + c.entry_count, part->entries, part->entry_count * sizeof(Entry));
-        c.entry_count += part->entry_count;
+        memcpy(c.entries + c.entry_count, part.entries, part.entry_count * sizeof(Entry));
+        c.entry_count += part.entry_count;
     }
     for (const Entry* e = c.entries; e < c.entries + c.entry_count; e++)
         for (const Entry* other = c.entries; other < e; other++)
-            if (!strcmp(e->name, other->name)) die("%s: tensor %s is in two files", path, e->name);
+            if (!strcmp(e->name, other->name)) die("%s: tensor %s is in two files", c.file.path, e->name);
     return c;
 }
 
@@ -2606,8 +2603,6 @@ static Checkpoint open_checkpoint(const char* path, const char* advice) {
 }
 
 static void close_checkpoint(Checkpoint* c) {
-    for (size_t i = 0; i < c->part_count; i++) close_checkpoint(&c->parts[i]);
-    free(c->parts);
     free(c->entries);
     free(c->json.pairs);
     unmap_file(&c->file);
@@ -2701,8 +2696,8 @@ static void check_foreign(const Checkpoint* c, const Model* model) {
 
 // The head count in the config.json beside a weights file, or 0. It may ask for nothing that this model would compute
 // otherwise.
-static size_t heads_from_config(const char* directory, size_t C) {
-    const char* path = path_in(directory, "config.json");
+static size_t heads_from_config(const char* weights, size_t C) {
+    const char* path = path_in(folder_of(weights), "config.json");
     if (access(path, R_OK)) return 0;
     File file = map_file(path, "");
     Json j = read_json(file.path, file.data, file.size);
@@ -2743,10 +2738,7 @@ static Config read_config(const Checkpoint* c) {
     config.L = 0;
     for (char name[32]; snprintf(name, sizeof name, "h.%zu.ln_1.weight", config.L), find_entry(c, "", name); config.L++)
         if (config.L == MAX_LAYERS) die("%s has more than %d layers", path, MAX_LAYERS);
-    const char* slash = strrchr(path, '/');
-    char directory[MAX_PATH] = ".";
-    if (slash) snprintf(directory, sizeof directory, "%.*s", (int)(slash - path), path);
-    if (!metadata(c, "--heads")) config.H = heads_from_config(directory, config.C);
+    if (!metadata(c, "--heads")) config.H = heads_from_config(path, config.C);
     if (!config.H) {
         config.H = config.C / 64;
         note("%s does not say how many heads it has, nor does a config.json: %zu are taken, as in GPT-2", path,
@@ -3394,8 +3386,7 @@ static Config choose_config(const Tokenizer* t, const Checkpoint* from) {
 static bool find_tokenizer(const Checkpoint* c, Tokenizer* t, bool needed) {
     const Entry* e = find_entry(c, "", "tokenizer.bin");
     const char *wanted = metadata(c, "tokenizer"), *path = c->file.path;
-    char beside[2 * MAX_PATH];
-    snprintf(beside, sizeof beside, "%stokenizer.bin", folder_of(path));
+    const char* beside = path_in(folder_of(path), "tokenizer.bin");
     if (e) {
         File copy = c->file; // at an address that suits its numbers
         copy.size = e->to - e->from;
@@ -3660,10 +3651,8 @@ static void open_log(Run* run, File* old) {
     if (!run->log) die("cannot write %s: %s", opt.log, strerror(errno));
 }
 
-// That the checkpoint can be written is tried before the work that it is to keep. It may take a checkpoint's place,
-// which is then kept, but no other file's.
+// The checkpoint may take another's place, which is then kept, but no other file's.
 static void try_checkpoint(Run* run) {
-    Output out;
     if (opt.resume) {
         stat(run->checkpoint, &run->own);
     } else if (!access(run->checkpoint, F_OK)) {
@@ -3675,10 +3664,7 @@ static void try_checkpoint(Run* run) {
                 opt.checkpoint);
         unmap_file(&there);
     }
-    output_open(&out, run->checkpoint, 3 * sizeof(float) * run->model.parameter_count);
-    output_close(&out);
-    if (out.named) unlink(out.temporary);
-    if (out.error) die("cannot write %s: %s", opt.checkpoint, out.error);
+    try_output(run->checkpoint, 3 * sizeof(float) * run->model.parameter_count);
 }
 
 // Everything that a run would lose if it ended now.
@@ -4466,11 +4452,7 @@ static void write_data(FILE* f, const View* v) {
 
 // That a page may be written: what it would replace must be one already, and not the template itself.
 static void check_page(const char* path) {
-    Output out;
-    output_open(&out, path, 0);
-    output_close(&out);
-    if (out.named) unlink(out.temporary);
-    if (out.error) die("cannot write %s: %s", path, out.error);
+    try_output(path, 0);
     if (access(path, F_OK)) return;
     File old = map_file(path, "");
     if (old.size && (!memmem(old.data, min_size(old.size, 1000), PAGE_MARK, strlen(PAGE_MARK)) ||
@@ -4481,9 +4463,9 @@ static void check_page(const char* path) {
 
 static void write_page(const View* v, const char* path) {
     static const char here[] = "dev/view/attention.html", word[] = PAGE_DATA;
-    char program[MAX_PATH], beside[2 * MAX_PATH];
+    char program[MAX_PATH];
     if (!realpath("/proc/self/exe", program)) program[0] = 0;
-    snprintf(beside, sizeof beside, "%s%s", folder_of(program), here);
+    const char* beside = path_in(folder_of(program), here);
     const char* searched = access(beside, R_OK) && !access(here, R_OK) ? here : beside;
     if (access(searched, R_OK)) {
         if (given("--html") || opt.live)
