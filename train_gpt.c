@@ -2332,15 +2332,16 @@ static Shard open_shard(const char* path, size_t T) {
     return s;
 }
 
-// pattern: a file, or a glob that matches several; T: tokens in a window.
+// pattern: a file, or if there is none of that name a glob that matches several; T: tokens in a window.
 static Data open_data(const char* pattern, size_t T, size_t V) {
     Data d = {NULL, 0, 0, 0, T, V};
     glob_t found;
-    if (glob(pattern, GLOB_NOCHECK, NULL, &found)) die("no memory to look for %s", pattern);
+    bool file = !access(pattern, F_OK); // whatever glob() would make of its name
+    if (glob(file ? "" : pattern, GLOB_NOCHECK, NULL, &found)) die("no memory to look for %s", pattern);
     d.shard_count = found.gl_pathc;
     d.shards = (Shard*)allocate(d.shard_count, sizeof(Shard), "the list of shards");
     for (size_t i = 0; i < d.shard_count; i++) {
-        d.shards[i] = open_shard(found.gl_pathv[i], T);
+        d.shards[i] = open_shard(file ? pattern : found.gl_pathv[i], T);
         d.windows += d.shards[i].windows;
         d.token_count += d.shards[i].count;
     }
@@ -3134,38 +3135,6 @@ static void derive_options(void) {
     if (opt.min_lr > opt.lr) fail(2, "--min-lr %g is above --lr %g", opt.min_lr, opt.lr);
 }
 
-// Each way to use the program, and which options mean something there. Training takes all but what is for looking or measuring.
-#define LOOKS    " --layer --head --html --ablate --live "
-#define MEASURES " --stride --json "
-static const struct {
-    const char *way, *takes;
-} ways[] = {
-    {"--memory", " --context --device "},
-    {"--tokenize", " --data --checkpoint "},
-    {"--export", " --data --init --checkpoint --context --device "},
-    {"--generate", " --data --init --checkpoint --context --device --seed --tokens --temperature --top-k --top-p "},
-    {"--attention", " --data --init --checkpoint --context --device --tokens" LOOKS},
-    {"--eval", " --data --init --checkpoint --context --device --batch" MEASURES}};
-
-// An option that changes nothing is a misunderstanding, and said.
-static void check_effects(void) {
-    const char *way = NULL, *takes = LOOKS MEASURES;
-    for (size_t i = 0; i < sizeof ways / sizeof *ways; i++)
-        if (given(ways[i].way)) {
-            if (way) fail(2, "%s or %s: give one of them", way, ways[i].way);
-            way = ways[i].way, takes = ways[i].takes;
-        }
-    for (const Option* o = options; o < options + OPTIONS; o++) {
-        char name[64];
-        snprintf(name, sizeof name, " %s ", o->name);
-        if (!o->given || (way && !strcmp(o->name, way))) continue;
-        bool shape = o->use & SHAPE && strcmp(way ? way : "", "--memory");
-        if (way && !strstr(takes, name) && !shape) fail(2, "%s has no effect with %s", o->name, way);
-        if (!way && strstr(takes, name))
-            fail(2, "%s has no effect without %s", o->name, strstr(LOOKS, name) ? "--attention" : "--eval");
-    }
-}
-
 static void parse_command_line(int argc, char** argv) {
     for (int i = 0; i < OPTIONS; i++)
         if (options[i].initial) set_option(&options[i], options[i].initial, 2, "");
@@ -3250,16 +3219,6 @@ static void catch_signals(void) {
 }
 
 static const char* data_path(const char* name) { return path_in(opt.data, name); }
-
-// The same for glob(): a folder's name is no pattern.
-static const char* data_pattern(const char* name) {
-    static char pattern[2 * MAX_PATH];
-    size_t n = 0;
-    for (const char* p = data_path(name); *p; pattern[n++] = *p++)
-        if (strchr("*?[\\", *p)) pattern[n++] = '\\';
-    pattern[n] = 0;
-    return pattern;
-}
 
 // Where --init points: a file, or in a folder the model.safetensors, or the index of several.
 static const char* weights_path(void) {
@@ -3710,8 +3669,8 @@ static void check_shards(const Data* d, const Tokenizer* t) {
 
 // The text to learn from, and room for a batch of it.
 static void open_texts(Run* run, size_t V, const Checkpoint* resumed) {
-    run->train = open_data(opt.train ? opt.train : data_pattern("train.bin"), run->T, V);
-    run->val = open_data(opt.val ? opt.val : data_pattern("val.bin"), run->T, V);
+    run->train = open_data(opt.train ? opt.train : data_path("train.bin"), run->T, V);
+    run->val = open_data(opt.val ? opt.val : data_path("val.bin"), run->T, V);
     check_shards(&run->train, &run->tokenizer);
     check_shards(&run->val, &run->tokenizer);
     if (resumed && run->train.token_count != metadata_number(resumed, "tokens"))
@@ -4533,6 +4492,44 @@ static void run_attention(void) {
 // ====================================================================================================================
 // The program
 
+// Each way to use the program, which options mean something there, and what does it. Training, which has no name, takes
+// all but what is for looking or measuring.
+#define LOOKS    " --layer --head --html --ablate --live "
+#define MEASURES " --stride --json "
+typedef struct {
+    const char *name, *takes;
+    void (*run)(void);
+} Way;
+static const Way ways[] = {
+    {"--memory", " --context --device ", run_memory},
+    {"--tokenize", " --data --checkpoint ", run_tokenize},
+    {"--export", " --data --init --checkpoint --context --device ", run_export},
+    {"--generate", " --data --init --checkpoint --context --device --seed --tokens --temperature --top-k --top-p ",
+     run_generate},
+    {"--attention", " --data --init --checkpoint --context --device --tokens" LOOKS, run_attention},
+    {"--eval", " --data --init --checkpoint --context --device --batch" MEASURES, run_eval}};
+
+// The way that was asked for, or NULL. An option that changes nothing is a misunderstanding, and said.
+static const Way* chosen_way(void) {
+    const Way* way = NULL;
+    for (size_t i = 0; i < sizeof ways / sizeof *ways; i++) {
+        if (!given(ways[i].name)) continue;
+        if (way) fail(2, "%s or %s: give one of them", way->name, ways[i].name);
+        way = &ways[i];
+    }
+    for (const Option* o = options; o < options + OPTIONS; o++) {
+        char name[64];
+        snprintf(name, sizeof name, " %s ", o->name);
+        if (!o->given || (way && !strcmp(o->name, way->name))) continue;
+        bool fits =
+            way && way->run != run_memory && o->use & SHAPE; // the file's model, or is refused where that is read
+        if (way && !fits && !strstr(way->takes, name)) fail(2, "%s has no effect with %s", o->name, way->name);
+        if (!way && strstr(LOOKS MEASURES, name))
+            fail(2, "%s has no effect without %s", o->name, strstr(LOOKS, name) ? "--attention" : "--eval");
+    }
+    return way;
+}
+
 // Tests call it under this name.
 static int train_gpt(int argc, char** argv) {
     struct sigaction action;
@@ -4552,23 +4549,13 @@ static int train_gpt(int argc, char** argv) {
     live = isatty(STDOUT_FILENO);
     parse_command_line(argc, argv);
     int status = 0;
-    if (!opt.help && !opt.version) check_effects();
+    const Way* way = opt.help || opt.version ? NULL : chosen_way();
     if (opt.help)
         print_help();
     else if (opt.version)
         puts("train_gpt " VERSION);
-    else if (opt.tokenize)
-        run_tokenize();
-    else if (opt.export_to)
-        run_export();
-    else if (opt.prompt)
-        run_generate();
-    else if (opt.attention)
-        run_attention();
-    else if (opt.eval)
-        run_eval();
-    else if (opt.memory)
-        run_memory();
+    else if (way)
+        way->run();
     else
         status = opt.compare ? compare_devices() : run_training();
     if (!status) check_output();
