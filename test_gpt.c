@@ -2070,12 +2070,10 @@ static size_t encode_plainly(const Tokenizer* t, const uint8_t* s, size_t n, int
         size_t at = 0;
         for (size_t i = 0; i + 1 < n; i++) {
             uint8_t pair[64];
-            size_t first, second;
-            const uint8_t* string = token_string(t, tokens[i], &first);
-            memcpy(pair, string, first);
-            string = token_string(t, tokens[i + 1], &second);
-            memcpy(pair + first, string, second);
-            int joined = find_token(t, pair, first + second);
+            Bytes first = token_string(t, tokens[i]), second = token_string(t, tokens[i + 1]);
+            memcpy(pair, first.p, first.n);
+            memcpy(pair + first.n, second.p, second.n);
+            int joined = find_token(t, pair, first.n + second.n);
             if (joined >= 0 && joined < best) best = joined, at = i;
         }
         if (best == INT32_MAX) return n;
@@ -2086,12 +2084,12 @@ static size_t encode_plainly(const Tokenizer* t, const uint8_t* s, size_t n, int
 }
 
 static bool decodes_to(const Tokenizer* t, const int* tokens, size_t count, const uint8_t* text, size_t n) {
-    size_t at = 0, length;
+    size_t at = 0;
     for (size_t i = 0; i < count; i++) {
         if (tokens[i] < 0 || (size_t)tokens[i] >= t->V) return false;
-        const uint8_t* string = token_string(t, tokens[i], &length);
-        if (length > n - at || memcmp(string, text + at, length)) return false;
-        at += length;
+        Bytes s = token_string(t, tokens[i]);
+        if (s.n > n - at || memcmp(s.p, text + at, s.n)) return false;
+        at += s.n;
     }
     return at == n;
 }
@@ -4046,10 +4044,9 @@ static void test_validation(void) {
         for (size_t i = 0; i < count; i++) {
             int inputs[T], targets[T];
             for (size_t j = 0; j < T; j++) {
-                size_t at = i * WINDOWS / count * T + j, length;
+                size_t at = i * WINDOWS / count * T + j;
                 inputs[j] = tokens[at], targets[j] = tokens[at + 1];
-                token_string(&t, targets[j], &length);
-                bytes += (double)length;
+                bytes += (double)token_string(&t, targets[j]).n;
             }
             device->forward(&m, &a, inputs, targets, 1, T, 0, false);
             loss += take_loss(&m);

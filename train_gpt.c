@@ -2069,18 +2069,22 @@ static uint64_t fingerprint(const uint8_t* data, size_t n) { // FNV-1a
     return hash;
 }
 
-static const uint8_t* token_string(const Tokenizer* t, int token, size_t* length) {
-    *length = t->offsets[token + 1] - t->offsets[token];
-    return t->strings + t->offsets[token];
+typedef struct {
+    const uint8_t* p;
+    size_t n;
+} Bytes;
+
+static Bytes token_string(const Tokenizer* t, int token) {
+    Bytes s = {t->strings + t->offsets[token], t->offsets[token + 1] - t->offsets[token]};
+    return s;
 }
 
 // The slot of the token with this string, or the empty slot where it would stand.
 static uint32_t* find_slot(const Tokenizer* t, const uint8_t* s, size_t n) {
     for (uint64_t i = fingerprint(s, n) % SLOTS;; i = (i + 1) % SLOTS) {
         if (!t->slots[i]) return &t->slots[i];
-        size_t length;
-        const uint8_t* string = token_string(t, (int)t->slots[i] - 1, &length);
-        if (length == n && !memcmp(string, s, n)) return &t->slots[i];
+        Bytes token = token_string(t, (int)t->slots[i] - 1);
+        if (token.n == n && !memcmp(token.p, s, n)) return &t->slots[i];
     }
 }
 
@@ -2114,10 +2118,9 @@ static Tokenizer read_tokenizer(const File* file) {
             die("%s is damaged: its tokens' offsets are out of order", path);
     t.slots = (uint32_t*)allocate(SLOTS, sizeof *t.slots, "the tokenizer");
     for (size_t i = 0; i < t.V; i++) {
-        size_t n;
-        const uint8_t* s = token_string(&t, (int)i, &n);
+        Bytes s = token_string(&t, (int)i);
         if ((int)i == t.end_of_text) continue; // never made by joining
-        uint32_t* slot = find_slot(&t, s, n);
+        uint32_t* slot = find_slot(&t, s.p, s.n);
         if (*slot) die("%s is damaged: tokens %u and %zu are the same", path, *slot - 1, i);
         *slot = (uint32_t)i + 1;
     }
@@ -2218,13 +2221,12 @@ static void push_join(const Tokenizer* t, const uint8_t* s, size_t n, const uint
 // two new ones are pushed.
 static size_t encode_piece(const Tokenizer* t, const uint8_t* s, size_t n, uint32_t* size, uint64_t* heap,
                            int* tokens) {
-    size_t made = 0, length;
+    size_t made = 0;
     for (size_t i = 0; i < n; i++) size[i] = 1;
     for (size_t i = 0; i < n; i++) push_join(t, s, n, size, heap, i);
     while (heap[0]) {
         uint64_t join = heap_pop(heap);
-        size_t left = join & UINT32_MAX, right = left + size[left];
-        token_string(t, (int)(join >> 32), &length);
+        size_t left = join & UINT32_MAX, right = left + size[left], length = token_string(t, (int)(join >> 32)).n;
         // Parts that have been joined with others since are not what was pushed.
         if (right >= n || size[left] + size[right] != length) continue;
         size[left] = (uint32_t)length;
@@ -2288,9 +2290,8 @@ static Utf8Printer generated;
 static bool is_end_of_text(const Tokenizer* t, int token) { return token == t->end_of_text; }
 
 static void print_token(const Tokenizer* t, int token) {
-    size_t length;
-    const uint8_t* string = token_string(t, token, &length);
-    utf8_print(&generated, string, length, false);
+    Bytes s = token_string(t, token);
+    utf8_print(&generated, s.p, s.n, false);
     check_output();
 }
 
@@ -2822,11 +2823,10 @@ static void write_letters(FILE* f, const uint8_t* s, size_t n, bool json) {
 }
 
 static void write_vocabulary(FILE* f, const Tokenizer* t) {
-    size_t length;
     for (size_t i = 0; i < t->V; i++) {
-        const uint8_t* s = token_string(t, (int)i, &length);
+        Bytes s = token_string(t, (int)i);
         fputs(i ? ",\n\"" : "{\n\"", f);
-        write_letters(f, s, length, true);
+        write_letters(f, s.p, s.n, true);
         fprintf(f, "\": %zu", i);
     }
     fputs("\n}", f);
@@ -2834,17 +2834,15 @@ static void write_vocabulary(FILE* f, const Tokenizer* t) {
 
 // All pairs of tokens that make a token, those of the lowest rank first: what encode() joins.
 static void write_merges(FILE* f, const Tokenizer* t, bool json) {
-    size_t length;
     const char* between = "\n";
     for (size_t i = 0; i < t->V; i++) {
-        const uint8_t* s = token_string(t, (int)i, &length);
-        for (size_t cut = 1; cut < length && (int)i != t->end_of_text; cut++) {
-            if (find_token(t, s, cut) < 0 || find_token(t, s + cut, length - cut) < 0) continue;
-            fputs(json ? between : "", f);
-            fputs(json ? "\"" : "", f);
-            write_letters(f, s, cut, json);
+        Bytes s = token_string(t, (int)i);
+        for (size_t cut = 1; cut < s.n && (int)i != t->end_of_text; cut++) {
+            if (find_token(t, s.p, cut) < 0 || find_token(t, s.p + cut, s.n - cut) < 0) continue;
+            if (json) fprintf(f, "%s\"", between);
+            write_letters(f, s.p, cut, json);
             putc(' ', f);
-            write_letters(f, s + cut, length - cut, json);
+            write_letters(f, s.p + cut, s.n - cut, json);
             fputs(json ? "\"" : "\n", f);
             between = ",\n";
         }
@@ -2856,9 +2854,10 @@ static void write_merges(FILE* f, const Tokenizer* t, bool json) {
 static void export_tokenizer(const char* directory, const Tokenizer* t, Config c) {
     Text text;
     FILE* f = begin_text(&text);
-    size_t length = 0;
-    const char* end = t->end_of_text < 0 ? "" : (const char*)token_string(t, t->end_of_text, &length);
-    int n = (int)length;
+    Bytes s = {NULL, 0};
+    if (t->end_of_text >= 0) s = token_string(t, t->end_of_text);
+    const char* end = (const char*)s.p;
+    int n = (int)s.n;
     write_vocabulary(f, t);
     export_text(&text, directory, "vocab.json");
     f = begin_text(&text);
@@ -3436,9 +3435,7 @@ static double score_text(Model* model, const Tokenizer* t, const int* tokens, si
         device->read_activation(losses, &a, a.losses, B * rows);
         for (size_t b = 0; b < B && reached < n; b++, begin += stride)
             for (; reached < min_size(begin + T, n); reached++) {
-                size_t length;
-                token_string(t, tokens[reached], &length);
-                *bytes += length;
+                *bytes += token_string(t, tokens[reached]).n;
                 sum += losses[b * rows + reached - 1 - begin];
             }
     }
@@ -3685,11 +3682,7 @@ static void open_texts(Run* run, size_t V, const Checkpoint* resumed) {
     run->val_count = min_size(run->val.windows, opt.val_batches * run->B);
     for (size_t i = 0; i < run->val_count; i++) {
         load_val_window(run, i, 0);
-        for (size_t t = 0; t < run->T; t++) {
-            size_t length;
-            token_string(&run->tokenizer, run->targets[t], &length);
-            run->val_bytes += (double)length;
-        }
+        for (size_t t = 0; t < run->T; t++) run->val_bytes += (double)token_string(&run->tokenizer, run->targets[t]).n;
     }
 }
 
@@ -4159,15 +4152,15 @@ static void ablate(View* v) {
 // wide: code points of which that is not certain become '?'.
 enum { LABEL = 10 };
 static size_t label(const View* v, size_t i, char shown[LABEL][5]) {
-    size_t n, count = 0, length;
-    const uint8_t* s = token_string(&v->tokenizer, v->tokens[i], &n);
-    for (size_t at = 0; at < n && count < LABEL; at += length) {
+    size_t count = 0, length;
+    Bytes s = token_string(&v->tokenizer, v->tokens[i]);
+    for (size_t at = 0; at < s.n && count < LABEL; at += length) {
         uint32_t code;
-        length = utf8_character(s + at, n - at, &code);
+        length = utf8_character(s.p + at, s.n - at, &code);
         bool narrow = (code > 0x20 && code < 0x7F) || (code > 0xA0 && code < 0x300 && code != 0xAD) ||
                       (code >= 0x370 && code < 0x483) || (code >= 0x48A && code < 0x530);
         const char* other = code == ' ' ? "\xC2\xB7" : code == '\n' ? "\xE2\x86\xB5" : "?"; // a middle dot, an arrow
-        snprintf(shown[count++], 5, "%.*s", narrow ? (int)length : 4, narrow ? (const char*)s + at : other);
+        snprintf(shown[count++], 5, "%.*s", narrow ? (int)length : 4, narrow ? (const char*)s.p + at : other);
     }
     return count;
 }
@@ -4262,17 +4255,17 @@ static void print_heads(const View* v) {
 #define PAGE_DATA "@DATA@" // of the data in the template
 
 // A JSON string that is safe within a page's script: what could end that is escaped, what is no UTF-8 replaced.
-static void write_text(FILE* f, const uint8_t* s, size_t n) {
+static void write_text(FILE* f, Bytes s) {
     putc('"', f);
-    for (size_t at = 0, length; at < n; at += length) {
+    for (size_t at = 0, length; at < s.n; at += length) {
         uint32_t code;
-        length = utf8_character(s + at, n - at, &code);
+        length = utf8_character(s.p + at, s.n - at, &code);
         if (code >= BROKEN)
             fputs("\\ufffd", f);
         else if (code < 0x20 || code == 0x7F || strchr("\"\\<>&", (int)min_size(code, 0x80)))
             fprintf(f, "\\u%04x", code);
         else
-            fwrite(s + at, 1, length, f);
+            fwrite(s.p + at, 1, length, f);
     }
     putc('"', f);
 }
@@ -4322,7 +4315,7 @@ static void write_live(FILE* f, const View* v) {
 // After each position: the true next token's rank and bits, and the likeliest.
 static void write_next(FILE* f, const View* v) {
     enum { SHOWN = 10 };
-    size_t V = v->model.config.V, length;
+    size_t V = v->model.config.V;
     fputs(",\n\"next\":[", f);
     for (size_t i = 0; i < v->n; i++) {
         const float* row = v->logits + i * V;
@@ -4343,9 +4336,8 @@ static void write_next(FILE* f, const View* v) {
             fprintf(f, "\"rank\":%zu,\"bits\":%.6g,", rank, (log(sum) + largest - row[v->targets[i]]) / log(2));
         fputs("\"top\":[", f);
         for (size_t k = 0; k < count; k++) {
-            const uint8_t* s = token_string(&v->tokenizer, (int)top[k], &length);
             fprintf(f, "%s[%.6g,", k ? "," : "", exp((double)row[top[k]] - largest) / sum);
-            write_text(f, s, length);
+            write_text(f, token_string(&v->tokenizer, (int)top[k]));
             fputs("]", f);
         }
         fputs("]}", f);
@@ -4357,20 +4349,19 @@ static void write_next(FILE* f, const View* v) {
 // q . k and log-sum-exps as they are, from which the page computes its weights anew.
 static void write_data(FILE* f, const View* v) {
     Config c = v->model.config;
-    size_t n = v->n, D = c.C / c.H, count = 0, length;
-    const uint8_t* s;
+    size_t n = v->n, D = c.C / c.H, count = 0;
     uint8_t* bytes = (uint8_t*)allocate(v->L * v->H * n * n, 1, "weights in 8 bits");
     float* chosen = (float*)allocate(n * n + n, sizeof(float), "scores");
     fputs("{\"model\":", f);
     const char *path = opt.init ? opt.init : opt.checkpoint, *name = name_of(path);
     if (!*name) name = path; // else not the folders: pages are given away
-    write_text(f, (const uint8_t*)name, strlen(name));
+    Bytes shown = {(const uint8_t*)name, strlen(name)};
+    write_text(f, shown);
     fprintf(f, ",\"V\":%zu,\"T\":%zu,\"C\":%zu,\"H\":%zu,\"L\":%zu,\"n\":%zu,\"loss\":%.9g,\n\"tokens\":[", c.V, c.T,
             c.C, c.H, c.L, n, v->loss);
     for (size_t i = 0; i < n; i++) {
         if (i) putc(',', f);
-        s = token_string(&v->tokenizer, v->tokens[i], &length);
-        write_text(f, s, length);
+        write_text(f, token_string(&v->tokenizer, v->tokens[i]));
     }
     fputs("],\n\"ids\":[", f);
     for (size_t i = 0; i < n; i++) fprintf(f, "%s%d", i ? "," : "", v->tokens[i]);
@@ -4520,12 +4511,13 @@ static const Way* chosen_way(void) {
     for (const Option* o = options; o < options + OPTIONS; o++) {
         char name[64];
         snprintf(name, sizeof name, " %s ", o->name);
-        if (!o->given || (way && !strcmp(o->name, way->name))) continue;
-        bool fits =
-            way && way->run != run_memory && o->use & SHAPE; // the file's model, or is refused where that is read
-        if (way && !fits && !strstr(way->takes, name)) fail(2, "%s has no effect with %s", o->name, way->name);
-        if (!way && strstr(LOOKS MEASURES, name))
-            fail(2, "%s has no effect without %s", o->name, strstr(LOOKS, name) ? "--attention" : "--eval");
+        // A file brings the model's shape along, which may be repeated.
+        bool takes =
+            way ? strstr(way->takes, name) || !strcmp(o->name, way->name) || (o->use & SHAPE && way->run != run_memory)
+                : !strstr(LOOKS MEASURES, name);
+        if (!o->given || takes) continue;
+        if (way) fail(2, "%s has no effect with %s", o->name, way->name);
+        fail(2, "%s has no effect without %s", o->name, strstr(LOOKS, name) ? "--attention" : "--eval");
     }
     return way;
 }
