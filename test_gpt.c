@@ -2062,6 +2062,11 @@ static void write_tokenizer(const char* path, const Vocabulary* v, size_t ranges
     fclose(f);
 }
 
+static void free_tokenizer(Tokenizer* t) {
+    free(t->slots), free(t->classes);
+    unmap_file(&t->file);
+}
+
 // Pieces as a plain loop makes them: the pair that makes the lowest token is joined, the leftmost first.
 static size_t encode_plainly(const Tokenizer* t, const uint8_t* s, size_t n, int* tokens) {
     for (size_t i = 0; i < n; i++) tokens[i] = find_token(t, s + i, 1);
@@ -4773,14 +4778,13 @@ static void test_cli_tokenize(void) {
 static void open_view(View* v, Model model, const int* tokens, size_t n) {
     memset(v, 0, sizeof *v);
     v->model = model;
-    int* own = (int*)allocate(n, sizeof(int), "a test");
+    int* own = (int*)allocate(n + 1, sizeof(int), "a test");
     memcpy(own, tokens, n * sizeof(int));
-    create_view(v, own, n);
-    read_model_outputs(v);
+    look_at(v, own, n);
 }
 
 static void close_view(View* v) {
-    free_view(v);
+    device->free_activations(&v->a);
     device->free_model(&v->model);
 }
 

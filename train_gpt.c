@@ -1496,10 +1496,8 @@ static void fail(int status, const char* format, ...) {
     if (rescue) {
         const char* (*save)(void) = rescue;
         rescue = NULL;
-        n = strlen(line);
-        snprintf(line + n, sizeof line - n, "; ");
-        const char* outcome = save();
-        snprintf(line + n + 2, sizeof line - n - 2, "%s", outcome);
+        strncat(line, "; ", sizeof line - strlen(line) - 1);
+        strncat(line, save(), sizeof line - strlen(line) - 1);
     }
     clear_live_line();
     fflush(stdout);
@@ -2139,11 +2137,6 @@ static Tokenizer load_tokenizer(const char* path) {
 }
 
 static uint64_t tokenizer_mark(const Tokenizer* t) { return fingerprint(t->file.data, t->file.size); }
-
-static void free_tokenizer(Tokenizer* t) {
-    free(t->slots), free(t->classes);
-    unmap_file(&t->file);
-}
 
 // Length of the UTF-8 character at s, of n > 0 bytes, and its code point. A byte that begins none is a character of its
 // own with a code of no class: UNFINISHED if more bytes could make it one, else BROKEN, as overlong forms and surrogates
@@ -2893,38 +2886,28 @@ static void export_tokenizer(const char* directory, const Tokenizer* t, Config c
     export_text(&text, directory, "tokenizer_config.json");
 }
 
-// That a file which an export would replace is one of an export, and begins so.
-static void check_exported(const char* path, const char* key, const void* start, size_t size) {
-    if (access(path, F_OK)) return;
-    File file = map_file(path, "");
-    bool own = file.size >= size && !memcmp(file.data, start, size);
-    if (own && key) {
-        Checkpoint c = open_checkpoint(path, "");
-        own = metadata(&c, key) && !find_entry(&c, "adam.m.", "wte.weight");
-        close_checkpoint(&c);
-    }
-    unmap_file(&file);
-    if (!own) die("%s is not of an earlier export and would be replaced: export to another folder", path);
+static bool is_export(const char* path) {
+    if (access(path, F_OK)) return false;
+    Checkpoint c = open_checkpoint(path, "");
+    bool is = metadata(&c, "--heads") && !find_entry(&c, "adam.m.", "wte.weight");
+    close_checkpoint(&c);
+    return is;
 }
 
-// A folder that transformers' from_pretrained opens. t: NULL if there is none that belongs to the model. Nothing in it is
-// replaced but what an earlier export wrote.
+// A folder that transformers' from_pretrained opens. t: NULL if there is none that belongs to the model. Nothing is
+// replaced in a folder whose model is not of an earlier export.
 static void export_model(const char* directory, const Model* model, const Tokenizer* t) {
-    static const char* const texts[][2] = {
-        {"config.json", "{\n  \"architectures\": [\"GPT2LMHeadModel\"],\n  \"model_type\": \"gpt2\",\n"},
-        {"generation_config.json", "{\n  \"bos_token_id\": "},
-        {"vocab.json", "{\n\""},
-        {"merges.txt", "#version: 0.2\n"},
-        {"tokenizer.json", "{\n\"version\": \"1.0\", \"truncation\": null"},
-        {"tokenizer_config.json", "{\n  \"tokenizer_class\": \"PreTrainedTokenizerFast\",\n"}};
+    static const char* const names[] = {
+        "model.safetensors", "config.json",    "generation_config.json", "vocab.json",
+        "merges.txt",        "tokenizer.json", "tokenizer_config.json",  "tokenizer.bin"};
     const char* beyond = beyond_gpt2(model->config);
     if (beyond) die("a model made with %s is not one that transformers' GPT-2 computes", beyond);
     if (mkdir(directory, 0777) && errno != EEXIST) die("cannot make the folder %s: %s", directory, strerror(errno));
-    check_exported(path_in(directory, "model.safetensors"), "--heads", "", 0);
-    for (size_t i = 0; i < sizeof texts / sizeof *texts; i++)
-        check_exported(path_in(directory, texts[i][0]), NULL, texts[i][1], strlen(texts[i][1]));
-    if (t && access(path_in(directory, "vocab.json"), F_OK)) // else of an earlier export, and not that of a text
-        check_exported(path_in(directory, "tokenizer.bin"), NULL, t->file.data, t->file.size);
+    bool again = is_export(path_in(directory, names[0]));
+    for (size_t i = 0; i < sizeof names / sizeof *names && !again; i++)
+        if (!access(path_in(directory, names[i]), F_OK))
+            die("%s is not of an earlier export and would be replaced: export to another folder",
+                path_in(directory, names[i]));
     char more[128];
     int n = snprintf(more, sizeof more, ",\"--heads\":\"%zu\"", model->config.H);
     if (t)
@@ -2938,12 +2921,12 @@ static void export_model(const char* directory, const Model* model, const Tokeni
     if (!t && c.V == 50257) snprintf(end_of_text, sizeof end_of_text, "50256"); // GPT-2's own
     Text text;
     fprintf(begin_text(&text),
-            "%s  \"vocab_size\": %zu,\n"
+            "{\n  \"architectures\": [\"GPT2LMHeadModel\"],\n  \"model_type\": \"gpt2\",\n  \"vocab_size\": %zu,\n"
             "  \"n_positions\": %zu,\n  \"n_ctx\": %zu,\n  \"n_embd\": %zu,\n  \"n_layer\": %zu,\n  \"n_head\": %zu,\n"
             "  \"activation_function\": \"gelu_new\",\n  \"layer_norm_epsilon\": 1e-05,\n"
             "  \"bos_token_id\": %s,\n  \"eos_token_id\": %s,\n  \"tie_word_embeddings\": true,\n"
             "  \"torch_dtype\": \"float32\"\n}\n",
-            texts[0][1], c.V, c.T, c.T, c.C, c.L, c.H, end_of_text, end_of_text);
+            c.V, c.T, c.T, c.C, c.L, c.H, end_of_text, end_of_text);
     export_text(&text, directory, "config.json");
     fprintf(begin_text(&text), "{\n  \"bos_token_id\": %s,\n  \"eos_token_id\": %s\n}\n", end_of_text, end_of_text);
     export_text(&text, directory, "generation_config.json");
@@ -3408,7 +3391,6 @@ static void run_tokenize(void) {
     int* tokens = (int*)allocate(file.size, sizeof(int), "tokens");
     size_t n = encode(&t, file.data, file.size, tokens);
     for (size_t i = 0; i < n; i++) printf("%d\n", tokens[i]);
-    free(tokens), unmap_file(&file), free_tokenizer(&t);
 }
 
 // A text in windows of the model's context, each beginning --stride tokens after the last. A window scores the tokens
@@ -3462,7 +3444,6 @@ static void run_eval(void) {
                              : "%zu tokens of %zu bytes, context %zu, stride %zu: loss %.4f, perplexity %.3f, "
                                "%.4f bits a byte\n";
     printf(format, n - 1, bytes, T, stride, loss, exp(loss), sum / log(2) / (double)bytes);
-    free(tokens), unmap_file(&file);
 }
 
 static void run_export(void) {
@@ -4038,35 +4019,14 @@ typedef struct {
     Model model;
     Tokenizer tokenizer;
     Activations a;
-    Attention shape;
     size_t n, L, H;
-    int *tokens, *targets;      // (n); a target is the next token, and the last one's is not counted
-    float *qkv, *lse, *weights; // (L,n,3C), (L,n,H), (L,H,n,n)
-    float* logits;              // (n,V)
-    HeadView* heads;            // (L,H)
-    size_t layer, head;         // which map is drawn
-    double loss, correlation;   // of the text; of the measured and the predicted rise of the loss
+    const int *tokens, *targets; // (n); a target is the next token, and the last one's is not counted
+    float *qkv, *lse, *weights;  // (L,n,3C), (L,n,H), (L,H,n,n)
+    float* logits;               // (n,V)
+    HeadView* heads;             // (L,H)
+    size_t layer, head;          // which map is drawn
+    double loss, correlation;    // of the text; of the measured and the predicted rise of the loss
 } View;
-
-// Room for what is shown of n > 1 tokens, which become the view's, under the view's model.
-static void create_view(View* v, int* tokens, size_t n) {
-    Config c = v->model.config;
-    v->n = n, v->L = c.L, v->H = c.H, v->shape = attention_of(c, 1, n, 0);
-    v->tokens = tokens;
-    v->targets = (int*)allocate(n, sizeof(int), "the text");
-    for (size_t i = 0; i < n; i++) v->targets[i] = tokens[min_size(i + 1, n - 1)];
-    device->create_activations(&v->a, &v->model, 1, n, true);
-    v->qkv = (float*)allocate(c.L * n * 3 * c.C, sizeof(float), "queries and keys");
-    v->lse = (float*)allocate(c.L * n * c.H, sizeof(float), "log-sum-exps");
-    v->weights = (float*)allocate(c.L * c.H * n * n, sizeof(float), "attention's weights");
-    v->logits = (float*)allocate(n * c.V, sizeof(float), "logits");
-    v->heads = (HeadView*)allocate(c.L * c.H, sizeof(HeadView), "the table of heads");
-}
-
-static void free_view(View* v) {
-    device->free_activations(&v->a);
-    free(v->tokens), free(v->targets), free(v->qkv), free(v->lse), free(v->weights), free(v->logits), free(v->heads);
-}
 
 static float* view_weights(const View* v, size_t l, size_t h) { return v->weights + (l * v->H + h) * v->n * v->n; }
 
@@ -4076,20 +4036,28 @@ static double text_loss(View* v) {
     return take_loss(&v->model);
 }
 
-static void read_model_outputs(View* v) {
+// What the view's model computes of n > 1 tokens. There is room for one more.
+static void look_at(View* v, const int* tokens, size_t n) {
     Config c = v->model.config;
-    device->forward(&v->model, &v->a, v->tokens, v->targets, 1, v->n, 0, true);
+    v->n = n, v->L = c.L, v->H = c.H, v->tokens = tokens, v->targets = tokens + 1;
+    v->qkv = (float*)allocate(c.L * n * 3 * c.C, sizeof(float), "queries and keys");
+    v->lse = (float*)allocate(c.L * n * c.H, sizeof(float), "log-sum-exps");
+    v->weights = (float*)allocate(c.L * c.H * n * n, sizeof(float), "attention's weights");
+    v->logits = (float*)allocate(n * c.V, sizeof(float), "logits");
+    v->heads = (HeadView*)allocate(c.L * c.H, sizeof(HeadView), "the table of heads");
+    device->create_activations(&v->a, &v->model, 1, n, true);
+    device->forward(&v->model, &v->a, v->tokens, v->targets, 1, n, 0, true);
     take_loss(&v->model);
-    for (size_t l = 0; l < v->L; l++) {
-        float *qkv = v->qkv + l * v->n * 3 * c.C, *lse = v->lse + l * v->n * v->H;
-        device->read_activation(qkv, &v->a, v->a.qkv[l], v->n * 3 * c.C);
-        device->read_activation(lse, &v->a, v->a.lse[l], v->n * v->H);
-        for (size_t h = 0; h < v->H; h++) {
-            attention_weights(view_weights(v, l, h), qkv, lse, v->shape, h);
-            v->heads[l * v->H + h] = describe_head(view_weights(v, l, h), v->tokens, v->n);
+    for (size_t l = 0; l < c.L; l++) {
+        float *qkv = v->qkv + l * n * 3 * c.C, *lse = v->lse + l * n * c.H;
+        device->read_activation(qkv, &v->a, v->a.qkv[l], n * 3 * c.C);
+        device->read_activation(lse, &v->a, v->a.lse[l], n * c.H);
+        for (size_t h = 0; h < c.H; h++) {
+            attention_weights(view_weights(v, l, h), qkv, lse, attention_of(c, 1, n, 0), h);
+            v->heads[l * c.H + h] = describe_head(view_weights(v, l, h), tokens, n);
         }
     }
-    device->read_activation(v->logits, &v->a, v->a.logits, v->n * c.V);
+    device->read_activation(v->logits, &v->a, v->a.logits, n * c.V);
     v->loss = text_loss(v);
 }
 
@@ -4145,7 +4113,6 @@ static void ablate(View* v) {
         squares += ranks * ranks;
     }
     v->correlation = count > 1 ? 1 - 6 * squares / ((double)count * ((double)count * (double)count - 1)) : NAN;
-    free(w), free(att), free(cut), free(means);
 }
 
 // The first characters of a token's text for a map's edge, each by itself, and their number. Each must be one column
@@ -4312,33 +4279,32 @@ static void write_live(FILE* f, const View* v) {
     free(w), free(half);
 }
 
-// After each position: the true next token's rank and bits, and the likeliest.
+// After each position: the true next token's rank and bits, and the likeliest, which are taken out of the logits.
 static void write_next(FILE* f, const View* v) {
     enum { SHOWN = 10 };
     size_t V = v->model.config.V;
     fputs(",\n\"next\":[", f);
     for (size_t i = 0; i < v->n; i++) {
-        const float* row = v->logits + i * V;
-        float largest = row[0];
+        float *row = v->logits + i * V, largest = row[0];
         double sum = 0;
-        size_t rank = 1, top[SHOWN], count = 0;
+        size_t rank = 1;
         for (size_t t = 0; t < V; t++) largest = fmaxf(largest, row[t]);
         for (size_t t = 0; t < V; t++) {
             sum += exp((double)row[t] - largest);
             rank += row[t] > row[v->targets[i]];
-            size_t k = count < SHOWN ? count++ : SHOWN;
-            for (; k > 0 && row[t] > row[top[k - 1]]; k--)
-                if (k < SHOWN) top[k] = top[k - 1];
-            if (k < SHOWN) top[k] = t;
         }
         fprintf(f, "%s\n{", i ? "," : "");
         if (i + 1 < v->n)
             fprintf(f, "\"rank\":%zu,\"bits\":%.6g,", rank, (log(sum) + largest - row[v->targets[i]]) / log(2));
         fputs("\"top\":[", f);
-        for (size_t k = 0; k < count; k++) {
-            fprintf(f, "%s[%.6g,", k ? "," : "", exp((double)row[top[k]] - largest) / sum);
-            write_text(f, token_string(&v->tokenizer, (int)top[k]));
+        for (size_t k = 0; k < min_size(SHOWN, V); k++) {
+            size_t best = 0;
+            for (size_t t = 0; t < V; t++)
+                if (row[t] > row[best]) best = t;
+            fprintf(f, "%s[%.6g,", k ? "," : "", exp((double)row[best] - largest) / sum);
+            write_text(f, token_string(&v->tokenizer, (int)best));
             fputs("]", f);
+            row[best] = -INFINITY;
         }
         fputs("]}", f);
     }
@@ -4470,14 +4436,12 @@ static void run_attention(void) {
     if (opt.live && weights > 20000000)
         die("--live puts the weights into the page, which %.0f MB are too many for: at most 20 MB",
             (double)weights / 1e6);
-    create_view(&v, tokens, n);
-    read_model_outputs(&v);
+    look_at(&v, tokens, n);
     if (opt.ablate) ablate(&v);
     choose_head(&v);
     print_heads(&v);
     print_map(&v);
     write_page(&v, opt.html);
-    free_view(&v);
 }
 
 // ====================================================================================================================
