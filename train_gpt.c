@@ -1534,9 +1534,7 @@ static void* allocate(size_t count, size_t size, const char* what) {
     size_t unit = bytes < HUGE_PAGE ? 64 : HUGE_PAGE, blocks = bytes ? (bytes + unit - 1) / unit : 1;
     char* p = (char*)aligned_alloc(unit, blocks * unit);
     if (!p) die("no memory for %s (%.1f MB)", what, (double)bytes / 1e6);
-#ifdef MADV_HUGEPAGE
     if (unit == HUGE_PAGE) madvise(p, blocks * unit, MADV_HUGEPAGE);
-#endif
 #pragma omp parallel for schedule(static) if (unit == HUGE_PAGE)
     for (size_t i = 0; i < blocks; i++) memset(p + i * unit, 0, unit);
     return p;
@@ -2294,10 +2292,10 @@ static void print_rest(void) { utf8_print(&generated, NULL, 0, true); }
 // Data loader
 //
 // A shard is a file of tokens: 256 int32 of header (20240520, 1, number of tokens, and in two words the fingerprint of
-// its tokenizer.bin, or 0), then uint16 each. Shards are cut
-// into windows of T tokens, whose targets are the same tokens one further on. An epoch visits every window once, in an
-// order of its own and with the cuts shifted by an amount of its own. All of that is computed from the seed and the
-// number of windows taken so far, which is therefore the loader's whole state.
+// its tokenizer.bin, or 0), then uint16 each. Shards are cut into windows of T tokens, whose targets are the same tokens
+// one further on. An epoch visits every window once, in an order of its own and with the cuts shifted by an amount of
+// its own. All of that is computed from the seed and the number of windows taken so far, which is therefore the
+// loader's whole state.
 
 typedef struct {
     File file;
@@ -2886,28 +2884,33 @@ static void export_tokenizer(const char* directory, const Tokenizer* t, Config c
     export_text(&text, directory, "tokenizer_config.json");
 }
 
-static bool is_export(const char* path) {
-    if (access(path, F_OK)) return false;
-    Checkpoint c = open_checkpoint(path, "");
-    bool is = metadata(&c, "--heads") && !find_entry(&c, "adam.m.", "wte.weight");
-    close_checkpoint(&c);
-    return is;
+// That a file which an export would replace is one of an export, and begins so; a model's has a number before.
+static void check_exported(const char* path, const void* start, size_t size) {
+    if (access(path, F_OK)) return;
+    File file = map_file(path, "");
+    if (!memmem(file.data, min_size(file.size, sizeof(uint64_t) + size), start, size))
+        die("%s is not of an earlier export and would be replaced: export to another folder", path);
+    unmap_file(&file);
 }
 
-// A folder that transformers' from_pretrained opens. t: NULL if there is none that belongs to the model. Nothing is
-// replaced in a folder whose model is not of an earlier export.
+// A folder that transformers' from_pretrained opens. t: NULL if there is none that belongs to the model. Nothing in it is
+// replaced but what an earlier export wrote.
 static void export_model(const char* directory, const Model* model, const Tokenizer* t) {
-    static const char* const names[] = {
-        "model.safetensors", "config.json",    "generation_config.json", "vocab.json",
-        "merges.txt",        "tokenizer.json", "tokenizer_config.json",  "tokenizer.bin"};
+    static const char* const starts[][2] = {
+        {"model.safetensors", "{\"__metadata__\":{\"format\":\"pt\",\"--heads\":"},
+        {"config.json", "{\n  \"architectures\": [\"GPT2LMHeadModel\"],\n  \"model_type\": \"gpt2\",\n"},
+        {"generation_config.json", "{\n  \"bos_token_id\": "},
+        {"vocab.json", "{\n\""},
+        {"merges.txt", "#version: 0.2\n"},
+        {"tokenizer.json", "{\n\"version\": \"1.0\", \"truncation\": null"},
+        {"tokenizer_config.json", "{\n  \"tokenizer_class\": \"PreTrainedTokenizerFast\",\n"}};
     const char* beyond = beyond_gpt2(model->config);
     if (beyond) die("a model made with %s is not one that transformers' GPT-2 computes", beyond);
     if (mkdir(directory, 0777) && errno != EEXIST) die("cannot make the folder %s: %s", directory, strerror(errno));
-    bool again = is_export(path_in(directory, names[0]));
-    for (size_t i = 0; i < sizeof names / sizeof *names && !again; i++)
-        if (!access(path_in(directory, names[i]), F_OK))
-            die("%s is not of an earlier export and would be replaced: export to another folder",
-                path_in(directory, names[i]));
+    for (size_t i = 0; i < sizeof starts / sizeof *starts; i++)
+        check_exported(path_in(directory, starts[i][0]), starts[i][1], strlen(starts[i][1]));
+    if (t && access(path_in(directory, "vocab.json"), F_OK)) // else of an earlier export, and not that of a text
+        check_exported(path_in(directory, "tokenizer.bin"), t->file.data, t->file.size);
     char more[128];
     int n = snprintf(more, sizeof more, ",\"--heads\":\"%zu\"", model->config.H);
     if (t)
@@ -2921,12 +2924,12 @@ static void export_model(const char* directory, const Model* model, const Tokeni
     if (!t && c.V == 50257) snprintf(end_of_text, sizeof end_of_text, "50256"); // GPT-2's own
     Text text;
     fprintf(begin_text(&text),
-            "{\n  \"architectures\": [\"GPT2LMHeadModel\"],\n  \"model_type\": \"gpt2\",\n  \"vocab_size\": %zu,\n"
+            "%s  \"vocab_size\": %zu,\n"
             "  \"n_positions\": %zu,\n  \"n_ctx\": %zu,\n  \"n_embd\": %zu,\n  \"n_layer\": %zu,\n  \"n_head\": %zu,\n"
             "  \"activation_function\": \"gelu_new\",\n  \"layer_norm_epsilon\": 1e-05,\n"
             "  \"bos_token_id\": %s,\n  \"eos_token_id\": %s,\n  \"tie_word_embeddings\": true,\n"
             "  \"torch_dtype\": \"float32\"\n}\n",
-            c.V, c.T, c.T, c.C, c.L, c.H, end_of_text, end_of_text);
+            starts[1][1], c.V, c.T, c.T, c.C, c.L, c.H, end_of_text, end_of_text);
     export_text(&text, directory, "config.json");
     fprintf(begin_text(&text), "{\n  \"bos_token_id\": %s,\n  \"eos_token_id\": %s\n}\n", end_of_text, end_of_text);
     export_text(&text, directory, "generation_config.json");
@@ -3059,28 +3062,19 @@ static Option* find_option(const char* name) {
 
 static bool given(const char* name) { return find_option(name)->given; }
 
-// Levenshtein's distance: the fewest insertions, deletions and replacements of a character that turn a into b.
-static size_t edit_distance(const char* a, const char* b) {
-    size_t row[64], n = min_size(strlen(b), 63);
-    for (size_t j = 0; j <= n; j++) row[j] = j;
-    for (size_t i = 1; a[i - 1]; i++) {
-        size_t diagonal = row[0];
-        row[0] = i;
-        for (size_t j = 1; j <= n; j++) {
-            size_t replaced = diagonal + (a[i - 1] != b[j - 1]);
-            diagonal = row[j];
-            row[j] = min_size(replaced, 1 + min_size(row[j], row[j - 1]));
-        }
-    }
-    return row[n];
+// Whether no more than so many insertions, deletions and replacements of a character turn a into b (Levenshtein).
+static bool alike(const char* a, const char* b, int edits) {
+    while (*a && *a == *b) a++, b++;
+    if (!*a && !*b) return true;
+    return edits > 0 && ((*a && alike(a + 1, b, edits - 1)) || (*b && alike(a, b + 1, edits - 1)) ||
+                         (*a && *b && alike(a + 1, b + 1, edits - 1)));
 }
 
 __attribute__((noreturn)) static void unknown_option(const char* name) {
-    const Option* nearest = options;
-    for (int i = 0; i < OPTIONS; i++)
-        if (edit_distance(name, options[i].name) < edit_distance(name, nearest->name)) nearest = &options[i];
-    if (edit_distance(name, nearest->name) <= 3)
-        fail(2, "unknown option %s; did you mean %s? (--help lists all)", name, nearest->name);
+    for (int edits = 1; edits <= 3; edits++)
+        for (const Option* o = options; o < options + OPTIONS; o++)
+            if (alike(name, o->name, edits))
+                fail(2, "unknown option %s; did you mean %s? (--help lists all)", name, o->name);
     fail(2, "unknown option %s (--help lists all)", name);
 }
 
@@ -3331,9 +3325,7 @@ static bool find_tokenizer(const Checkpoint* c, Tokenizer* t, bool needed) {
     if (e) {
         File copy = c->file; // at an address that suits its numbers
         copy.size = e->to - e->from;
-        void* p = mmap(NULL, copy.size + 1, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-        if (p == MAP_FAILED) die("no memory for the tokenizer of %s", path);
-        copy.data = (const uint8_t*)memcpy(p, e->data, copy.size);
+        copy.data = (const uint8_t*)memcpy(allocate(copy.size, 1, "the tokenizer"), e->data, copy.size);
         *t = read_tokenizer(&copy);
     } else if (!access(beside, F_OK) && !given("--data"))
         *t = load_tokenizer(beside);
@@ -3366,7 +3358,7 @@ static bool load_for_use(Model* model, Tokenizer* t, bool needed, bool training)
     return found;
 }
 
-// What these hold is static, and given back by the end of the program.
+// What a way to use the program holds is given back by the end of it.
 static void run_generate(void) {
     static Model model;
     static Activations a;
@@ -3382,7 +3374,6 @@ static void run_generate(void) {
     fflush(stdout);
     generate(&model, &a, &t, prompt, count, &s);
     putchar('\n');
-    free(prompt);
 }
 
 static void run_tokenize(void) {
@@ -3421,8 +3412,6 @@ static double score_text(Model* model, const Tokenizer* t, const int* tokens, si
                 sum += losses[b * rows + reached - 1 - begin];
             }
     }
-    device->free_activations(&a);
-    free(inputs), free(losses);
     return sum;
 }
 
@@ -4276,7 +4265,6 @@ static void write_live(FILE* f, const View* v) {
     fputs("},\n\"tokenizer\":", f);
     write_base64(f, v->tokenizer.file.data, v->tokenizer.file.size);
     fputs("}", f);
-    free(w), free(half);
 }
 
 // After each position: the true next token's rank and bits, and the likeliest, which are taken out of the logits.
@@ -4363,7 +4351,6 @@ static void write_data(FILE* f, const View* v) {
     write_next(f, v);
     if (opt.live) write_live(f, v);
     fputs("}", f);
-    free(bytes), free(chosen);
 }
 
 // That a page may be written: what it would replace must be one already, and not the template itself.
@@ -4402,7 +4389,6 @@ static void write_page(const View* v, const char* path) {
     end_text(&text, "the page");
     write_whole(path, text.text, text.length);
     printf("\nAll heads, for a browser (%.1f MB):\n%s\n", (double)text.length / 1e6, path);
-    free(text.text), unmap_file(&file);
 }
 
 // The head whose map is shown: the one asked for, or that of least entropy which does not look at the first token.
