@@ -567,8 +567,15 @@ static void test_matmul_blocks(void) {
             try_product(MR + 2, NR + 1, 2 * KC - 1 + d, all[f]);
             try_product(1, 65, 2 * KC - 1 + d, all[f]);
             try_product(3, 2 * NC - 1 + d, 5, all[f]);
+            try_product(NR, 8 * NC - 1 + d, 9, all[f]);
+            try_product(8 * MC - 1 + d, NR, 9, all[f]);
+            try_product(MR + 2, NR + 1, DEEP - 1 + d, all[f]);
+            try_product(2 * NR, NR, DEEP - 1 + d, all[f]);
         }
+    try_product(0, 0, 3, BIAS);
     try_product(3 * MC + 5, NC + 37, KC + 11, BIAS | ADD);
+    try_product(5 * NR + 3, 7 * NR + 1, KC + 11, BIAS | ADD);
+    try_product(7 * NR + 1, 5 * NR + 3, KC + 11, BIAS | ADD);
 }
 
 static void test_matmul_tile(void) {
@@ -4902,7 +4909,9 @@ static void test_view_ablation(void) {
             for (size_t i = 0; i < fixture.L * fixture.H; i++) {
                 size_t l = i / fixture.H, h = i % fixture.H, kept = borrowed_count;
                 double loss = gated_loss(&v, l, h, 0) - v.loss;
-                double gate = (gated_loss(&v, l, h, 0.99f) - gated_loss(&v, l, h, 1.01f)) / 0.02;
+                double narrow = (gated_loss(&v, l, h, 0.98f) - gated_loss(&v, l, h, 1.02f)) / 0.04;
+                double wide = (gated_loss(&v, l, h, 0.96f) - gated_loss(&v, l, h, 1.04f)) / 0.08;
+                double gate = (4 * narrow - wide) / 3; // Richardson: what grows with the step's square is gone
                 CHECK(fabs(v.heads[i].loss - loss) < 2e-6, "%s, layer %zu, head %zu: %.7f, not %.7f", fixture.name, l,
                       h, v.heads[i].loss, loss);
                 CHECK(fabs(v.heads[i].gate - gate) < 1e-4, "%s, layer %zu, head %zu: gate %.7f, not %.7f", fixture.name,

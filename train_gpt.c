@@ -947,8 +947,9 @@ static void generate(Model* model, Activations* a, const Tokenizer* t, const int
 //    Copying costs K*(M+N) moves against M*N*K multiply-adds. It also makes any layout of A and B equal: a matrix is
 //    a pointer and two strides, and a transpose just swaps them. So y = x W, dx = dy W^T and dW = x^T dy are all this
 //    one routine.
-//  - Panels stay in cache: KC steps of k, of MC rows of A (a thread's own, second-level cache) and of NC columns of B
-//    (shared by all threads, third-level cache).
+//  - Panels are used from cache. Of A's rows and B's columns, the fewer are packed once, all of them, by all threads for
+//    all. The others are packed a few at a time by the thread that goes on to use them, and so pass from memory into
+//    its second-level cache once. KC steps of k at a time, NC columns of B beside MC rows of A fit there.
 //
 // The scheme is Goto and van de Geijn's (2008). Vectors are GCC's and Clang's vector extension: a `vec` is LANES
 // floats and +, * work on all of them, so one source serves AVX-512, AVX2 and NEON.
@@ -962,7 +963,7 @@ enum { LANES = 4, MR = 8 };
 #else                     // 16 registers of 4 floats: SSE, or whatever there is
 enum { LANES = 4, MR = 6 };
 #endif
-enum { NR = 2 * LANES, KC = 768, MC = 8 * MR, NC = 1536, TILE = 64 };
+enum { NR = 2 * LANES, KC = 768, MC = 16 * MR, NC = 4 * NR, DEEP = 6 * KC, TILE = 64 };
 typedef float vec __attribute__((vector_size(LANES * sizeof(float))));
 
 static Matrix block_at(Matrix m, size_t i, size_t j) {
@@ -1027,10 +1028,12 @@ __attribute__((always_inline)) static inline void pack(float* __restrict__ out, 
 static void pack_a(float* out, Matrix a, size_t rows, size_t depth) { pack(out, a, rows, MR, depth); }
 
 // B's panels run along its columns, so to pack() it is transposed.
-static void pack_b(float* out, Matrix b, size_t columns, size_t depth) {
+static Matrix transpose(Matrix b) {
     Matrix bt = {b.p, b.column, b.row};
-    pack(out, bt, columns, NR, depth);
+    return bt;
 }
+
+static void pack_b(float* out, Matrix b, size_t columns, size_t depth) { pack(out, transpose(b), columns, NR, depth); }
 
 // The first n sums of a tile's row into c, plus bias, plus add, each of which may be NULL.
 __attribute__((always_inline)) static inline void store_row(float* c, const float* sums, const float* bias,
@@ -1050,17 +1053,20 @@ __attribute__((always_inline)) static inline void store_tile(float* c, size_t wi
 }
 
 // c (rows,columns), rows `width` apart: packed a times packed b, plus bias (columns), plus add (shaped and strided
-// like c, may be c itself).
+// like c, may be c itself). The tile's place in c is asked for before its sums are taken, to be near when they are done.
 static void multiply_packed(float* c, size_t width, const float* a, const float* b, const float* bias, const float* add,
                             size_t rows, size_t columns, size_t depth) {
     float tile[MR * NR] __attribute__((aligned(64)));
-    for (size_t j = 0; j < columns; j += NR)
-        for (size_t i = 0; i < rows; i += MR) {
-            size_t at = i * width + j;
-            kernel(depth, transposed(a + i * depth, MR), b + j * depth, NR, tile);
-            store_tile(c + at, width, tile, bias ? bias + j : NULL, add ? add + at : NULL, min_size(MR, rows - i),
-                       min_size(NR, columns - j));
-        }
+    for (size_t i0 = 0; i0 < rows; i0 += MC)
+        for (size_t j = 0; j < columns; j += NR)
+            for (size_t i = i0; i < rows && i < i0 + MC; i += MR) {
+                size_t at = i * width + j, tile_rows = min_size(MR, rows - i);
+                for (size_t x = 0; x < tile_rows; x++)
+                    for (size_t y = 0; y < NR; y += 16) __builtin_prefetch(c + at + x * width + y, 1);
+                kernel(depth, transposed(a + i * depth, MR), b + j * depth, NR, tile);
+                store_tile(c + at, width, tile, bias ? bias + j : NULL, add ? add + at : NULL, tile_rows,
+                           min_size(NR, columns - j));
+            }
 }
 
 // Memory for the duration of one call from outside parallel regions, grown when needed, so that no step allocates.
@@ -1119,43 +1125,68 @@ static size_t even_part(size_t n, size_t most, size_t unit) {
     return units ? units * unit : unit;
 }
 
-// As matmul_plain. c is cut into pieces, MC rows by `width` columns, fine enough to keep all threads busy to the end; a
-// thread takes neighbours, so as to pack their common rows of A once. One thread computes all of a piece, and its sums
-// run along k in order, so the bits do not depend on the number of threads.
+// One factor: A, whose rows go into panels of MR, or B, whose columns go into panels of NR.
+typedef struct {
+    Matrix lines;                // A's rows or B's columns, as rows along k
+    size_t count, panel, cached; // cached: how many a thread's cache holds, KC long
+} Factor;
+
+// Packs `count` lines from i on, `depth` long from k on.
+static void pack_lines(float* out, Factor f, size_t i, size_t count, size_t k, size_t depth) {
+    Matrix m = block_at(f.lines, i, k);
+    if (f.panel == MR)
+        pack(out, m, count, MR, depth);
+    else
+        pack(out, m, count, NR, depth);
+}
+
+// As matmul_plain. The factor with fewer lines is packed whole, for all threads; the `cut` one in parts. A piece of c
+// comes from one part and the whole, or from a span of the whole where there are too few parts for all threads. One
+// thread computes a piece, and its sums run along k in order, in steps whose length depends on K alone; so the bits do
+// not depend on the number of threads. For a large K all this is done DEEP steps of k at a time.
 static void matmul_fast(float* c, Matrix a, Matrix b, const float* bias, const float* add, size_t M, size_t N,
                         size_t K) {
     if (M == 1) {
         multiply_row(c, a, b, bias, add, N, K);
         return;
     }
-    float* packed_b = workspace((NC + (size_t)omp_get_max_threads() * MC) * KC); // (NC,KC), shared by all threads,
-    float* packed_a = packed_b + NC * KC;                                        // and (MC,KC) for each of them
-    size_t most_columns = even_part(N, NC, NR), most_depth = even_part(K, KC, 1), blocks = (M + MC - 1) / MC;
-    for (size_t n0 = 0; n0 < N; n0 += most_columns)
-        for (size_t k0 = 0; k0 == 0 || k0 < K; k0 += most_depth) {
-            size_t columns = min_size(most_columns, N - n0), depth = min_size(most_depth, K - k0);
-            // Few blocks of rows: narrower pieces, for all threads to have some.
-            size_t width = even_part(columns, blocks < 8 ? 3 * NR : 8 * NR, NR), parts = (columns + width - 1) / width;
-            const float* first_bias = k0 == 0 && bias ? bias + n0 : NULL;
-            const float* so_far = k0 > 0 ? c : add;
+    bool a_whole = M < N;
+    Factor rows = {a, M, MR, MC}, columns = {transpose(b), N, NR, NC};
+    Factor whole = a_whole ? rows : columns, cut = a_whole ? columns : rows;
+    size_t threads = (size_t)omp_get_max_threads(), fair = (cut.count + 4 * threads - 1) / (4 * threads);
+    size_t part = even_part(cut.count, min_size(fair, cut.cached), cut.panel), parts = (cut.count + part - 1) / part;
+    size_t spans = 1 + 2 * threads / (parts + 1); // 1 where there are parts enough
+    size_t span = even_part(whole.count, (whole.count + spans - 1) / spans, whole.panel);
+    size_t longest = even_part(K, KC, 1), deep = DEEP / longest * longest;
+    size_t padded = even_part(whole.count, whole.count, whole.panel);
+    float* shared = workspace(padded * min_size(K, deep) + threads * part * longest); // the whole, then a part for each
+    for (size_t d0 = 0; d0 == 0 || d0 < K; d0 += deep) {
+        size_t steps = min_size(deep, K - d0);
 #pragma omp parallel
-            {
-#pragma omp for schedule(static)
-                for (size_t j = 0; j < columns; j += 2 * NR)
-                    pack_b(packed_b + j * depth, block_at(b, k0, n0 + j), min_size(2 * NR, columns - j), depth);
-                float* block = packed_a + (size_t)omp_get_thread_num() * MC * KC;
-                size_t packed = blocks; // which block is packed: none
-#pragma omp for schedule(guided)
-                for (size_t piece = 0; piece < blocks * parts; piece++) {
-                    size_t i = piece / parts, j = piece % parts * width, rows = min_size(MC, M - i * MC);
-                    size_t at = i * MC * N + n0 + j;
-                    if (packed != i) pack_a(block, block_at(a, i * MC, k0), rows, depth);
-                    packed = i;
-                    multiply_packed(c + at, N, block, packed_b + j * depth, first_bias ? first_bias + j : NULL,
-                                    so_far ? so_far + at : NULL, rows, min_size(width, columns - j), depth);
+        {
+            float* own = shared + padded * min_size(K, deep) + (size_t)omp_get_thread_num() * part * longest;
+#pragma omp for collapse(2) schedule(static)
+            for (size_t k = 0; k < steps; k += longest)
+                for (size_t i = 0; i < whole.count; i += 2 * whole.panel) {
+                    size_t depth = min_size(longest, steps - k), count = min_size(2 * whole.panel, whole.count - i);
+                    pack_lines(shared + padded * k + i * depth, whole, i, count, d0 + k, depth);
                 }
-            }
+#pragma omp for collapse(2) schedule(dynamic)
+            for (size_t p = 0; p < cut.count; p += part)
+                for (size_t s = 0; s < whole.count; s += span) {
+                    size_t i = a_whole ? s : p, m = min_size(a_whole ? span : part, M - i);
+                    size_t j = a_whole ? p : s, n = min_size(a_whole ? part : span, N - j), at = i * N + j;
+                    for (size_t k = 0; k == 0 || k < steps; k += longest) {
+                        size_t depth = min_size(longest, steps - k);
+                        const float *packed = shared + padded * k + s * depth, *so_far = add ? add + at : NULL;
+                        pack_lines(own, cut, p, a_whole ? n : m, d0 + k, depth);
+                        if (d0 + k > 0) so_far = c + at;
+                        multiply_packed(c + at, N, a_whole ? packed : own, a_whole ? own : packed,
+                                        bias && d0 + k == 0 ? bias + j : NULL, so_far, m, n, depth);
+                    }
+                }
         }
+    }
 }
 
 // The same for one thread and small matrices, for use inside a parallel loop: c (M,N) = a b, or c += a b, c's rows
