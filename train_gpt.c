@@ -1731,8 +1731,8 @@ static void output_close(Output* out) {
     if (out->stream && fclose(out->stream)) output_failed(out, strerror(errno));
 }
 
-// Whether it could be written: then it stands in the other's place.
-static bool output_replace(Output* out) {
+// Puts what was written, if it could be, in the other's place.
+static void output_replace(Output* out) {
     output_close(out);
     if (!out->error && rename(out->temporary, out->path)) output_failed(out, strerror(errno));
     if (out->error && out->named) unlink(out->temporary);
@@ -1741,13 +1741,12 @@ static bool output_replace(Output* out) {
         fsync(fd);
         close(fd);
     }
-    return !out->error;
 }
 
 // The same for what nothing can go on without.
 static void output_finish(Output* out) {
-    if (!output_replace(out))
-        die("cannot write %s: %s; whatever stood there before is untouched", out->path, out->error);
+    output_replace(out);
+    if (out->error) die("cannot write %s: %s; whatever stood there before is untouched", out->path, out->error);
 }
 
 static void write_whole(const char* path, const void* data, size_t size) {
@@ -2576,11 +2575,12 @@ static Checkpoint open_file(const char* path, const char* advice) {
     c.file = map_file(path, advice);
     uint64_t length = 0;
     if (c.file.size >= 8) memcpy(&length, c.file.data, 8);
-    if (c.file.size < 10 || length > c.file.size - 8 || length > 100000000 || c.file.data[8] != '{')
-        die("%s is not a safetensors file, or is cut off%s", path,
-            c.file.size > 2 && !memcmp(c.file.data, "PK", 2)
-                ? " (it looks like PyTorch's: transformers' save_pretrained writes model.safetensors)"
-                : "");
+    if (c.file.size < 10 || length > c.file.size - 8 || length > 100000000 || c.file.data[8] != '{') {
+        if (c.file.size >= 2 && (!memcmp(c.file.data, "PK", 2) || !memcmp(c.file.data, "\x80\x02", 2)))
+            die("%s is in Python's own format, which may run programs: python3 dev/check/to_safetensors.py %s", path,
+                path);
+        die("%s is not a safetensors file, or is cut off", path);
+    }
     size_t size = c.file.size - 8 - length, used = 0;
     c.json = read_json(path, c.file.data + 8, length);
     c.entries = (Entry*)allocate(c.json.count, sizeof(Entry), "the list of tensors");
@@ -3229,15 +3229,12 @@ static const char* data_path(const char* name) { return path_in(opt.data, name);
 
 // Where --init points: a file, or in a folder the model.safetensors, or the index of several.
 static const char* weights_path(void) {
-    static const char old[] = "pytorch_model.bin";
-    static const char* const names[] = {"model.safetensors", "model.safetensors.index.json", old, "model.safetensors"};
+    static const char* const names[] = {"model.safetensors", "model.safetensors.index.json", "pytorch_model.bin",
+                                        "model.safetensors"};
     const char* path = opt.init;
     struct stat info;
     if (!stat(path, &info) && S_ISDIR(info.st_mode))
         for (int i = 0; i < 4 && (i == 0 || access(path, R_OK)); i++) path = path_in(opt.init, names[i]);
-    if (!strcmp(name_of(path), old))
-        die("%s is in Python's own format, which may run programs: python3 dev/check/to_safetensors.py %s", old,
-            opt.init);
     return path;
 }
 
