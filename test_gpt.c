@@ -494,6 +494,22 @@ static bool release_guarded(float* p, size_t size) {
 
 enum { TRANSPOSE_A = 1, TRANSPOSE_B = 2, BIAS = 4, ADD = 8, ADD_TO_ITSELF = 16, IN_TILE = 32 };
 
+// matmul_tile reads whole tiles, so both factors are moved to where there is room, with NaN after them.
+static void tile_product(float* c, size_t width, bool accumulate, Matrix a, const float* b, size_t M, size_t N,
+                         size_t K) {
+    size_t wide = even_part(N, N, NR), rows = even_part(M, M, MR);
+    float *A = (float*)allocate(rows * K, sizeof(float), "a"), *B = (float*)allocate(K * wide, sizeof(float), "b");
+    bool dense = a.column == 1;
+    Matrix moved = dense ? matrix(A, K) : transposed(A, rows);
+    for (size_t i = 0; i < rows; i++)
+        for (size_t k = 0; k < K; k++)
+            A[i * moved.row + k * moved.column] = i < M ? a.p[i * a.row + k * a.column] : NAN;
+    for (size_t k = 0; k < K; k++)
+        for (size_t j = 0; j < wide; j++) B[k * wide + j] = j < N ? b[k * N + j] : NAN;
+    matmul_tile(c, width, accumulate, moved, B, wide, M, N, K);
+    free(A), free(B);
+}
+
 // One product against a plain loop in double precision.
 static void try_product(size_t M, size_t N, size_t K, int flags) {
     size_t width = flags & IN_TILE ? N + 5 : N, c_size = M * width; // a tile is a part of a wider matrix
@@ -503,7 +519,7 @@ static void try_product(size_t M, size_t N, size_t K, int flags) {
     Matrix A = flags & TRANSPOSE_A ? transposed(a, M) : matrix(a, K);
     Matrix B = flags & TRANSPOSE_B ? transposed(b, K) : matrix(b, N);
     if (flags & IN_TILE)
-        matmul_tile(c, width, flags & ADD_TO_ITSELF, A, B, M, N, K);
+        tile_product(c, width, flags & ADD_TO_ITSELF, A, b, M, N, K);
     else
         matmul(c, A, B, flags & BIAS ? bias : NULL, flags & ADD_TO_ITSELF ? c : flags & ADD ? add : NULL, M, N, K);
     double error = 0, size = 0;
@@ -584,7 +600,7 @@ static void test_matmul_tile(void) {
     for (size_t m = 0; m < 8; m++)
         for (size_t n = 0; n < 7; n++)
             for (size_t k = 0; k < 7; k++)
-                for (int flags = 0; flags < 4; flags++) {
+                for (int flags = 0; flags <= TRANSPOSE_A; flags += TRANSPOSE_A) {
                     try_product(sizes[m], longer[n], longer[k], flags | IN_TILE);
                     try_product(sizes[m], longer[n], longer[k], flags | IN_TILE | ADD_TO_ITSELF);
                 }

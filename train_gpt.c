@@ -1025,16 +1025,6 @@ __attribute__((always_inline)) static inline void pack(float* __restrict__ out, 
             out[whole * depth + k * width + x] = whole + x < count ? m.p[(whole + x) * m.row + k * m.column] : 0;
 }
 
-static void pack_a(float* out, Matrix a, size_t rows, size_t depth) { pack(out, a, rows, MR, depth); }
-
-// B's panels run along its columns, so to pack() it is transposed.
-static Matrix transpose(Matrix b) {
-    Matrix bt = {b.p, b.column, b.row};
-    return bt;
-}
-
-static void pack_b(float* out, Matrix b, size_t columns, size_t depth) { pack(out, transpose(b), columns, NR, depth); }
-
 // The first n sums of a tile's row into c, plus bias, plus add, each of which may be NULL.
 __attribute__((always_inline)) static inline void store_row(float* c, const float* sums, const float* bias,
                                                             const float* add, size_t n) {
@@ -1151,7 +1141,7 @@ static void matmul_fast(float* c, Matrix a, Matrix b, const float* bias, const f
         return;
     }
     bool a_whole = M < N;
-    Factor rows = {a, M, MR, MC}, columns = {transpose(b), N, NR, NC};
+    Factor rows = {a, M, MR, MC}, columns = {{b.p, b.column, b.row}, N, NR, NC};
     Factor whole = a_whole ? rows : columns, cut = a_whole ? columns : rows;
     size_t threads = (size_t)omp_get_max_threads(), fair = (cut.count + 4 * threads - 1) / (4 * threads);
     size_t part = even_part(cut.count, min_size(fair, cut.cached), cut.panel), parts = (cut.count + part - 1) / part;
@@ -1189,31 +1179,19 @@ static void matmul_fast(float* c, Matrix a, Matrix b, const float* bias, const f
     }
 }
 
-// The same for one thread and small matrices, for use inside a parallel loop: c (M,N) = a b, or c += a b, c's rows
-// `width` apart. The kernel reads a and b where they lie; only parts of a tile, and a b whose columns are dense, are
-// packed.
-static void matmul_tile(float* c, size_t width, bool accumulate, Matrix a, Matrix b, size_t M, size_t N, size_t K) {
+// The same for one thread and small matrices that lie in its cache: c (M,N) = a b, or c += a b; c's rows are `width`
+// apart, b's, which are dense, b_row. The kernel reads a and b where they are, and in whole tiles: after a's rows and
+// b's columns there must be memory up to a multiple of MR and NR, whatever is in it. Inlined, for strides to be
+// constants in the kernel.
+__attribute__((always_inline)) static inline void matmul_tile(float* c, size_t width, bool accumulate, Matrix a,
+                                                              const float* b, size_t b_row, size_t M, size_t N,
+                                                              size_t K) {
     float tile[MR * NR] __attribute__((aligned(64)));
-    float pa[MR * TILE] __attribute__((aligned(64)));
-    float pb[NR * TILE] __attribute__((aligned(64)));
-    for (size_t k = 0; k == 0 || k < K; k += TILE)
-        for (size_t j = 0; j < N; j += NR) {
-            size_t columns = min_size(NR, N - j), depth = min_size(TILE, K - k);
-            Matrix panel = block_at(b, k, j);
-            if (columns < NR || panel.column != 1) {
-                pack_b(pb, panel, columns, depth);
-                panel = matrix(pb, NR);
-            }
-            for (size_t i = 0; i < M; i += MR) {
-                size_t rows = min_size(MR, M - i), at = i * width + j;
-                Matrix strip = block_at(a, i, k);
-                if (rows < MR) {
-                    pack_a(pa, strip, rows, depth);
-                    strip = transposed(pa, MR);
-                }
-                kernel(depth, strip, panel.p, panel.row, tile);
-                store_tile(c + at, width, tile, NULL, accumulate || k ? c + at : NULL, rows, columns);
-            }
+    for (size_t j = 0; j < N; j += NR)
+        for (size_t i = 0; i < M; i += MR) {
+            size_t at = i * width + j;
+            kernel(K, block_at(a, i, 0), b + j, b_row, tile);
+            store_tile(c + at, width, tile, NULL, accumulate ? c + at : NULL, min_size(MR, M - i), min_size(NR, N - j));
         }
 }
 
@@ -1234,7 +1212,7 @@ typedef struct {
 
 static KeyTile next_tile(Attention a, size_t i0, size_t queries, size_t j0) {
     Range seen_first = visible_keys(a, i0), seen_last = visible_keys(a, i0 + queries - 1);
-    KeyTile t = {min_size(TILE, seen_last.end - j0), 0, false};
+    KeyTile t = {min_size(TILE - j0 % TILE, seen_last.end - j0), 0, false};
     t.whole = seen_last.first <= j0 && j0 + t.keys <= seen_first.end;
     if (t.whole) return t;
     t.keys = min_size(NR, t.keys); // smaller ones where part is not seen: less is computed in vain
@@ -1256,60 +1234,77 @@ static void hide(float* scores, Attention a, KeyTile t, size_t i0, size_t j0) {
         }
 }
 
+// A head's rows lie 3C apart, too far for caches and pages to hold many, and the kernel wants its factors in one of two
+// forms. So they are copied first: `turned`, in tiles of TILE rows, (n / TILE,D,TILE), of which pack() makes one, and
+// dense, (n,wide), D rounded up to whole panels.
+static size_t dense_width(size_t D) { return even_part(D, D, NR); }
+
+static void copy_rows(float* to, size_t to_row, const float* from, size_t from_row, size_t n, size_t D) {
+    for (size_t i = 0; i < n; i++) memcpy(to + i * to_row, from + i * from_row, D * sizeof(float));
+}
+
+// Keys from j0 on in a head's turned keys.
+static Matrix turned_from(const float* turned, size_t j0, size_t D) {
+    return transposed(turned + j0 / TILE * D * TILE + j0 % TILE, TILE);
+}
+
 // A tile of scores has a row for each key and a column for each query, transposed against the formula: so vectors run
-// along queries, each with its own maximum and sum. Queries are turned once, before the loop over keys, in which the
-// kernel then reads its matrices where they lie, but for what is left over at edges (of the values, if D is no multiple
-// of NR).
+// along queries, each with its own maximum and sum. A thread takes a head, or where heads are few a share of its
+// queries.
 static void attention_forward_tiles(float* out, float* lse, const float* qkv, Attention a) {
-    size_t T = a.T, D = a.D, C = a.H * D, Q = T - a.start;
-    float scale = 1 / sqrtf((float)D), *turned = workspace((size_t)omp_get_max_threads() * D * TILE);
+    size_t T = a.T, D = a.D, C = a.H * D, Q = T - a.start, wide = dense_width(D), padded = even_part(T, T, TILE);
+    size_t threads = (size_t)omp_get_max_threads(), each = (padded + TILE) * (D + wide);
+    size_t shares = min_size((Q + TILE - 1) / TILE, 1 + 2 * threads / (a.B * a.H));
+    float scale = 1 / sqrtf((float)D), *space = workspace(threads * each + MR);
 #pragma omp parallel for collapse(3) schedule(dynamic)
     for (size_t b = 0; b < a.B; b++)
         for (size_t h = 0; h < a.H; h++)
-            for (size_t i0 = a.start; i0 < T; i0 += TILE) {
-                size_t queries = min_size(TILE, T - i0), row = b * Q + i0 - a.start, tile_keys;
-                Range seen = {visible_keys(a, i0).first, visible_keys(a, i0 + queries - 1).end};
-                const float* keys = qkv + b * T * 3 * C + C + h * D;
-                float* o = out + row * C + h * D;
-                float s[TILE * TILE], largest[TILE], sum[TILE], shrink[TILE];
-                float* q = turned + (size_t)omp_get_thread_num() * D * TILE; // (D,TILE)
-                pack(q, matrix(qkv + (b * T + i0) * 3 * C + h * D, 3 * C), queries, TILE, D);
-                for (size_t i = 0; i < TILE; i++) largest[i] = -FLT_MAX, sum[i] = 0;
-                for (size_t j0 = seen.first; j0 < seen.end; j0 += tile_keys) {
-                    KeyTile t = next_tile(a, i0, queries, j0);
-                    bool begun = j0 > seen.first; // o holds sums already
-                    const float *k = keys + j0 * 3 * C, *v = k + C;
-                    tile_keys = t.keys;
-                    // Scores, and the largest so far.
-                    matmul_tile(s + t.first, TILE, false, matrix(k, 3 * C), matrix(q + t.first, TILE), t.keys,
-                                TILE - t.first, D);
-                    if (!t.whole) hide(s, a, t, i0, j0);
-                    memcpy(shrink, largest, sizeof shrink);
-                    for (size_t j = 0; j < t.keys; j++)
+            for (size_t share = 0; share < shares; share++) {
+                const float *queries_of = qkv + b * T * 3 * C + h * D, *keys = queries_of + C, *values = keys + C;
+                float* k = space + (size_t)omp_get_thread_num() * each;               // turned
+                float *v = k + padded * D, *q = v + padded * wide, *o = q + TILE * D; // dense, turned, dense
+                float s[TILE * TILE + MR] __attribute__((aligned(64))), largest[TILE], sum[TILE], shrink[TILE];
+                pack(k, matrix(keys, 3 * C), T, TILE, D);
+                copy_rows(v, wide, values, 3 * C, T, D);
+                for (size_t i0 = a.start + share * TILE; i0 < T; i0 += shares * TILE) {
+                    size_t queries = min_size(TILE, T - i0), row = b * Q + i0 - a.start;
+                    size_t begin = visible_keys(a, i0).first / TILE * TILE, end = visible_keys(a, i0 + queries - 1).end;
+                    pack(q, matrix(queries_of + i0 * 3 * C, 3 * C), queries, TILE, D);
+                    for (size_t i = 0; i < TILE; i++) largest[i] = -FLT_MAX, sum[i] = 0;
+                    for (size_t j0 = begin, tile_keys; j0 < end; j0 += tile_keys) {
+                        KeyTile t = next_tile(a, i0, queries, j0);
+                        tile_keys = t.keys;
+                        // Scores, and the largest so far.
+                        matmul_tile(s + t.first, TILE, false, turned_from(k, j0, D), q + t.first, TILE, t.keys,
+                                    TILE - t.first, D);
+                        if (!t.whole) hide(s, a, t, i0, j0);
+                        memcpy(shrink, largest, sizeof shrink);
+                        for (size_t j = 0; j < t.keys; j++)
+                            for (size_t i = t.first; i < TILE; i++) {
+                                float score = s[j * TILE + i] * scale;
+                                s[j * TILE + i] = score;
+                                largest[i] = score > largest[i] ? score : largest[i];
+                            }
+                        // Both sums shrink to the new maximum, and grow by this tile's keys.
                         for (size_t i = t.first; i < TILE; i++) {
-                            float score = s[j * TILE + i] * scale;
-                            s[j * TILE + i] = score;
-                            largest[i] = score > largest[i] ? score : largest[i];
+                            shrink[i] = exp_(shrink[i] - largest[i]);
+                            sum[i] *= shrink[i];
                         }
-                    // Both sums shrink to the new maximum, and grow by this tile's keys.
-                    for (size_t i = t.first; i < TILE; i++) {
-                        shrink[i] = exp_(shrink[i] - largest[i]);
-                        sum[i] *= shrink[i];
+                        for (size_t j = 0; j < t.keys; j++)
+                            for (size_t i = t.first; i < TILE; i++) {
+                                float p = exp_(s[j * TILE + i] - largest[i]);
+                                s[j * TILE + i] = p;
+                                sum[i] += p;
+                            }
+                        for (size_t i = t.first; i < queries && j0 > begin; i++)
+                            for (size_t c = 0; c < D; c++) o[i * wide + c] *= shrink[i];
+                        matmul_tile(o + t.first * wide, wide, j0 > begin, transposed(s + t.first, TILE), v + j0 * wide,
+                                    wide, queries - t.first, D, t.keys);
                     }
-                    for (size_t j = 0; j < t.keys; j++)
-                        for (size_t i = t.first; i < TILE; i++) {
-                            float p = exp_(s[j * TILE + i] - largest[i]);
-                            s[j * TILE + i] = p;
-                            sum[i] += p;
-                        }
-                    for (size_t i = t.first; i < queries && begun; i++)
-                        for (size_t c = 0; c < D; c++) o[i * C + c] *= shrink[i];
-                    matmul_tile(o + t.first * C, C, begun, transposed(s + t.first, TILE), matrix(v, 3 * C),
-                                queries - t.first, D, t.keys);
-                }
-                for (size_t i = 0; i < queries; i++) {
-                    for (size_t c = 0; c < D; c++) o[i * C + c] /= sum[i];
-                    lse[(row + i) * a.H + h] = largest[i] + logf(sum[i]);
+                    for (size_t i = 0; i < queries; i++) {
+                        for (size_t c = 0; c < D; c++) out[(row + i) * C + h * D + c] = o[i * wide + c] / sum[i];
+                        lse[(row + i) * a.H + h] = largest[i] + logf(sum[i]);
+                    }
                 }
             }
 }
@@ -1358,38 +1353,46 @@ static void attention_forward_fast(float* out, float* lse, const float* qkv, Att
 // have one order.
 static void attention_backward_fast(float* dqkv, const float* dout, const float* qkv, const float* out,
                                     const float* lse, Attention a) {
-    size_t T = a.T, D = a.D, C = a.H * D;
-    float scale = 1 / sqrtf((float)D), *turned = workspace((size_t)omp_get_max_threads() * 2 * D * TILE);
+    size_t T = a.T, D = a.D, C = a.H * D, wide = dense_width(D), padded = even_part(T, T, TILE);
+    size_t each = padded * (2 * D + 3 * wide) + TILE * (2 * D + 3 * wide);
+    float scale = 1 / sqrtf((float)D), *space = workspace((size_t)omp_get_max_threads() * each + MR);
 #pragma omp parallel for collapse(2) schedule(dynamic)
     for (size_t b = 0; b < a.B; b++)
         for (size_t h = 0; h < a.H; h++) {
-            const float *q = qkv + b * T * 3 * C + h * D, *k = q + C, *v = q + 2 * C;
-            const float *o = out + b * T * C + h * D, *d_o = dout + b * T * C + h * D;
-            float *dq = dqkv + b * T * 3 * C + h * D, *dk = dq + C, *dv = dq + 2 * C;
-            float* q_turned = turned + (size_t)omp_get_thread_num() * 2 * D * TILE; // (D,TILE)
-            float* d_o_turned = q_turned + D * TILE;                                // (D,TILE)
-            for (size_t j = 0; j < T; j++) {
-                memset(dk + j * 3 * C, 0, D * sizeof(float));
-                memset(dv + j * 3 * C, 0, D * sizeof(float));
-            }
+            const float *head = qkv + b * T * 3 * C + h * D, *o = out + b * T * C + h * D,
+                        *d_o = dout + b * T * C + h * D;
+            float* dhead = dqkv + b * T * 3 * C + h * D;
+            float* k_turned = space + (size_t)omp_get_thread_num() * each;
+            float *v_turned = k_turned + padded * D, *q_turned = v_turned + padded * D,
+                  *d_o_turned = q_turned + TILE * D;
+            float *k = d_o_turned + TILE * D, *dk = k + padded * wide, *dv = dk + padded * wide; // these and the next
+            float *qi = dv + padded * wide, *d_oi = qi + TILE * wide, *dqi = d_oi + TILE * wide; // are dense
+            pack(k_turned, matrix(head + C, 3 * C), T, TILE, D);
+            pack(v_turned, matrix(head + 2 * C, 3 * C), T, TILE, D);
+            copy_rows(k, wide, head + C, 3 * C, T, D);
+            memset(dk, 0, 2 * padded * wide * sizeof(float)); // and dv
             for (size_t i0 = 0; i0 < T; i0 += TILE) {
-                size_t queries = min_size(TILE, T - i0), tile_keys;
-                Range seen = {visible_keys(a, i0).first, visible_keys(a, i0 + queries - 1).end};
-                float p[TILE * TILE], ds[TILE * TILE], p_dp[TILE] = {0}, row_lse[TILE] = {0};
-                Matrix qi = matrix(q + i0 * 3 * C, 3 * C), d_oi = matrix(d_o + i0 * C, C);
-                pack(q_turned, qi, queries, TILE, D);
-                pack(d_o_turned, d_oi, queries, TILE, D);
+                size_t queries = min_size(TILE, T - i0);
+                size_t begin = visible_keys(a, i0).first / TILE * TILE, end = visible_keys(a, i0 + queries - 1).end;
+                float p[TILE * TILE + MR * TILE] __attribute__((aligned(64))),
+                    ds[TILE * TILE + MR * TILE] __attribute__((aligned(64)));
+                float p_dp[TILE] = {0}, row_lse[TILE] = {0};
+                pack(q_turned, matrix(head + i0 * 3 * C, 3 * C), queries, TILE, D);
+                pack(d_o_turned, matrix(d_o + i0 * C, C), queries, TILE, D);
+                copy_rows(qi, wide, head + i0 * 3 * C, 3 * C, queries, D);
+                copy_rows(d_oi, wide, d_o + i0 * C, C, queries, D);
                 for (size_t i = 0; i < queries; i++) {
                     p_dp[i] = dot(d_o + (i0 + i) * C, o + (i0 + i) * C, D); // sum over j of p_j dp_j
                     row_lse[i] = lse[(b * T + i0 + i) * a.H + h];
                 }
-                for (size_t j0 = seen.first; j0 < seen.end; j0 += tile_keys) {
+                for (size_t j0 = begin, tile_keys; j0 < end; j0 += tile_keys) {
                     KeyTile t = next_tile(a, i0, queries, j0);
-                    size_t first = t.first, rows = queries - first, at = j0 * 3 * C;
-                    Matrix kj = matrix(k + at, 3 * C), vj = matrix(v + at, 3 * C);
+                    size_t first = t.first, rows = queries - first, at = j0 * wide;
                     tile_keys = t.keys;
-                    matmul_tile(p + first, TILE, false, kj, matrix(q_turned + first, TILE), t.keys, TILE - first, D);
-                    matmul_tile(ds + first, TILE, false, vj, matrix(d_o_turned + first, TILE), t.keys, TILE - first, D);
+                    matmul_tile(p + first, TILE, false, turned_from(k_turned, j0, D), q_turned + first, TILE, t.keys,
+                                TILE - first, D);
+                    matmul_tile(ds + first, TILE, false, turned_from(v_turned, j0, D), d_o_turned + first, TILE, t.keys,
+                                TILE - first, D);
                     if (!t.whole) hide(p, a, t, i0, j0);
                     for (size_t j = 0; j < t.keys; j++)
                         for (size_t i = first; i < TILE; i++) {
@@ -1399,12 +1402,15 @@ static void attention_backward_fast(float* dqkv, const float* dout, const float*
                             *dsji = *pji * (*dsji - p_dp[i]) * scale;
                         }
                     Matrix pj = matrix(p + first, TILE), dsj = matrix(ds + first, TILE);
-                    matmul_tile(dv + at, 3 * C, true, pj, block_at(d_oi, first, 0), t.keys, D, rows);
-                    matmul_tile(dk + at, 3 * C, true, dsj, block_at(qi, first, 0), t.keys, D, rows);
-                    matmul_tile(dq + (i0 + first) * 3 * C, 3 * C, j0 > seen.first, transposed(ds + first, TILE), kj,
-                                rows, D, t.keys);
+                    matmul_tile(dv + at, wide, true, pj, d_oi + first * wide, wide, t.keys, D, rows);
+                    matmul_tile(dk + at, wide, true, dsj, qi + first * wide, wide, t.keys, D, rows);
+                    matmul_tile(dqi + first * wide, wide, j0 > begin, transposed(ds + first, TILE), k + at, wide, rows,
+                                D, t.keys);
                 }
+                copy_rows(dhead + i0 * 3 * C, 3 * C, dqi, wide, queries, D);
             }
+            copy_rows(dhead + C, 3 * C, dk, wide, T, D);
+            copy_rows(dhead + 2 * C, 3 * C, dv, wide, T, D);
         }
 }
 

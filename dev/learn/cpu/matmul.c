@@ -169,6 +169,13 @@ static void packed_block(float* c, const float* a, const float* b, size_t M, siz
 
 enum { COLUMNS = 1536 };
 
+static void pack_a(float* out, Matrix a, size_t rows, size_t depth) { pack(out, a, rows, MR, depth); }
+
+static void pack_b(float* out, Matrix b, size_t columns, size_t depth) {
+    Matrix bt = {b.p, b.column, b.row}; // panels run along its columns
+    pack(out, bt, columns, NR, depth);
+}
+
 static void tiles(float* c, const float* a, const float* b, size_t M, size_t N, size_t K) {
     float* packed_b = workspace((COLUMNS + (size_t)omp_get_max_threads() * MC) * KC);
     float* packed_a = packed_b + COLUMNS * KC;
