@@ -674,7 +674,7 @@ static void test_matmul_bf16(void) {
         pair_kernel = kernels[which];
         test_matmul_small();
         test_matmul_not_finite();
-        if (which) test_matmul_blocks();
+        test_matmul_blocks();
         for (size_t depth = 1; depth <= K; depth += depth < 4 ? 1 : 9)
             for (int small = 0; small <= which && !(which && odd); small++) {
                 float *a = guarded(M * depth, depth), *b = guarded(depth * N, 1 + depth);
