@@ -4406,6 +4406,8 @@ static void test_option_names(void) {
     CHECK_FAILURE(cli("--preset gpt3"), 2, "--preset is gpt2, gpt2-medium", "an unknown preset");
     CHECK_FAILURE(cli("--preset gpt2 --init x"), 2, "leave out --preset", "two origins of the sizes");
     CHECK_FAILURE(cli("--resume --init x"), 2, "give one of them", "two origins of the weights");
+    CHECK_FAILURE(cli("--precision fp16"), 2, "--precision is float32 or bf16, not 'fp16'", "an unknown precision");
+    CHECK_FAILURE(cli("--precision bf16 --tokenize x"), 2, "has no effect with --tokenize", "a precision for no sums");
 }
 
 static void set_and_print(const char* argument) {

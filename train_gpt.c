@@ -80,6 +80,7 @@ static bool is_end_of_text(const Tokenizer* t, int token); // the token that sta
 static void print_token(const Tokenizer* t, int token);    // its text on stdout, UTF-8 characters never cut in two
 static void print_rest(void);                              // what print_token has kept back, at the end
 static volatile sig_atomic_t signalled;                    // by Ctrl-C, say: what runs long then ends early
+static bool bf16;                                          // --precision bf16
 
 // ====================================================================================================================
 // Layers
@@ -2975,7 +2976,7 @@ static void export_model(const char* directory, const Model* model, const Tokeni
 
 static struct {
     const char *data, *train, *val, *preset, *init, *log, *checkpoint, *export_to, *prompt, *tokenize, *device,
-        *attention, *html, *eval;
+        *precision, *attention, *html, *eval;
     Config model;
     size_t steps, batch, accumulate, warmup, seed, val_every, val_batches, sample_every, save_every, tokens, top_k,
         layer, head, stride;
@@ -3048,6 +3049,7 @@ static Option options[] = {
     {"", "--stride", "N", NULL, "tokens between windows; small: much context for each [context/2]", WHOLE(&opt.stride, 1, MAX_SIZE, 0)},
     {"", "--json", NULL, NULL, "print it as JSON", FLAG(&opt.json)},
     {"other", "--device", "NAME", NULL, "cpu, cuda or cuda:N [cuda, in a program built for it]", TEXT(&opt.device, GIVEN_AGAIN)},
+    {"", "--precision", "NAME", "float32", "float32, or bf16: matrices rounded to bfloat16, quicker", TEXT(&opt.precision, GIVEN_AGAIN)},
     {"", "--compare", NULL, NULL, "time a few steps on CPU and GPU, or on --device, and end", FLAG(&opt.compare)},
     {"", "--memory", NULL, NULL, "list the batches that fit in memories of some sizes, and end", FLAG(&opt.memory)},
     {"", "--tokenize", "FILE", NULL, "print the tokens of a text, one a line, and end", TEXT(&opt.tokenize, 0)},
@@ -3150,6 +3152,7 @@ static void derive_options(void) {
 }
 
 // Each way to use the program, and which options mean something there. Training takes all but what is for looking or measuring.
+#define DRAWS    " --temperature --top-k --top-p "
 #define LOOKS    " --layer --head --html --ablate --live "
 #define MEASURES " --stride --json "
 static const struct {
@@ -3158,7 +3161,7 @@ static const struct {
     {"--memory", " --context --device "},
     {"--tokenize", " --data --checkpoint "},
     {"--export", " --data --init --checkpoint --context --device "},
-    {"--generate", " --data --init --checkpoint --context --device --seed --tokens --temperature --top-k --top-p "},
+    {"--generate", " --data --init --checkpoint --context --device --precision --seed --tokens" DRAWS},
     {"--attention", " --data --init --checkpoint --context --device --tokens" LOOKS},
     {"--eval", " --data --init --checkpoint --context --device --batch" MEASURES}};
 
@@ -3179,6 +3182,7 @@ static void check_effects(void) {
         if (!way && strstr(takes, name))
             fail(2, "%s has no effect without %s", o->name, strstr(LOOKS, name) ? "--attention" : "--eval");
     }
+    if (bf16 && !opt.prompt) fail(2, "--precision bf16 has no effect without --generate");
 }
 
 static void parse_command_line(int argc, char** argv) {
@@ -3223,6 +3227,11 @@ static void parse_command_line(int argc, char** argv) {
         fail(2, "this program is the CPU's; `make train_gpt_cu` builds the GPU's");
     if (opt.device) device = on_gpu ? cuda_device : &cpu;
     cuda_number = atoi(number);
+    bf16 = !strcmp(opt.precision, "bf16");
+    if (!bf16 && strcmp(opt.precision, "float32")) fail(2, "--precision is float32 or bf16, not '%s'", opt.precision);
+    if (given("--precision") && device != &cpu)
+        fail(2, "--precision is for --device cpu: a GPU's is chosen by `make train_gpt_cu PRECISION=%s`",
+             bf16 ? "bf16" : "fp32");
 }
 
 // ====================================================================================================================
