@@ -3157,13 +3157,12 @@ static void derive_options(void) {
 #define MEASURES " --stride --json "
 static const struct {
     const char *way, *takes;
-} ways[] = {
-    {"--memory", " --context --device "},
-    {"--tokenize", " --data --checkpoint "},
-    {"--export", " --data --init --checkpoint --context --device "},
-    {"--generate", " --data --init --checkpoint --context --device --precision --seed --tokens" DRAWS},
-    {"--attention", " --data --init --checkpoint --context --device --tokens" LOOKS},
-    {"--eval", " --data --init --checkpoint --context --device --batch" MEASURES}};
+} ways[] = {{"--memory", " --context --device "},
+            {"--tokenize", " --data --checkpoint "},
+            {"--export", " --data --init --checkpoint --context --device "},
+            {"--generate", " --data --init --checkpoint --context --device --precision --seed --tokens" DRAWS},
+            {"--attention", " --data --init --checkpoint --context --device --tokens" LOOKS},
+            {"--eval", " --data --init --checkpoint --context --device --batch" MEASURES}};
 
 // An option that changes nothing is a misunderstanding, and said.
 static void check_effects(void) {
