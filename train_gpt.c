@@ -4016,7 +4016,8 @@ static int run_training(void) {
         log_step(&run, loss, duration, validated);
         report(&run, loss, average, validated);
         save_when_due(&run);
-        if (due(run.step, opt.sample_every)) show_sample(&run, run.step == opt.steps ? opt.tokens : 96);
+        if (due(run.step, opt.sample_every) || run.step == opt.sample_every / 10) // the first after seconds
+            show_sample(&run, run.step == opt.steps ? opt.tokens : 96);
     }
     clear_live_line();
     save_last(&run);
