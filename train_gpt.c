@@ -1283,38 +1283,66 @@ static void attention_forward_tiles(float* out, float* lse, const float* qkv, At
             }
 }
 
+// Has n floats brought near, where the processor does not foresee that they will be wanted.
+static inline void prefetch(const float* x, size_t n) {
+    for (size_t i = 0; i < n; i += 16) __builtin_prefetch(x + i);
+}
+
 // Only the last position asks, as in generation: it has no other query to share keys with, and reads each once, at the
-// speed of memory.
+// speed of memory. That is highest where reading goes on where it left off, so a row of keys or values is read whole,
+// all heads of it, and threads share out the rows, KEYS at a time. Such a piece ends, for each head, in the largest
+// score, the sum and the sum of values over its keys, and those are put together, in order, as above.
 static void attention_forward_last(float* out, float* lse, const float* qkv, Attention a) {
-    size_t T = a.T, D = a.D, C = a.H * D;
-    float scale = 1 / sqrtf((float)D);
-#pragma omp parallel for collapse(2) schedule(static)
-    for (size_t b = 0; b < a.B; b++)
-        for (size_t h = 0; h < a.H; h++) {
-            const float *q = qkv + (b * T + T - 1) * 3 * C + h * D, *keys = qkv + b * T * 3 * C + C + h * D;
-            float *o = out + b * C + h * D, largest = -FLT_MAX, sum = 0, s[TILE];
-            Range seen = visible_keys(a, T - 1);
-            memset(o, 0, D * sizeof(float));
-            for (size_t j0 = seen.first; j0 < seen.end; j0 += TILE) {
-                const float *k = keys + j0 * 3 * C, *v = k + C;
-                size_t n = min_size(TILE, seen.end - j0);
-                float before = largest;
-                for (size_t j = 0; j < n; j++) {
-                    s[j] = scale * dot(q, k + j * 3 * C, D);
-                    largest = fmaxf(largest, s[j]);
+    enum { KEYS = 32 };
+    size_t T = a.T, D = a.D, H = a.H, C = H * D, room = C + (2 + KEYS) * H;
+    Range seen = visible_keys(a, T - 1);
+    size_t pieces = (seen.end - seen.first + KEYS - 1) / KEYS;
+    float scale = 1 / sqrtf((float)D), *all = workspace(a.B * pieces * room);
+#pragma omp parallel
+    {
+#pragma omp for collapse(2) schedule(static)
+        for (size_t b = 0; b < a.B; b++)
+            for (size_t piece = 0; piece < pieces; piece++) {
+                size_t j0 = seen.first + piece * KEYS, n = min_size(KEYS, seen.end - j0);
+                const float *q = qkv + (b * T + T - 1) * 3 * C, *k = qkv + (b * T + j0) * 3 * C + C, *v = k + C;
+                float* o = all + (b * pieces + piece) * room;             // (H,D); then (H) largest scores, (H) sums
+                float *largest = o + C, *sum = largest + H, *p = sum + H; // p (H,KEYS)
+                memset(o, 0, (C + 2 * H) * sizeof(float));
+                for (size_t i = 0; i < H * KEYS; i++) p[i] = -INFINITY;
+                for (size_t j = 0; j < n; j++)
+                    for (size_t h = 0; h < H; h++) {
+                        size_t at = j * 3 * C + h * D;
+                        p[h * KEYS + j] = scale * dot(q + h * D, k + at, D);
+                        prefetch(k + at + 3 * C, D); // what comes next
+                        prefetch(v + at, D);         // and what comes then
+                    }
+                for (size_t h = 0; h < H; h++) {
+                    float *row = p + h * KEYS, most = -FLT_MAX, total = 0;
+                    for (size_t j = 0; j < KEYS; j++) most = row[j] > most ? row[j] : most;
+                    for (size_t j = 0; j < KEYS; j++) row[j] = exp_(row[j] - most);
+                    for (size_t j = 0; j < KEYS; j++) total += row[j];
+                    largest[h] = most, sum[h] = total;
                 }
-                float shrink = exp_(before - largest);
-                for (size_t c = 0; c < D; c++) o[c] *= shrink;
-                sum *= shrink;
-                for (size_t j = 0; j < n; j++) {
-                    float p = exp_(s[j] - largest);
-                    for (size_t c = 0; c < D; c++) o[c] += p * v[j * 3 * C + c];
-                    sum += p;
-                }
+                for (size_t j = 0; j < n; j++)
+                    for (size_t h = 0; h < H; h++)
+                        add_rows(o + h * D, p + h * KEYS + j, matrix(v + j * 3 * C + h * D, D), 1, D);
             }
-            for (size_t c = 0; c < D; c++) o[c] /= sum;
-            lse[b * a.H + h] = largest + logf(sum);
-        }
+#pragma omp for collapse(2) schedule(static)
+        for (size_t b = 0; b < a.B; b++)
+            for (size_t h = 0; h < H; h++) {
+                const float *first = all + b * pieces * room, *end = first + pieces * room;
+                float *o = out + b * C + h * D, m = -FLT_MAX, sum = 0;
+                for (const float* piece = first; piece < end; piece += room) m = fmaxf(m, piece[C + h]);
+                memset(o, 0, D * sizeof(float));
+                for (const float* piece = first; piece < end; piece += room) {
+                    float share = exp_(piece[C + h] - m);
+                    sum += share * piece[C + H + h];
+                    for (size_t c = 0; c < D; c++) o[c] += share * piece[h * D + c];
+                }
+                for (size_t c = 0; c < D; c++) o[c] /= sum;
+                lse[b * H + h] = m + logf(sum);
+            }
+    }
 }
 
 static void attention_forward_fast(float* out, float* lse, const float* qkv, Attention a) {
