@@ -80,7 +80,6 @@ static bool is_end_of_text(const Tokenizer* t, int token); // the token that sta
 static void print_token(const Tokenizer* t, int token);    // its text on stdout, UTF-8 characters never cut in two
 static void print_rest(void);                              // what print_token has kept back, at the end
 static volatile sig_atomic_t signalled;                    // by Ctrl-C, say: what runs long then ends early
-static bool bf16;                                          // --precision bf16
 
 // ====================================================================================================================
 // Layers
@@ -1024,12 +1023,130 @@ __attribute__((always_inline)) static inline void pack(float* __restrict__ out, 
             out[whole * depth + k * width + x] = whole + x < count ? m.p[(whole + x) * m.row + k * m.column] : 0;
 }
 
-static void pack_a(float* out, Matrix a, size_t rows, size_t depth) { pack(out, a, rows, MR, depth); }
+// With --precision bf16 the operands of products are bfloat16s: float32s without their lower 16 bits, of the same range
+// but with 8 bits of precision for 24, which some processors multiply faster. Numbers are rounded as they are packed;
+// what is kept, and every sum, stays float32 (Kalamkar et al. 2019, "A study of BFLOAT16 for deep learning training"). A
+// row by itself is not packed, and is multiplied in float32: it is as fast as memory anyway.
+//
+// The processors' instructions take pairs: they add two products to each lane of a vector of sums. So in a panel two
+// steps of k share the 32 bits of a float, the first of them in the upper half, and a kernel for pairs is kernel() with
+// another instruction and half the steps. Where that is no faster, kernel() itself multiplies the rounded numbers. As a
+// product of two bfloat16s is exact in float32, its results are the same bits as AVX512-BF16's, unless a sum is smaller
+// than 2^-126, which that takes for 0. BFDOT's differ.
+typedef void PairKernel(size_t pairs, const float* a, const float* b, float* tile);
+
+static bool bf16;               // --precision bf16
+static PairKernel* pair_kernel; // what then multiplies; NULL: kernel()
+
+#if defined(__AVX512F__) && !defined(__CUDACC__)
+#include <immintrin.h>
+static const char pairs_name[] = "AVX512-BF16";
+
+// VDPBF16PS: sum += upper half of b * upper half of a, then the same of the lower halves, each rounded to the nearest
+// float32 like a fused multiply-add.
+__attribute__((target("avx512bf16"))) static void kernel_avx512_bf16(size_t pairs, const float* a, const float* b,
+                                                                     float* tile) {
+    __m512 sum[MR][2];
+    memset(sum, 0, sizeof sum);
+    for (size_t k = 0; k < pairs; k++, a += MR, b += NR) {
+        __m512bh b0 = (__m512bh)_mm512_loadu_ps(b), b1 = (__m512bh)_mm512_loadu_ps(b + LANES);
+#pragma GCC unroll 8
+        for (size_t i = 0; i < MR; i++) {
+            __m512bh pair = (__m512bh)_mm512_set1_ps(a[i]);
+            sum[i][0] = _mm512_dpbf16_ps(sum[i][0], b0, pair);
+            sum[i][1] = _mm512_dpbf16_ps(sum[i][1], b1, pair);
+        }
+    }
+    memcpy(tile, sum, sizeof sum);
+}
+
+// The processor's kernel for pairs, or NULL; `faster`: only if it is faster than kernel(). Not so on Intel's processors:
+// a VDPBF16PS takes as long as four multiply-adds (measured on a Xeon), and does the work of two.
+static PairKernel* find_pair_kernel(bool faster) {
+    return __builtin_cpu_supports("avx512bf16") && !(faster && __builtin_cpu_is("intel")) ? kernel_avx512_bf16 : NULL;
+}
+#elif defined(__aarch64__) && !defined(__CUDACC__) && (!defined(__clang__) || __clang_major__ >= 16)
+#include <arm_neon.h>
+static const char pairs_name[] = "BFDOT";
+
+// BFDOT: adds up the two products, and then that and the sum. The last bit of an addition that is not exact becomes 1
+// ("rounding to odd"), and what is smaller than 2^-126 is taken for 0.
+__attribute__((target("arch=armv8.2-a+bf16"))) static void kernel_neon_bf16(size_t pairs, const float* a,
+                                                                            const float* b, float* tile) {
+    float32x4_t sum[MR][2];
+    memset(sum, 0, sizeof sum);
+    for (size_t k = 0; k < pairs; k++, a += MR, b += NR) {
+        bfloat16x8_t b0 = vreinterpretq_bf16_f32(vld1q_f32(b)), b1 = vreinterpretq_bf16_f32(vld1q_f32(b + LANES));
+#pragma GCC unroll 8
+        for (size_t i = 0; i < MR; i++) {
+            bfloat16x8_t pair = vreinterpretq_bf16_f32(vdupq_n_f32(a[i]));
+            sum[i][0] = vbfdotq_f32(sum[i][0], b0, pair);
+            sum[i][1] = vbfdotq_f32(sum[i][1], b1, pair);
+        }
+    }
+    memcpy(tile, sum, sizeof sum);
+}
+
+// The processor's kernel for pairs, or NULL.
+static PairKernel* find_pair_kernel(bool faster) {
+    (void)faster;
+    return getauxval(AT_HWCAP2) & HWCAP2_BF16 ? kernel_neon_bf16 : NULL;
+}
+#else
+static const char pairs_name[] = "";
+static PairKernel* find_pair_kernel(bool faster) { return (void)faster, (PairKernel*)NULL; }
+#endif
+
+static const char* multiplies_bf16(PairKernel* by) { return by ? pairs_name : "float32's instructions"; }
+
+// x rounded to a bfloat16: to the nearest, of two equally near ones to the even one. NaN stays NaN, and what is smaller
+// than 2^-126 becomes 0, as the instructions take it.
+static inline uint32_t bfloat16_bits(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    uint32_t size = bits & 0x7FFFFFFFu, rounded = bits + 0x7FFFu + (bits >> 16 & 1);
+    rounded = size > 0x7F800000u ? bits | 0x400000u : rounded;
+    rounded = size < 0x00800000u ? bits & 0x80000000u : rounded;
+    return rounded & 0xFFFF0000u;
+}
+
+// Panels as pack() has left them, rounded in place. A panel of pairs takes the first half of its place.
+__attribute__((always_inline)) static inline void round_panels(float* panels, size_t count, size_t width,
+                                                               size_t depth) {
+    for (size_t i = 0; i < count; i += width)
+        for (size_t k = 0; k < depth; k += 2) {
+            float *first = panels + i * depth + k * width, *second = first + width;
+            float* to = pair_kernel ? first - k / 2 * width : first;
+            bool last = k + 1 == depth;
+#pragma omp simd
+            for (size_t x = 0; x < width; x++) {
+                uint32_t upper = bfloat16_bits(first[x]), lower = last ? 0 : bfloat16_bits(second[x]);
+                uint32_t bits = pair_kernel ? upper | lower >> 16 : upper;
+                memcpy(to + x, &bits, sizeof bits);
+                if (!pair_kernel && !last) memcpy(second + x, &lower, sizeof lower);
+            }
+        }
+}
+
+static void pack_a(float* out, Matrix a, size_t rows, size_t depth) {
+    pack(out, a, rows, MR, depth);
+    if (bf16) round_panels(out, rows, MR, depth);
+}
 
 // B's panels run along its columns, so to pack() it is transposed.
 static void pack_b(float* out, Matrix b, size_t columns, size_t depth) {
     Matrix bt = {b.p, b.column, b.row};
     pack(out, bt, columns, NR, depth);
+    if (bf16) round_panels(out, columns, NR, depth);
+}
+
+// The kernel of the precision. In bfloat16 a and b are panels.
+__attribute__((always_inline)) static inline void multiply_tile(size_t depth, Matrix a, const float* b, size_t b_row,
+                                                                float* tile) {
+    if (pair_kernel)
+        pair_kernel((depth + 1) / 2, a.p, b, tile);
+    else
+        kernel(depth, a, b, b_row, tile);
 }
 
 // The first n sums of a tile's row into c, plus bias, plus add, each of which may be NULL.
@@ -1057,7 +1174,7 @@ static void multiply_packed(float* c, size_t width, const float* a, const float*
     for (size_t j = 0; j < columns; j += NR)
         for (size_t i = 0; i < rows; i += MR) {
             size_t at = i * width + j;
-            kernel(depth, transposed(a + i * depth, MR), b + j * depth, NR, tile);
+            multiply_tile(depth, transposed(a + i * depth, MR), b + j * depth, NR, tile);
             store_tile(c + at, width, tile, bias ? bias + j : NULL, add ? add + at : NULL, min_size(MR, rows - i),
                        min_size(NR, columns - j));
         }
@@ -1169,18 +1286,18 @@ static void matmul_tile(float* c, size_t width, bool accumulate, Matrix a, Matri
         for (size_t j = 0; j < N; j += NR) {
             size_t columns = min_size(NR, N - j), depth = min_size(TILE, K - k);
             Matrix panel = block_at(b, k, j);
-            if (columns < NR || panel.column != 1) {
+            if (bf16 || columns < NR || panel.column != 1) {
                 pack_b(pb, panel, columns, depth);
                 panel = matrix(pb, NR);
             }
             for (size_t i = 0; i < M; i += MR) {
                 size_t rows = min_size(MR, M - i), at = i * width + j;
                 Matrix strip = block_at(a, i, k);
-                if (rows < MR) {
+                if (bf16 || rows < MR) {
                     pack_a(pa, strip, rows, depth);
                     strip = transposed(pa, MR);
                 }
-                kernel(depth, strip, panel.p, panel.row, tile);
+                multiply_tile(depth, strip, panel.p, panel.row, tile);
                 store_tile(c + at, width, tile, NULL, accumulate || k ? c + at : NULL, rows, columns);
             }
         }
@@ -1965,8 +2082,9 @@ static double cpu_peak(void) {
 }
 
 static const char* cpu_start(void) {
-    static char name[64];
-    snprintf(name, sizeof name, "CPU, %d threads", omp_get_max_threads());
+    static char name[96];
+    int n = snprintf(name, sizeof name, "CPU, %d threads", omp_get_max_threads());
+    if (bf16) snprintf(name + n, sizeof name - (size_t)n, ", bfloat16 by %s", multiplies_bf16(pair_kernel));
     return name;
 }
 
@@ -3004,7 +3122,7 @@ static void export_model(const char* directory, const Model* model, const Tokeni
 
 static struct {
     const char *data, *train, *val, *preset, *init, *log, *checkpoint, *export_to, *prompt, *tokenize, *device,
-        *precision, *attention, *html, *eval;
+        *attention, *html, *eval, *precision;
     Config model;
     size_t steps, batch, accumulate, warmup, seed, val_every, val_batches, sample_every, save_every, tokens, top_k,
         layer, head, stride;
@@ -3026,7 +3144,7 @@ typedef struct {
     bool given;
 } Option;
 
-// The end of an option's row. Checkpoints keep numbers, so a text cannot be SAVED.
+// The end of an option's row. A text that is SAVED must be one of a few plain words, known to this program.
 #define WHOLE(value, least, most, use) value, NULL, NULL, NULL, least, most, use, false
 #define REAL(value, least, most, use)  NULL, value, NULL, NULL, least, most, use, false
 #define TEXT(value, use)               NULL, NULL, value, NULL, 0, 0, use, false
@@ -3045,6 +3163,7 @@ static Option options[] = {
     {"training", "--steps", "N", "5000", "optimiser steps", WHOLE(&opt.steps, 1, 1e12, SAVED)},
     {"", "--batch", "N", "8", "sequences in a batch", WHOLE(&opt.batch, 1, MAX_SIZE, SAVED)},
     {"", "--accumulate", "N", "1", "batches in a step", WHOLE(&opt.accumulate, 1, 1 << 20, SAVED)},
+    {"", "--precision", "NAME", NULL, "of the operands of products: fp32 or bf16 [fp32]", TEXT(&opt.precision, SAVED)},
     {"", "--recompute", NULL, NULL, "compute layernorms and GELU twice instead of keeping them", FLAG(&recompute)},
     {"", "--lr", "X", "2e-3", "highest learning rate", REAL(&opt.lr, 0, 1e3, SAVED)},
     {"", "--min-lr", "X", NULL, "learning rate of the last step [lr/50]", REAL(&opt.min_lr, 0, 1e3, SAVED)},
@@ -3077,7 +3196,6 @@ static Option options[] = {
     {"", "--stride", "N", NULL, "tokens between windows; small: much context for each [context/2]", WHOLE(&opt.stride, 1, MAX_SIZE, 0)},
     {"", "--json", NULL, NULL, "print it as JSON", FLAG(&opt.json)},
     {"other", "--device", "NAME", NULL, "cpu, cuda or cuda:N [cuda, in a program built for it]", TEXT(&opt.device, GIVEN_AGAIN)},
-    {"", "--precision", "NAME", "float32", "float32, or bf16: matrices rounded to bfloat16, quicker", TEXT(&opt.precision, GIVEN_AGAIN)},
     {"", "--compare", NULL, NULL, "time a few steps on CPU and GPU, or on --device, and end", FLAG(&opt.compare)},
     {"", "--memory", NULL, NULL, "list the batches that fit in memories of some sizes, and end", FLAG(&opt.memory)},
     {"", "--tokenize", "FILE", NULL, "print the tokens of a text, one a line, and end", TEXT(&opt.tokenize, 0)},
@@ -3110,7 +3228,8 @@ static void print_help(void) {
         if (o->initial) printf(" [%s]", o->initial);
         putchar('\n');
     }
-    puts("\nOMP_NUM_THREADS sets the number of threads; the result is the same for any.");
+    printf("\n--precision bf16 multiplies by %s here.\n", multiplies_bf16(find_pair_kernel(true)));
+    puts("OMP_NUM_THREADS sets the number of threads; the result is the same for any.");
 }
 
 static Option* find_option(const char* name) {
@@ -3179,6 +3298,16 @@ static void derive_options(void) {
     if (opt.min_lr > opt.lr) fail(2, "--min-lr %g is above --lr %g", opt.min_lr, opt.lr);
 }
 
+// The precision asked for. From here on its name is one of ours: a checkpoint's is gone when the file is closed.
+static void choose_precision(int status, const char* where) {
+    bf16 = opt.precision && !strcmp(opt.precision, "bf16");
+    if (opt.precision && !bf16 && strcmp(opt.precision, "fp32"))
+        fail(status, "%s--precision is fp32 or bf16, not '%s'", where, opt.precision);
+    if (PLAIN && bf16) die("a program built with PLAIN=1 multiplies in float32 only: leave out --precision");
+    opt.precision = bf16 ? "bf16" : "fp32";
+    pair_kernel = bf16 ? find_pair_kernel(true) : NULL;
+}
+
 // Each way to use the program, and which options mean something there. Training takes all but what is for looking or measuring.
 #define DRAWS    " --temperature --top-k --top-p "
 #define LOOKS    " --layer --head --html --ablate --live "
@@ -3190,7 +3319,7 @@ static const struct {
             {"--export", " --data --init --checkpoint --context --device "},
             {"--generate", " --data --init --checkpoint --context --device --precision --seed --tokens" DRAWS},
             {"--attention", " --data --init --checkpoint --context --device --tokens" LOOKS},
-            {"--eval", " --data --init --checkpoint --context --device --batch" MEASURES}};
+            {"--eval", " --data --init --checkpoint --context --device --batch --precision" MEASURES}};
 
 // An option that changes nothing is a misunderstanding, and said.
 static void check_effects(void) {
@@ -3209,7 +3338,6 @@ static void check_effects(void) {
         if (!way && strstr(takes, name))
             fail(2, "%s has no effect without %s", o->name, strstr(LOOKS, name) ? "--attention" : "--eval");
     }
-    if (bf16 && !opt.prompt) fail(2, "--precision bf16 has no effect without --generate");
 }
 
 static void parse_command_line(int argc, char** argv) {
@@ -3253,12 +3381,10 @@ static void parse_command_line(int argc, char** argv) {
     if ((on_gpu || opt.compare) && !cuda_device)
         fail(2, "this program is the CPU's; `make train_gpt_cu` builds the GPU's");
     if (opt.device) device = on_gpu ? cuda_device : &cpu;
+    choose_precision(2, "");
+    if (given("--precision") && cuda_device && device == cuda_device && !opt.compare)
+        fail(2, "--precision is for --device cpu; the GPU's is that of `make train_gpt_cu PRECISION=...`");
     cuda_number = atoi(number);
-    bf16 = !strcmp(opt.precision, "bf16");
-    if (!bf16 && strcmp(opt.precision, "float32")) fail(2, "--precision is float32 or bf16, not '%s'", opt.precision);
-    if (given("--precision") && device != &cpu)
-        fail(2, "--precision is for --device cpu: a GPU's is chosen by `make train_gpt_cu PRECISION=%s`",
-             bf16 ? "bf16" : "fp32");
 }
 
 // ====================================================================================================================
@@ -3625,7 +3751,11 @@ static const char* save_run(Run* run) {
     for (const Option* o = options; o < options + OPTIONS; o++) {
         if (!(o->use & SAVED) || (!o->initial && !o->given)) continue;
         if (o->use & SHAPE && !*o->whole) continue; // as in GPT-2
-        append(&text, &length, ",\"%s\":\"%.17g\"", o->name, o->whole ? (double)*o->whole : *o->real);
+        append(&text, &length, ",\"%s\":\"", o->name);
+        if (o->text)
+            append(&text, &length, "%s\"", *o->text);
+        else
+            append(&text, &length, "%.17g\"", o->whole ? (double)*o->whole : *o->real);
     }
     error = save_checkpoint(run->checkpoint, &run->model, true, text, &run->tokenizer.file);
     free(text);
@@ -3646,6 +3776,7 @@ static void resume_options(Run* run, const Checkpoint* c) {
         set_option(o, value, 1, "the checkpoint is damaged: ");
         o->given = true;
     }
+    choose_precision(1, "the checkpoint is damaged: ");
     derive_options();
     run->step = metadata_number(c, "step");
     run->taken = metadata_number(c, "windows");
