@@ -494,6 +494,22 @@ static bool release_guarded(float* p, size_t size) {
 
 enum { TRANSPOSE_A = 1, TRANSPOSE_B = 2, BIAS = 4, ADD = 8, ADD_TO_ITSELF = 16, IN_TILE = 32 };
 
+// matmul_tile reads whole tiles, so both factors are moved to where there is room, with NaN after them.
+static void tile_product(float* c, size_t width, bool accumulate, Matrix a, const float* b, size_t M, size_t N,
+                         size_t K) {
+    size_t wide = even_part(N, N, NR), rows = even_part(M, M, MR);
+    float *A = (float*)allocate(rows * K, sizeof(float), "a"), *B = (float*)allocate(K * wide, sizeof(float), "b");
+    bool dense = a.column == 1;
+    Matrix moved = dense ? matrix(A, K) : transposed(A, rows);
+    for (size_t i = 0; i < rows; i++)
+        for (size_t k = 0; k < K; k++)
+            A[i * moved.row + k * moved.column] = i < M ? a.p[i * a.row + k * a.column] : NAN;
+    for (size_t k = 0; k < K; k++)
+        for (size_t j = 0; j < wide; j++) B[k * wide + j] = j < N ? b[k * N + j] : NAN;
+    matmul_tile(c, width, accumulate, moved, B, wide, M, N, K);
+    free(A), free(B);
+}
+
 // x as a product of bfloat16s has it: of 8 bits, subnormal ones 0. As its definition says, by rounding x 2^-e to a
 // multiple of 2^-8, which takes ties to even.
 static double rounded(double x) {
@@ -502,7 +518,7 @@ static double rounded(double x) {
     return !bf16 || !isfinite(x) ? x : fabs(x) < FLT_MIN ? 0 : ldexp(nearbyint(ldexp(m, 8)), e - 8);
 }
 
-// One product against a plain loop in double precision; of bfloat16s, unless it is of a row, of the rounded operands.
+// One product against a plain loop in double precision; where bfloat16s are multiplied, of the rounded operands.
 static void try_product(size_t M, size_t N, size_t K, int flags) {
     size_t width = flags & IN_TILE ? N + 5 : N, c_size = M * width; // a tile is a part of a wider matrix
     float *a = guarded(M * K, 1), *b = guarded(K * N, 2), *bias = guarded(N, 3), *c = guarded(c_size, 4);
@@ -511,12 +527,12 @@ static void try_product(size_t M, size_t N, size_t K, int flags) {
     Matrix A = flags & TRANSPOSE_A ? transposed(a, M) : matrix(a, K);
     Matrix B = flags & TRANSPOSE_B ? transposed(b, K) : matrix(b, N);
     if (flags & IN_TILE)
-        matmul_tile(c, width, flags & ADD_TO_ITSELF, A, B, M, N, K);
+        tile_product(c, width, flags & ADD_TO_ITSELF, A, b, M, N, K);
     else
         matmul(c, A, B, flags & BIAS ? bias : NULL, flags & ADD_TO_ITSELF ? c : flags & ADD ? add : NULL, M, N, K);
-    bool row = M == 1 && !(flags & IN_TILE);
-    for (size_t i = 0; i < M * K && !row; i++) a[i] = (float)rounded(a[i]);
-    for (size_t i = 0; i < K * N && !row; i++) b[i] = (float)rounded(b[i]);
+    bool packed = M > 1 && !(flags & IN_TILE); // else in float32
+    for (size_t i = 0; i < M * K && packed; i++) a[i] = (float)rounded(a[i]);
+    for (size_t i = 0; i < K * N && packed; i++) b[i] = (float)rounded(b[i]);
     double error = 0, size = 0;
     bool outside = true;
     for (size_t i = 0; i < M; i++)
@@ -578,8 +594,15 @@ static void test_matmul_blocks(void) {
             try_product(MR + 2, NR + 1, 2 * KC - 1 + d, all[f]);
             try_product(1, 65, 2 * KC - 1 + d, all[f]);
             try_product(3, 2 * NC - 1 + d, 5, all[f]);
+            try_product(NR, 8 * NC - 1 + d, 9, all[f]);
+            try_product(8 * MC - 1 + d, NR, 9, all[f]);
+            try_product(MR + 2, NR + 1, DEEP - 1 + d, all[f]);
+            try_product(2 * NR, NR, DEEP - 1 + d, all[f]);
         }
+    try_product(0, 0, 3, BIAS);
     try_product(3 * MC + 5, NC + 37, KC + 11, BIAS | ADD);
+    try_product(5 * NR + 3, 7 * NR + 1, KC + 11, BIAS | ADD);
+    try_product(7 * NR + 1, 5 * NR + 3, KC + 11, BIAS | ADD);
 }
 
 static void test_matmul_tile(void) {
@@ -588,7 +611,7 @@ static void test_matmul_tile(void) {
     for (size_t m = 0; m < 8; m++)
         for (size_t n = 0; n < 7; n++)
             for (size_t k = 0; k < 7; k++)
-                for (int flags = 0; flags < 4; flags++) {
+                for (int flags = 0; flags <= TRANSPOSE_A; flags += TRANSPOSE_A) {
                     try_product(sizes[m], longer[n], longer[k], flags | IN_TILE);
                     try_product(sizes[m], longer[n], longer[k], flags | IN_TILE | ADD_TO_ITSELF);
                 }
@@ -652,7 +675,6 @@ static void test_matmul_bf16(void) {
         test_matmul_small();
         test_matmul_not_finite();
         if (which) test_matmul_blocks();
-        if (which) test_matmul_tile();
         for (size_t depth = 1; depth <= K; depth += depth < 4 ? 1 : 9)
             for (int small = 0; small <= which && !(which && odd); small++) {
                 float *a = guarded(M * depth, depth), *b = guarded(depth * N, 1 + depth);
