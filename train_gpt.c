@@ -69,11 +69,11 @@ __attribute__((noreturn, format(printf, 2, 3))) static void fail(int status, con
 // count * size bytes of zeroed memory for `what`, or the program ends and says so. Freed with free().
 static void* allocate(size_t count, size_t size, const char* what);
 
-static inline float exp_(float x);                      // e^x; loops over it vectorise, which libm's do not
-static inline float weight_at(const float* w, size_t i);   // w[i], which generation may keep in 16 bits
-static uint64_t random_bits(uint64_t key, uint64_t i);  // number i of the stream called key
-static double random_uniform(uint64_t key, uint64_t i); // the same, uniform in (0,1)
-static float random_normal(uint64_t key, uint64_t i);   // the same, normal with mean 0 and variance 1
+static inline float exp_(float x);                       // e^x; loops over it vectorise, which libm's do not
+static inline float weight_at(const float* w, size_t i); // w[i], which generation may keep in 16 bits
+static uint64_t random_bits(uint64_t key, uint64_t i);   // number i of the stream called key
+static double random_uniform(uint64_t key, uint64_t i);  // the same, uniform in (0,1)
+static float random_normal(uint64_t key, uint64_t i);    // the same, normal with mean 0 and variance 1
 static size_t min_size(size_t a, size_t b) { return a < b ? a : b; }
 
 typedef struct Tokenizer Tokenizer;
@@ -1199,7 +1199,7 @@ __attribute__((always_inline)) static inline void add_rows(float* sum, const flo
 // Generation reads every weight for every token, and so writes twice as many tokens a second if they take half the
 // room: with --precision bf16 it keeps all tensors with rows, being all but biases and layernorms, as bfloat16s. They
 // are made float32s again as they are read, by 16 bits of zeros after the 16.
-static bool narrow; // weights are kept so
+static bool in_16_bits; // they are kept so
 static inline float widened(uint16_t x) {
     uint32_t bits = (uint32_t)x << 16;
     float y;
@@ -1207,14 +1207,14 @@ static inline float widened(uint16_t x) {
     return y;
 }
 static inline float weight_at(const float* w, size_t i) {
-    return narrow ? widened(((const uint16_t*)(const void*)w)[i]) : w[i];
+    return in_16_bits ? widened(((const uint16_t*)(const void*)w)[i]) : w[i];
 }
 
 // w[i] to w[i + n - 1], where they lie or in `wide`. Widening leaves a processor less time to look ahead, so it is told
 // that those which lie `ahead` of them will be wanted; what lies beyond the end is harmless.
 static inline const float* weights_from(const float* w, size_t i, size_t n, size_t ahead, float* __restrict__ wide) {
     enum { LINE = 32 }; // numbers in a cache line
-    if (!narrow) return w + i;
+    if (!in_16_bits) return w + i;
     const uint16_t* from = (const uint16_t*)(const void*)w + i;
     for (size_t j0 = 0; j0 < n; j0 += LINE) {
         __builtin_prefetch(from + ahead + j0);
@@ -1251,9 +1251,9 @@ static void multiply_row(float* c, Matrix a, Matrix b, const float* bias, const 
                 sum[j] = dot(x, weights_from(b.p, (j0 + j) * b.column, K, 2 * b.column, column), K);
         for (size_t k = 0; k < K && b.row != 1; k += ROWS) {
             size_t at = k * b.row + j0, count = min_size(ROWS, K - k);
-            for (size_t i = 0; i < count && narrow; i++)
+            for (size_t i = 0; i < count && in_16_bits; i++)
                 weights_from(b.p, at + i * b.row, n, 2 * ROWS * b.row, rows + i * COLUMNS);
-            Matrix block = narrow ? matrix(rows, COLUMNS) : matrix(b.p + at, b.row);
+            Matrix block = in_16_bits ? matrix(rows, COLUMNS) : matrix(b.p + at, b.row);
             if (count == ROWS)
                 add_rows(sum, x + k, block, ROWS, n);
             else
@@ -1605,7 +1605,7 @@ static void attention_backward_fast(float* dqkv, const float* dout, const float*
 #endif
 
 static void matmul(float* c, Matrix a, Matrix b, const float* bias, const float* add, size_t M, size_t N, size_t K) {
-    float* wide = narrow && (PLAIN || M > 1) ? widen_matrix(&b, K * N) : NULL;
+    float* wide = in_16_bits && (PLAIN || M > 1) ? widen_matrix(&b, K * N) : NULL;
     (PLAIN ? matmul_plain : matmul_fast)(c, a, b, bias, add, M, N, K);
     free(wide);
 }
@@ -2057,7 +2057,7 @@ static void describe_parameters(Model* model) {
             t->offset = model->block_size;
             t->size = (t->rows ? t->rows : 1) * t->columns;
             size_t room = t->slot == offsetof(Parameters, wte) ? padded(c.V) * c.C : t->size;
-            size_t width = narrow && t->rows ? sizeof(uint16_t) : sizeof(float);
+            size_t width = in_16_bits && t->rows ? sizeof(uint16_t) : sizeof(float);
             model->block_size += cache_lines(room * width) / sizeof(float);
             model->parameter_count += t->size;
         }
@@ -2862,7 +2862,7 @@ static void load_tensor(const Checkpoint* c, const Entry* e, const Tensor* t, fl
                 memcpy(&buffer[j], &bits, sizeof bits);
         }
         if (!all_finite(buffer, n)) die("%s: tensor %s holds numbers that are not finite", c->file.path, e->name);
-        if (narrow && t->rows)
+        if (in_16_bits && t->rows)
             for (size_t j = 0; j < n; j++) ((uint16_t*)(void*)to)[i + j] = (uint16_t)(bfloat16_bits(buffer[j]) >> 16);
         else
             device->to_device(to + i, buffer, n);
@@ -3691,7 +3691,7 @@ static void run_generate(void) {
     static Model model;
     static Activations a;
     static Tokenizer t;
-    narrow = bf16;
+    in_16_bits = bf16;
     load_for_use(&model, &t, true, false);
     device->create_activations(&a, &model, 1, model.config.T, false);
     size_t n = strlen(opt.prompt);
