@@ -33,6 +33,7 @@ static Option choices[] = {
     {"", "--vocab", "N", NULL, "", WHOLE(&want.vocab, 1, MAX_SIZE, 0)},
     {"", "--context", "N", NULL, "", WHOLE(&want.context, 2, MAX_SIZE, 0)},
     {"", "--batch", "N", NULL, "", WHOLE(&want.batch, 1, MAX_SIZE, 0)},
+    {"", "--precision", "NAME", NULL, "fp32 or bf16, as train_gpt's", TEXT(&opt.precision, 0)},
     {"what", "--step", NULL, NULL, "a training step, layer by layer: done if nothing else is asked for", FLAG(&want.step)},
     {"", "--scaling", NULL, NULL, "the step with 1, 2, 4, ... threads", FLAG(&want.scaling)},
     {"", "--matmul", NULL, NULL, "the multiply alone: a chosen model's shapes, or many if none is chosen", FLAG(&want.matmul)},
@@ -93,6 +94,7 @@ static Config read_options(int argc, char** argv) {
                 or_else(want.channels, models[i].C), or_else(want.heads, models[i].H),
                 or_else(want.layers, models[i].L)};
     if (c.C % c.H) fail(2, "--channels %zu is not divisible by --heads %zu", c.C, c.H);
+    choose_precision(2, "");
     if (!want.batch) want.batch = models[i].B;
     want.step = want.step || !(want.matmul || want.generate || want.scaling);
     return c;
@@ -187,6 +189,7 @@ static void measure_machine(void) {
 static double bandwidth(void) { return fmax(median(&reading), median(&copying)); }
 
 static void print_machine(void) {
+    if (bf16) printf("precision  bf16 in linear layers, by %s\n", multiplies_bf16(pair_kernel));
     printf("machine    %d threads, %.0f GFLOP/s of multiply-adds, memory: %.1f GB/s read, %.1f GB/s copied\n\n",
            threads, median(&peak) / 1e9, median(&reading) / 1e9, median(&copying) / 1e9);
 }
