@@ -70,10 +70,11 @@ __attribute__((noreturn, format(printf, 2, 3))) static void fail(int status, con
 // count * size bytes of zeroed memory for `what`, or the program ends and says so. Freed with free().
 static void* allocate(size_t count, size_t size, const char* what);
 
-static inline float exp_(float x);                      // e^x; loops over it vectorise, which libm's do not
-static uint64_t random_bits(uint64_t key, uint64_t i);  // number i of the stream called key
-static double random_uniform(uint64_t key, uint64_t i); // the same, uniform in (0,1)
-static float random_normal(uint64_t key, uint64_t i);   // the same, normal with mean 0 and variance 1
+static inline float exp_(float x);                       // e^x; loops over it vectorise, which libm's do not
+static inline float weight_at(const float* w, size_t i); // w[i], which generation may keep in 16 bits
+static uint64_t random_bits(uint64_t key, uint64_t i);   // number i of the stream called key
+static double random_uniform(uint64_t key, uint64_t i);  // the same, uniform in (0,1)
+static float random_normal(uint64_t key, uint64_t i);    // the same, normal with mean 0 and variance 1
 static size_t min_size(size_t a, size_t b) { return a < b ? a : b; }
 
 typedef struct Tokenizer Tokenizer;
@@ -151,9 +152,8 @@ static void embedding_forward(float* x, const int* tokens, const float* wte, con
                               size_t start, size_t C) {
 #pragma omp parallel for schedule(static)
     for (size_t i = 0; i < B * T; i++) {
-        const float* token = wte + (size_t)tokens[i] * C;
-        const float* position = wpe + (start + i % T) * C;
-        for (size_t c = 0; c < C; c++) x[i * C + c] = token[c] + position[c];
+        size_t token = (size_t)tokens[i] * C, position = (start + i % T) * C;
+        for (size_t c = 0; c < C; c++) x[i * C + c] = weight_at(wte, token + c) + weight_at(wpe, position + c);
     }
 }
 
@@ -1197,22 +1197,68 @@ __attribute__((always_inline)) static inline void add_rows(float* sum, const flo
     }
 }
 
-// One row times a matrix: every number of B is used once, so this runs at the speed of memory, and packing would only
-// add to the traffic. Each thread takes columns. If they are dense, each is a dot product; else rows are, of which
-// eight are read side by side.
+// Generation reads every weight for every token, and so writes twice as many tokens a second if they take half the
+// room: with --precision bf16 it keeps all tensors with rows, being all but biases and layernorms, as bfloat16s. They
+// are made float32s again as they are read, by 16 bits of zeros after the 16.
+static bool in_16_bits; // they are kept so
+static inline float widened(uint16_t x) {
+    uint32_t bits = (uint32_t)x << 16;
+    float y;
+    memcpy(&y, &bits, sizeof y);
+    return y;
+}
+static inline float weight_at(const float* w, size_t i) {
+    return in_16_bits ? widened(((const uint16_t*)(const void*)w)[i]) : w[i];
+}
+
+// w[i] to w[i + n - 1], where they lie or in `wide`. Widening leaves a processor less time to look ahead, so it is told
+// that those which lie `ahead` of them will be wanted; what lies beyond the end is harmless.
+static inline const float* weights_from(const float* w, size_t i, size_t n, size_t ahead, float* __restrict__ wide) {
+    enum { LINE = 32 }; // numbers in a cache line
+    if (!in_16_bits) return w + i;
+    const uint16_t* from = (const uint16_t*)(const void*)w + i;
+    for (size_t j0 = 0; j0 < n; j0 += LINE) {
+        __builtin_prefetch(from + ahead + j0);
+        if (n - j0 >= LINE)
+            for (size_t j = 0; j < LINE; j++) wide[j0 + j] = widened(from[j0 + j]);
+        else
+            for (size_t j = j0; j < n; j++) wide[j] = widened(from[j]);
+    }
+    return wide;
+}
+
+// The same for a matrix of so many numbers, which is freed where it is not b's own.
+static float* widen_matrix(Matrix* b, size_t size) {
+    float* wide = (float*)allocate(size, sizeof(float), "a matrix of weights");
+#pragma omp parallel for schedule(static)
+    for (size_t i = 0; i < size; i++) wide[i] = weight_at(b->p, i);
+    b->p = wide;
+    return wide;
+}
+
+// One row times a matrix of weights: every number of B is used once, so this runs at the speed of memory, and packing
+// would only add to the traffic. Each thread takes columns. If they are dense, each is a dot product; else rows are, of
+// which eight are read side by side.
 static void multiply_row(float* c, Matrix a, Matrix b, const float* bias, const float* add, size_t N, size_t K) {
     enum { COLUMNS = 128, ROWS = 8 };
-    float* x = workspace(K);
+    float* x = workspace(K + (size_t)omp_get_max_threads() * K);
     for (size_t k = 0; k < K; k++) x[k] = a.p[k * a.column];
 #pragma omp parallel for schedule(static)
     for (size_t j0 = 0; j0 < N; j0 += COLUMNS) {
-        size_t n = min_size(COLUMNS, N - j0), k = 0;
-        float sum[COLUMNS] = {0};
+        size_t n = min_size(COLUMNS, N - j0);
+        float sum[COLUMNS] = {0}, rows[ROWS * COLUMNS], *column = x + (1 + (size_t)omp_get_thread_num()) * K;
         if (b.row == 1)
-            for (size_t j = 0; j < n; j++) sum[j] = dot(x, b.p + (j0 + j) * b.column, K);
-        else {
-            for (; k + ROWS <= K; k += ROWS) add_rows(sum, x + k, block_at(b, k, j0), ROWS, n);
-            for (; k < K; k++) add_rows(sum, x + k, block_at(b, k, j0), 1, n);
+            for (size_t j = 0; j < n; j++)
+                sum[j] = dot(x, weights_from(b.p, (j0 + j) * b.column, K, 2 * b.column, column), K);
+        for (size_t k = 0; k < K && b.row != 1; k += ROWS) {
+            size_t at = k * b.row + j0, count = min_size(ROWS, K - k);
+            for (size_t i = 0; i < count && in_16_bits; i++)
+                weights_from(b.p, at + i * b.row, n, 2 * ROWS * b.row, rows + i * COLUMNS);
+            Matrix block = in_16_bits ? matrix(rows, COLUMNS) : matrix(b.p + at, b.row);
+            if (count == ROWS)
+                add_rows(sum, x + k, block, ROWS, n);
+            else
+                add_rows(sum, x + k, block, count, n);
         }
         for (size_t j = 0; j < n; j++) c[j0 + j] = sum[j] + (bias ? bias[j0 + j] : 0) + (add ? add[j0 + j] : 0);
     }
@@ -1421,38 +1467,66 @@ static void attention_forward_tiles(float* out, float* lse, const float* qkv, At
             }
 }
 
+// Has n floats brought near, where the processor does not foresee that they will be wanted.
+static inline void prefetch(const float* x, size_t n) {
+    for (size_t i = 0; i < n; i += 16) __builtin_prefetch(x + i);
+}
+
 // Only the last position asks, as in generation: it has no other query to share keys with, and reads each once, at the
-// speed of memory.
+// speed of memory. That is highest where reading goes on where it left off, so a row of keys or values is read whole,
+// all heads of it, and threads share out the rows, KEYS at a time. Such a piece ends, for each head, in the largest
+// score, the sum and the sum of values over its keys, and those are put together, in order, as above.
 static void attention_forward_last(float* out, float* lse, const float* qkv, Attention a) {
-    size_t T = a.T, D = a.D, C = a.H * D;
-    float scale = 1 / sqrtf((float)D);
-#pragma omp parallel for collapse(2) schedule(static)
-    for (size_t b = 0; b < a.B; b++)
-        for (size_t h = 0; h < a.H; h++) {
-            const float *q = qkv + (b * T + T - 1) * 3 * C + h * D, *keys = qkv + b * T * 3 * C + C + h * D;
-            float *o = out + b * C + h * D, largest = -FLT_MAX, sum = 0, s[TILE];
-            Range seen = visible_keys(a, T - 1);
-            memset(o, 0, D * sizeof(float));
-            for (size_t j0 = seen.first; j0 < seen.end; j0 += TILE) {
-                const float *k = keys + j0 * 3 * C, *v = k + C;
-                size_t n = min_size(TILE, seen.end - j0);
-                float before = largest;
-                for (size_t j = 0; j < n; j++) {
-                    s[j] = scale * dot(q, k + j * 3 * C, D);
-                    largest = fmaxf(largest, s[j]);
+    enum { KEYS = 32 };
+    size_t T = a.T, D = a.D, H = a.H, C = H * D, room = C + (2 + KEYS) * H;
+    Range seen = visible_keys(a, T - 1);
+    size_t pieces = (seen.end - seen.first + KEYS - 1) / KEYS;
+    float scale = 1 / sqrtf((float)D), *all = workspace(a.B * pieces * room);
+#pragma omp parallel
+    {
+#pragma omp for collapse(2) schedule(static)
+        for (size_t b = 0; b < a.B; b++)
+            for (size_t piece = 0; piece < pieces; piece++) {
+                size_t j0 = seen.first + piece * KEYS, n = min_size(KEYS, seen.end - j0);
+                const float *q = qkv + (b * T + T - 1) * 3 * C, *k = qkv + (b * T + j0) * 3 * C + C, *v = k + C;
+                float* o = all + (b * pieces + piece) * room;             // (H,D); then (H) largest scores, (H) sums
+                float *largest = o + C, *sum = largest + H, *p = sum + H; // p (H,KEYS)
+                memset(o, 0, (C + 2 * H) * sizeof(float));
+                for (size_t i = 0; i < H * KEYS; i++) p[i] = -INFINITY;
+                for (size_t j = 0; j < n; j++)
+                    for (size_t h = 0; h < H; h++) {
+                        size_t at = j * 3 * C + h * D;
+                        p[h * KEYS + j] = scale * dot(q + h * D, k + at, D);
+                        prefetch(k + at + 3 * C, D); // what comes next
+                        prefetch(v + at, D);         // and what comes then
+                    }
+                for (size_t h = 0; h < H; h++) {
+                    float *row = p + h * KEYS, most = -FLT_MAX, total = 0;
+                    for (size_t j = 0; j < KEYS; j++) most = row[j] > most ? row[j] : most;
+                    for (size_t j = 0; j < KEYS; j++) row[j] = exp_(row[j] - most);
+                    for (size_t j = 0; j < KEYS; j++) total += row[j];
+                    largest[h] = most, sum[h] = total;
                 }
-                float shrink = exp_(before - largest);
-                for (size_t c = 0; c < D; c++) o[c] *= shrink;
-                sum *= shrink;
-                for (size_t j = 0; j < n; j++) {
-                    float p = exp_(s[j] - largest);
-                    for (size_t c = 0; c < D; c++) o[c] += p * v[j * 3 * C + c];
-                    sum += p;
-                }
+                for (size_t j = 0; j < n; j++)
+                    for (size_t h = 0; h < H; h++)
+                        add_rows(o + h * D, p + h * KEYS + j, matrix(v + j * 3 * C + h * D, D), 1, D);
             }
-            for (size_t c = 0; c < D; c++) o[c] /= sum;
-            lse[b * a.H + h] = largest + logf(sum);
-        }
+#pragma omp for collapse(2) schedule(static)
+        for (size_t b = 0; b < a.B; b++)
+            for (size_t h = 0; h < H; h++) {
+                const float *first = all + b * pieces * room, *end = first + pieces * room;
+                float *o = out + b * C + h * D, m = -FLT_MAX, sum = 0;
+                for (const float* piece = first; piece < end; piece += room) m = fmaxf(m, piece[C + h]);
+                memset(o, 0, D * sizeof(float));
+                for (const float* piece = first; piece < end; piece += room) {
+                    float share = exp_(piece[C + h] - m);
+                    sum += share * piece[C + H + h];
+                    for (size_t c = 0; c < D; c++) o[c] += share * piece[h * D + c];
+                }
+                for (size_t c = 0; c < D; c++) o[c] /= sum;
+                lse[b * H + h] = m + logf(sum);
+            }
+    }
 }
 
 static void attention_forward_fast(float* out, float* lse, const float* qkv, Attention a) {
@@ -1532,7 +1606,9 @@ static void attention_backward_fast(float* dqkv, const float* dout, const float*
 #endif
 
 static void matmul(float* c, Matrix a, Matrix b, const float* bias, const float* add, size_t M, size_t N, size_t K) {
+    float* wide = in_16_bits && (PLAIN || M > 1) ? widen_matrix(&b, K * N) : NULL;
     (PLAIN ? matmul_plain : matmul_fast)(c, a, b, bias, add, M, N, K);
+    free(wide);
 }
 
 static void attention_forward(float* out, float* lse, const float* qkv, Attention a) {
@@ -2009,7 +2085,8 @@ static void describe_parameters(Model* model) {
             t->offset = model->block_size;
             t->size = (t->rows ? t->rows : 1) * t->columns;
             size_t room = t->slot == offsetof(Parameters, wte) ? padded(c.V) * c.C : t->size;
-            model->block_size += cache_lines(room * sizeof(float)) / sizeof(float);
+            size_t width = in_16_bits && t->rows ? sizeof(uint16_t) : sizeof(float);
+            model->block_size += cache_lines(room * width) / sizeof(float);
             model->parameter_count += t->size;
         }
 }
@@ -2817,7 +2894,10 @@ static void load_tensor(const Checkpoint* c, const Entry* e, const Tensor* t, fl
                 memcpy(&buffer[j], &bits, sizeof bits);
         }
         if (!all_finite(buffer, n)) die("%s: tensor %s holds numbers that are not finite", c->file.path, e->name);
-        device->to_device(to + i, buffer, n);
+        if (in_16_bits && t->rows)
+            for (size_t j = 0; j < n; j++) ((uint16_t*)(void*)to)[i + j] = (uint16_t)(bfloat16_bits(buffer[j]) >> 16);
+        else
+            device->to_device(to + i, buffer, n);
     }
 }
 
@@ -3543,6 +3623,7 @@ static void run_generate(void) {
     static Model model;
     static Activations a;
     static Tokenizer t;
+    in_16_bits = bf16;
     load_for_use(&model, &t, true, false);
     device->create_activations(&a, &model, 1, model.config.T, false);
     size_t n = strlen(opt.prompt);
@@ -4095,7 +4176,8 @@ static int run_training(void) {
         log_step(&run, loss, duration, validated);
         report(&run, loss, average, validated);
         save_when_due(&run);
-        if (due(run.step, opt.sample_every)) show_sample(&run, run.step == opt.steps ? opt.tokens : 96);
+        if (due(run.step, opt.sample_every) || run.step == opt.sample_every / 10) // the first after seconds
+            show_sample(&run, run.step == opt.steps ? opt.tokens : 96);
     }
     clear_live_line();
     save_last(&run);
@@ -4630,7 +4712,8 @@ static const Way ways[] = {
     {"--memory", " --context --device ", run_memory},
     {"--tokenize", " --data --checkpoint ", run_tokenize},
     {"--export", " --data --init --checkpoint --context --device ", run_export},
-    {"--generate", " --data --init --checkpoint --context --device --seed --tokens --temperature --top-k --top-p ",
+    {"--generate",
+     " --data --init --checkpoint --context --device --precision --seed --tokens --temperature --top-k --top-p ",
      run_generate},
     {"--attention", " --data --init --checkpoint --context --device --tokens" LOOKS, run_attention},
     {"--eval", " --data --init --checkpoint --context --device --batch --precision" MEASURES, run_eval}};
