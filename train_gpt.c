@@ -613,18 +613,20 @@ typedef struct {
     float mean, std;
     size_t offset, size; // floats: place in the block, rows * columns
     size_t slot;         // place of its pointer in a Parameters, bytes
-    // What AdamW updates here, all of it or a process's part: from, floats, and place in the moments' blocks.
-    size_t own, owned, moment;
+    size_t own, owned,
+        moment;      // what AdamW updates here, all or a process's part: first, floats, place among the moments
+    size_t arriving; // place where other processes' gradients of that arrive
+    long layer;      // whose it is; -1: no layer's
 } Tensor;
 
 typedef struct {
     Config config;
     Tensor* tensors;
     size_t tensor_count, parameter_count;
-    size_t block_size;  // floats in the blocks of weights and gradients, tensors padded to cache lines
-    size_t moment_size; // floats in each of the moments' blocks: as many, or a process's part
-    float *weights, *gradients, *moment1, *moment2; // the last three only in training
-    Parameters w, d;                                // pointers into weights and into gradients
+    size_t block_size;                 // floats in each of the first two blocks below, tensors padded to cache lines
+    size_t moment_size, arriving_size; // and in the next; all are as large, but for several processes
+    float *weights, *gradients, *moment1, *moment2, *arriving; // but for the first, only in training
+    Parameters w, d;                                           // pointers into weights and into gradients
     double loss_sum, loss_count, gradient_norm;
     void* extra; // what a GPU keeps besides
 } Model;
@@ -1844,34 +1846,47 @@ static size_t padded(size_t V) { return (V + 127) / 128 * 128; }
 // Where the part of process r begins in a tensor: parts are equally many cache lines, those of lower numbers first.
 static size_t cut(size_t size, int r) { return min_size(size, (size + 15) / 16 * (size_t)r / (size_t)world.size * 16); }
 
+// What of each tensor is updated by this process. The gradients that others send for it share a place with other layers'.
+static void share_out(Model* model) {
+    size_t filled[1 + MAX_LAYERS] = {0};
+    model->moment_size = model->arriving_size = 0;
+    for (Tensor* t = model->tensors; t < model->tensors + model->tensor_count; t++) {
+        t->own = cut(t->size, world.rank);
+        t->owned = cut(t->size, world.rank + 1) - t->own;
+        t->moment = world.size == 1 ? t->offset : model->moment_size;
+        model->moment_size = t->moment + cache_lines(t->owned * sizeof(float)) / sizeof(float);
+        t->arriving = filled[1 + t->layer];
+        filled[1 + t->layer] += t->owned * (size_t)(world.size - 1);
+        if (filled[1 + t->layer] > model->arriving_size) model->arriving_size = filled[1 + t->layer];
+    }
+}
+
 static void describe_parameters(Model* model) {
     const Config c = model->config;
 #define PARAMETER_ROW(kind, field, name, rows, columns, mean, std) \
-    {kind == EACH ? c.L : 1, {name, rows, columns, mean, std, 0, 0, offsetof(Parameters, field), 0, 0, 0}},
+    {kind == EACH ? c.L : 1,                                       \
+     {name, rows, columns, mean, std, 0, 0, offsetof(Parameters, field), 0, 0, 0, 0, kind == EACH ? 0 : -1}},
     const struct {
         size_t count;
         Tensor tensor;
     } table[] = {PARAMETERS(PARAMETER_ROW)};
     size_t kinds = sizeof table / sizeof *table;
     model->tensors = (Tensor*)allocate(kinds * c.L, sizeof(Tensor), "the list of tensors");
-    model->tensor_count = model->parameter_count = model->block_size = model->moment_size = 0;
+    model->tensor_count = model->parameter_count = model->block_size = 0;
     for (size_t i = 0; i < kinds; i++)
         for (size_t l = 0; l < table[i].count && table[i].tensor.columns; l++) { // none where there are no columns
             Tensor* t = &model->tensors[model->tensor_count++];
             *t = table[i].tensor;
             snprintf(t->name, sizeof t->name, table[i].tensor.name, l);
             t->slot += l * sizeof(float*);
+            t->layer += (long)l;
             t->offset = model->block_size;
             t->size = (t->rows ? t->rows : 1) * t->columns;
             size_t room = t->slot == offsetof(Parameters, wte) ? padded(c.V) * c.C : t->size;
             model->block_size += cache_lines(room * sizeof(float)) / sizeof(float);
             model->parameter_count += t->size;
-            t->own = cut(t->size, world.rank);
-            t->owned = cut(t->size, world.rank + 1) - t->own;
-            t->moment = world.size == 1 ? t->offset : model->moment_size;
-            model->moment_size = t->moment + cache_lines(t->owned * sizeof(float)) / sizeof(float);
         }
-    if (world.size == 1) model->moment_size = model->block_size;
+    share_out(model);
 }
 
 static void point_parameters(Parameters* p, const Model* model, float* block) {
@@ -1916,6 +1931,7 @@ static void cpu_create_model(Model* model, bool training) {
     model->gradients = (float*)allocate(model->block_size, sizeof(float), "the gradients");
     model->moment1 = (float*)allocate(model->moment_size, sizeof(float), "AdamW's first moments");
     model->moment2 = (float*)allocate(model->moment_size, sizeof(float), "AdamW's second moments");
+    model->arriving = (float*)allocate(model->arriving_size, sizeof(float), "other processes' gradients");
     point_parameters(&model->d, model, model->gradients);
 }
 
@@ -1934,7 +1950,7 @@ static size_t cpu_memory(Config config, size_t B, size_t T, bool training) {
     model.config = config;
     describe_parameters(&model);
     free(model.tensors);
-    size_t floats = training ? 2 * (model.block_size + model.moment_size) : model.block_size;
+    size_t floats = training ? 2 * (model.block_size + model.moment_size) + model.arriving_size : model.block_size;
     return floats * sizeof(float) + lay_out_activations(&a, config, sizeof(float), NULL);
 }
 
@@ -1946,6 +1962,7 @@ static void cpu_free_model(Model* model) {
     free(model->gradients);
     free(model->moment1);
     free(model->moment2);
+    free(model->arriving);
 }
 
 // The machine's rate of multiply-adds with nothing to load or store, all threads, operations a second.
@@ -3269,8 +3286,8 @@ static void parse_command_line(int argc, char** argv) {
 // ====================================================================================================================
 // Several processes
 //
-// One model is trained by several processes, on one machine or on many, which send each other messages through MPI:
-// `make train_gpt_mpi` builds this file with the room's first half, `make train_gpt` with the few lines of its second.
+// One model is trained by several processes, on one machine or on many, that send each other messages through MPI:
+// `make train_gpt_mpi` builds the first half of this room, `make train_gpt` the few lines of the second.
 //
 // Data parallelism: the gradient of a batch's loss is the mean of its windows' gradients. So each of N processes has
 // all weights, takes B/N windows of every batch and computes their mean gradient; the mean of these is the batch's. All
@@ -3283,58 +3300,44 @@ static void parse_command_line(int argc, char** argv) {
 //     reduce-scatter   each sends every other its gradient of the other's part, and adds up what it gets for its own
 //     all-gather       each sends every other the new weights of its own part
 //
-// Either way a process sends (N-1)/N of P numbers and receives as many, 2 P (N-1)/N in a step. To leave everybody with
-// the sum of whole gradients takes no less: such an all-reduce is these two, one after the other. (MPI has calls for
-// both. Its reduce-scatter that goes on while the caller computes took 3 to 5 times as long as this one.)
-//
-// In a step's last backward pass, a layer's gradients leave when they are known and travel while the layer below is
-// computed. Before the update all learn the gradient's norm, the mean loss, and whether one was told to stop. After a
-// tensor's update its weights leave, and travel during the next one's. Validation is shared out like training. Files
-// are written by the first process alone, the same as without the others; for a checkpoint it gets their moments.
+// Either way a process sends (N-1)/N of P numbers, 2 P (N-1)/N in a step. To leave everybody with the sum of all of the
+// gradient takes no less: such an all-reduce is these two. (MPI has calls for both. That for the first which lets the
+// caller compute meanwhile took 3 to 5 times as long.) In a step's last backward pass a layer's gradients leave when
+// they are known, and travel while the layer below is computed; a tensor's weights travel while the next is updated.
 //
 // Sums are taken in the order of processes: the same bits for any number of threads and with any MPI. Another number of
 // processes has another order, and the same loss but for rounding.
 
 #ifdef WITH_MPI
+#define everybody MPI_COMM_WORLD
 static struct {
     Model* model;
-    float* staging;        // the others' gradients of the layer under way: for each of its tensors (N-1,owned)
     MPI_Request* requests; // (tensors,N-1,2)
-    long layer;            // the one under way, from the last to the first; -1: what is no layer's, as embeddings
+    long layer;            // the one under way, from the last to the first
     size_t batches;        // of the step under way
     double squares;        // of the summed gradients
 } exchange;
 
-static bool in_layer(const Tensor* t, long layer) {
-    long l = -1;
-    sscanf(t->name, "h.%ld.", &l);
-    return l == layer;
-}
+static MPI_Request* requests_of(size_t i) { return exchange.requests + i * 2 * (size_t)(world.size - 1); }
 
-// Begins to exchange tensor i of a block: a reduce-scatter where `arriving` is what comes in, an all-gather with NULL.
-static void begin_exchange(float* block, size_t i, float* arriving) {
-    const Tensor* t = &exchange.model->tensors[i];
-    MPI_Request* request = exchange.requests + i * (size_t)(world.size - 1) * 2;
+// Begins to exchange tensor i of a block: a reduce-scatter where `in` is for what arrives, an all-gather with NULL.
+static void begin_exchange(const Model* model, float* block, size_t i, float* in) {
+    const Tensor* t = &model->tensors[i];
+    MPI_Request* request = requests_of(i);
     for (int k = 1; k < world.size; k++) {
-        int r = (world.rank + k) % world.size; // not all to the same one at once
-        size_t from = cut(t->size, r), part = cut(t->size, r + 1) - from, row = (size_t)(r - (r > world.rank));
-        float *other = block + t->offset + from, *own = block + t->offset + t->own;
-        MPI_Irecv(arriving ? arriving + row * t->owned : other, (int)(arriving ? t->owned : part), MPI_FLOAT, r, (int)i,
-                  MPI_COMM_WORLD, request++);
-        MPI_Isend(arriving ? other : own, (int)(arriving ? part : t->owned), MPI_FLOAT, r, (int)i, MPI_COMM_WORLD,
-                  request++);
+        int r = (world.rank + k) % world.size, tag = (int)i; // not all to the same one at once
+        size_t from = cut(t->size, r), row = (size_t)(r - (r > world.rank));
+        float *theirs = block + t->offset + from, *own = block + t->offset + t->own;
+        int part = (int)(cut(t->size, r + 1) - from), owned = (int)t->owned;
+        MPI_Irecv(in ? in + row * t->owned : theirs, in ? owned : part, MPI_FLOAT, r, tag, everybody, request++);
+        MPI_Isend(in ? theirs : own, in ? part : owned, MPI_FLOAT, r, tag, everybody, request++);
     }
 }
-
-static void end_exchange(size_t i) {
-    int n = 2 * (world.size - 1);
-    MPI_Waitall(n, exchange.requests + i * (size_t)n, MPI_STATUSES_IGNORE);
-}
+static void end_exchange(size_t i) { MPI_Waitall(2 * (world.size - 1), requests_of(i), MPI_STATUSES_IGNORE); }
 
 // The own part's gradient becomes the sum of all processes', what was sent away becomes 0.
-static void add_up(size_t i, const float* arriving) {
-    const Tensor* t = &exchange.model->tensors[i];
-    float *d = exchange.model->gradients + t->offset, *own = d + t->own;
+static void add_up(const Model* model, const Tensor* t) {
+    float *d = model->gradients + t->offset, *own = d + t->own, *arriving = model->arriving + t->arriving;
 #pragma omp parallel for schedule(static)
     for (size_t start = 0; start < t->size; start += CHUNK) {
         float sum[CHUNK] = {0};
@@ -3348,36 +3351,23 @@ static void add_up(size_t i, const float* arriving) {
     exchange.squares += pow(norm(own, t->owned), 2);
 }
 
-// Ends the exchange of the layer under way, or begins it.
-static void exchange_layer(bool begin) {
-    float* arriving = exchange.staging;
-    for (size_t i = 0; i < exchange.model->tensor_count; i++) {
-        const Tensor* t = &exchange.model->tensors[i];
-        if (!in_layer(t, exchange.layer)) continue;
-        if (begin)
-            begin_exchange(exchange.model->gradients, i, arriving);
-        else {
-            end_exchange(i);
-            add_up(i, arriving);
-        }
-        arriving += t->owned * (size_t)(world.size - 1);
-    }
-}
-
-static void next_layer(void) {
-    exchange_layer(false);
-    exchange.layer--;
-    exchange_layer(true);
+// Ends the exchange of the layer above, then begins this one's.
+static void exchange_layer(long layer) {
+    const Model* m = exchange.model;
+    for (size_t i = 0; i < m->tensor_count; i++)
+        if (m->tensors[i].layer == layer + 1) end_exchange(i), add_up(m, &m->tensors[i]);
+    for (size_t i = 0; i < m->tensor_count; i++)
+        if (m->tensors[i].layer == layer) begin_exchange(m, m->gradients, i, m->arriving + m->tensors[i].arriving);
 }
 
 static void on_done(const char* name) {
     int ignored;
-    if (!strcmp(name, "ln1")) next_layer(); // the last of a layer's backward pass
-    MPI_Iprobe(MPI_ANY_SOURCE, MPI_ANY_TAG, MPI_COMM_WORLD, &ignored, MPI_STATUS_IGNORE); // lets MPI do its work
+    if (!strcmp(name, "ln1")) exchange_layer(--exchange.layer); // the last of a layer's backward pass
+    MPI_Iprobe(MPI_ANY_SOURCE, MPI_ANY_TAG, everybody, &ignored, MPI_STATUS_IGNORE); // MPI works while in a call
 }
 
-static void mpi_backward(Model* model, Activations* a, const int* tokens, const int* targets, size_t B, size_t T,
-                         float share) {
+static void shared_backward(Model* model, Activations* a, const int* tokens, const int* targets, size_t B, size_t T,
+                            float share) {
     exchange.layer = (long)model->config.L;
     layer_done = ++exchange.batches == opt.accumulate ? on_done : NULL;
     cpu_backward(model, a, tokens, targets, B, T, share / (float)world.size);
@@ -3387,61 +3377,41 @@ static void mpi_backward(Model* model, Activations* a, const int* tokens, const 
 // x (n) becomes the sum of all processes' x.
 static void sum_over_processes(double* x, int n) {
     double* all = (double*)allocate((size_t)(world.size * n), sizeof(double), "sums");
-    MPI_Allgather(x, n, MPI_DOUBLE, all, n, MPI_DOUBLE, MPI_COMM_WORLD);
+    MPI_Allgather(x, n, MPI_DOUBLE, all, n, MPI_DOUBLE, everybody);
     memset(x, 0, (size_t)n * sizeof(double));
     for (int i = 0; i < world.size * n; i++) x[i % n] += all[i];
     free(all);
 }
 
-static void mpi_update(Model* model, AdamW o) {
-    while (exchange.layer >= -1) next_layer();
+static void shared_update(Model* model, AdamW o) {
+    exchange_layer(-1); // what is no layer's, as embeddings
+    exchange_layer(-2);
     double sums[] = {exchange.squares, model->loss_sum / world.size, signalled != 0};
     sum_over_processes(sums, 3);
     model->gradient_norm = sqrt(sums[0]), model->loss_sum = sums[1], world.stopping = sums[2] > 0;
     exchange.batches = 0, exchange.squares = 0;
     for (size_t i = 0; i < model->tensor_count; i++) {
         adamw(model, i, i + 1, o);
-        begin_exchange(model->weights, i, NULL);
+        begin_exchange(model, model->weights, i, NULL);
     }
     for (size_t i = 0; i < model->tensor_count; i++) end_exchange(i);
 }
 
-// Floats that come in for the largest layer.
-static size_t staging_size(const Model* model) {
-    size_t most = 0;
-    for (long layer = -1; layer < (long)model->config.L; layer++) {
-        size_t sum = 0;
-        for (size_t i = 0; i < model->tensor_count; i++)
-            if (in_layer(&model->tensors[i], layer)) sum += model->tensors[i].owned * (size_t)(world.size - 1);
-        if (sum > most) most = sum;
-    }
-    return most;
-}
-
-static void mpi_create_model(Model* model, bool training) {
-    cpu_create_model(model, training);
-    exchange.model = model;
-    exchange.staging = (float*)allocate(staging_size(model), sizeof(float), "others' gradients");
-    exchange.requests =
-        (MPI_Request*)allocate(model->tensor_count * (size_t)(world.size - 1) * 2, sizeof(MPI_Request), "requests");
-}
-
 // The first process's word, to all.
 static int first_says(int x) {
-    MPI_Bcast(&x, 1, MPI_INT, 0, MPI_COMM_WORLD);
+    MPI_Bcast(&x, 1, MPI_INT, 0, everybody);
     return x;
 }
 
-// The gradients, which are zero between steps, lend their place to all moments. The first process asks for these while
-// it writes a checkpoint, and the others answer until it says how that went.
+// The gradients' block, which is zero between steps, takes the moments in. The first process asks for them while it
+// writes a checkpoint, and the others answer until it says how that went.
 static const float* whole_moments(const Model* model, int which) {
     const float* moments = which == 1 ? model->moment1 : model->moment2;
-    if (world.size == 1) return moments;
     if (!world.rank) first_says(which);
     for (size_t i = 0; i < model->tensor_count; i++) {
         const Tensor* t = &model->tensors[i];
         memcpy(model->gradients + t->offset + t->own, moments + t->moment, t->owned * sizeof(float));
-        begin_exchange(model->gradients, i, NULL);
+        begin_exchange(model, model->gradients, i, NULL);
         end_exchange(i);
     }
     return model->gradients;
@@ -3453,55 +3423,21 @@ static bool finish_saving(const Model* model, bool good) {
     return which == 0;
 }
 
-static Device shared;
-static size_t mpi_memory(Config config, size_t B, size_t T, bool training) {
-    Model model;
-    model.config = config;
-    describe_parameters(&model);
-    size_t staging = training ? staging_size(&model) * sizeof(float) : 0;
-    free(model.tensors);
-    return cpu_memory(config, B, T, training) + staging;
-}
-
-// The device on which processes train together.
-static const Device* share_device(const Device* alone) {
-    shared = *alone;
-    shared.memory = mpi_memory;
-    shared.create_model = mpi_create_model;
-    shared.backward = mpi_backward;
-    shared.update = mpi_update;
-    return &shared;
-}
-
-static void end_all(int status) { MPI_Abort(MPI_COMM_WORLD, status); }
-static void leave(void) { MPI_Finalize(); }
-
-static void join_processes(void) {
-    static char host[MPI_MAX_PROCESSOR_NAME];
-    int level, length;
-    MPI_Comm near;
-    MPI_Init_thread(NULL, NULL, MPI_THREAD_FUNNELED, &level);
-    atexit(leave);
-    MPI_Comm_rank(MPI_COMM_WORLD, &world.rank);
-    MPI_Comm_size(MPI_COMM_WORLD, &world.size);
-    MPI_Get_processor_name(host, &length);
-    MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &near);
-    MPI_Comm_size(near, &world.neighbours);
-    MPI_Comm_free(&near);
-    world.host = host, world.end = end_all;
-    int threads = (int)sysconf(_SC_NPROCESSORS_ONLN) / world.neighbours;
-    if (!getenv("OMP_NUM_THREADS") && threads < omp_get_max_threads()) omp_set_num_threads(threads > 1 ? threads : 1);
-    if (world.rank && !freopen("/dev/null", "w", stdout)) die("cannot open /dev/null");
+// From here on the device trains this model together with the others'.
+static void train_together(Model* model) {
+    static Device together;
+    size_t messages = model->tensor_count * (size_t)(world.size - 1) * 2;
+    exchange.requests = (MPI_Request*)allocate(messages, sizeof(MPI_Request), "messages");
+    exchange.model = model;
+    together = *device, together.backward = shared_backward, together.update = shared_update;
+    device = &together;
 }
 #else
 static void sum_over_processes(double* x, int n) { (void)x, (void)n; }
 static int first_says(int x) { return x; }
-static const float* whole_moments(const Model* model, int which) {
-    return which == 1 ? model->moment1 : model->moment2;
-}
+static const float* whole_moments(const Model* m, int which) { return which == 1 ? m->moment1 : m->moment2; }
 static bool finish_saving(const Model* model, bool good) { return (void)model, good; }
-static const Device* share_device(const Device* alone) { return alone; }
-static void join_processes(void) {}
+static void train_together(Model* model) { (void)model; }
 #endif
 
 // ====================================================================================================================
@@ -4070,6 +4006,7 @@ static void check_same(const Run* run) {
     }
     for (const Tensor* t = run->model.tensors; t < run->model.tensors + run->model.tensor_count; t++) {
         float w[1024];
+        if (t->size > INT_MAX) die("%s is too large for MPI, which counts in int", t->name);
         size_t n = min_size(1024, t->size);
         device->to_host(w, run->model.weights + t->offset, n);
         marks[5] = random_bits(marks[5], fingerprint((const uint8_t*)w, n * sizeof *w));
@@ -4109,7 +4046,10 @@ static void start_run(Run* run) {
     run->peak = device->peak();
     sum_over_processes(&run->peak, 1);
     create_model(run, from);
-    if (world.size > 1) check_same(run);
+    if (world.size > 1) {
+        check_same(run);
+        train_together(&run->model);
+    }
     if (from) close_checkpoint(from);
     File log = {"", (const uint8_t*)"", 0};
     if (!world.rank) {
@@ -4324,7 +4264,6 @@ static void save_last(Run* run) {
 
 static int run_training(void) {
     static Run run;
-    if (world.size > 1) device = share_device(device);
     start_run(&run);
     double begin = seconds(), average = 0;
     while (run.step < opt.steps && !(world.size > 1 ? world.stopping : signalled)) {
@@ -4972,6 +4911,32 @@ static void prepare_threads(char** argv) {
 }
 
 #ifndef NO_MAIN
+#ifdef WITH_MPI
+// Who the others are. What is printed is printed by the first.
+static void end_all(int status) { MPI_Abort(MPI_COMM_WORLD, status); }
+static void leave(void) { MPI_Finalize(); }
+
+static void join_processes(void) {
+    static char host[MPI_MAX_PROCESSOR_NAME];
+    int level, length;
+    MPI_Comm near;
+    MPI_Init_thread(NULL, NULL, MPI_THREAD_FUNNELED, &level);
+    atexit(leave);
+    MPI_Comm_rank(MPI_COMM_WORLD, &world.rank);
+    MPI_Comm_size(MPI_COMM_WORLD, &world.size);
+    MPI_Get_processor_name(host, &length);
+    MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &near);
+    MPI_Comm_size(near, &world.neighbours);
+    MPI_Comm_free(&near);
+    world.host = host, world.end = end_all;
+    int threads = (int)sysconf(_SC_NPROCESSORS_ONLN) / world.neighbours;
+    if (!getenv("OMP_NUM_THREADS") && threads < omp_get_max_threads()) omp_set_num_threads(threads > 1 ? threads : 1);
+    if (world.rank && !freopen("/dev/null", "w", stdout)) die("cannot open /dev/null");
+}
+#else
+static void join_processes(void) {}
+#endif
+
 int main(int argc, char** argv) {
     prepare_threads(argv);
     join_processes();
