@@ -959,8 +959,9 @@ static void generate(Model* model, Activations* a, const Tokenizer* t, const int
 //    Copying costs K*(M+N) moves against M*N*K multiply-adds. It also makes any layout of A and B equal: a matrix is
 //    a pointer and two strides, and a transpose just swaps them. So y = x W, dx = dy W^T and dW = x^T dy are all this
 //    one routine.
-//  - Panels stay in cache: KC steps of k, of MC rows of A (a thread's own, second-level cache) and of NC columns of B
-//    (shared by all threads, third-level cache).
+//  - Panels are used from cache. Of A's rows and B's columns, the fewer are packed once, all of them, by all threads for
+//    all. The others are packed a few at a time by the thread that goes on to use them, and so pass from memory into
+//    its second-level cache once. KC steps of k at a time, NC columns of B beside MC rows of A fit there.
 //
 // The scheme is Goto and van de Geijn's (2008). Vectors are GCC's and Clang's vector extension: a `vec` is LANES
 // floats and +, * work on all of them, so one source serves AVX-512, AVX2 and NEON.
@@ -974,7 +975,7 @@ enum { LANES = 4, MR = 8 };
 #else                     // 16 registers of 4 floats: SSE, or whatever there is
 enum { LANES = 4, MR = 6 };
 #endif
-enum { NR = 2 * LANES, KC = 768, MC = 8 * MR, NC = 1536, TILE = 64 };
+enum { NR = 2 * LANES, KC = 768, MC = 16 * MR, NC = 4 * NR, DEEP = 6 * KC, TILE = 64 };
 typedef float vec __attribute__((vector_size(LANES * sizeof(float))));
 
 static Matrix block_at(Matrix m, size_t i, size_t j) {
@@ -1036,14 +1037,6 @@ __attribute__((always_inline)) static inline void pack(float* __restrict__ out, 
             out[whole * depth + k * width + x] = whole + x < count ? m.p[(whole + x) * m.row + k * m.column] : 0;
 }
 
-static void pack_a(float* out, Matrix a, size_t rows, size_t depth) { pack(out, a, rows, MR, depth); }
-
-// B's panels run along its columns, so to pack() it is transposed.
-static void pack_b(float* out, Matrix b, size_t columns, size_t depth) {
-    Matrix bt = {b.p, b.column, b.row};
-    pack(out, bt, columns, NR, depth);
-}
-
 // The first n sums of a tile's row into c, plus bias, plus add, each of which may be NULL.
 __attribute__((always_inline)) static inline void store_row(float* c, const float* sums, const float* bias,
                                                             const float* add, size_t n) {
@@ -1062,17 +1055,20 @@ __attribute__((always_inline)) static inline void store_tile(float* c, size_t wi
 }
 
 // c (rows,columns), rows `width` apart: packed a times packed b, plus bias (columns), plus add (shaped and strided
-// like c, may be c itself).
+// like c, may be c itself). The tile's place in c is asked for before its sums are taken, to be near when they are done.
 static void multiply_packed(float* c, size_t width, const float* a, const float* b, const float* bias, const float* add,
                             size_t rows, size_t columns, size_t depth) {
     float tile[MR * NR] __attribute__((aligned(64)));
-    for (size_t j = 0; j < columns; j += NR)
-        for (size_t i = 0; i < rows; i += MR) {
-            size_t at = i * width + j;
-            kernel(depth, transposed(a + i * depth, MR), b + j * depth, NR, tile);
-            store_tile(c + at, width, tile, bias ? bias + j : NULL, add ? add + at : NULL, min_size(MR, rows - i),
-                       min_size(NR, columns - j));
-        }
+    for (size_t i0 = 0; i0 < rows; i0 += MC)
+        for (size_t j = 0; j < columns; j += NR)
+            for (size_t i = i0; i < rows && i < i0 + MC; i += MR) {
+                size_t at = i * width + j, tile_rows = min_size(MR, rows - i);
+                for (size_t x = 0; x < tile_rows; x++)
+                    for (size_t y = 0; y < NR; y += 16) __builtin_prefetch(c + at + x * width + y, 1);
+                kernel(depth, transposed(a + i * depth, MR), b + j * depth, NR, tile);
+                store_tile(c + at, width, tile, bias ? bias + j : NULL, add ? add + at : NULL, tile_rows,
+                           min_size(NR, columns - j));
+            }
 }
 
 // Memory for the duration of one call from outside parallel regions, grown when needed, so that no step allocates.
@@ -1131,70 +1127,83 @@ static size_t even_part(size_t n, size_t most, size_t unit) {
     return units ? units * unit : unit;
 }
 
-// As matmul_plain. c is cut into pieces, MC rows by `width` columns, fine enough to keep all threads busy to the end; a
-// thread takes neighbours, so as to pack their common rows of A once. One thread computes all of a piece, and its sums
-// run along k in order, so the bits do not depend on the number of threads.
+// One factor: A, whose rows go into panels of MR, or B, whose columns go into panels of NR.
+typedef struct {
+    Matrix lines;                // A's rows or B's columns, as rows along k
+    size_t count, panel, cached; // cached: how many a thread's cache holds, KC long
+} Factor;
+
+// Packs `count` lines from i on, `depth` long from k on.
+static void pack_lines(float* out, Factor f, size_t i, size_t count, size_t k, size_t depth) {
+    Matrix m = block_at(f.lines, i, k);
+    if (f.panel == MR)
+        pack(out, m, count, MR, depth);
+    else
+        pack(out, m, count, NR, depth);
+}
+
+// As matmul_plain. The factor with fewer lines is packed whole, for all threads; the `cut` one in parts. A piece of c
+// comes from one part and the whole, or from a span of the whole where there are too few parts for all threads. One
+// thread computes a piece, and its sums run along k in order, in steps whose length depends on K alone; so the bits do
+// not depend on the number of threads. For a large K all this is done DEEP steps of k at a time.
 static void matmul_fast(float* c, Matrix a, Matrix b, const float* bias, const float* add, size_t M, size_t N,
                         size_t K) {
     if (M == 1) {
         multiply_row(c, a, b, bias, add, N, K);
         return;
     }
-    float* packed_b = workspace((NC + (size_t)omp_get_max_threads() * MC) * KC); // (NC,KC), shared by all threads,
-    float* packed_a = packed_b + NC * KC;                                        // and (MC,KC) for each of them
-    size_t most_columns = even_part(N, NC, NR), most_depth = even_part(K, KC, 1), blocks = (M + MC - 1) / MC;
-    for (size_t n0 = 0; n0 < N; n0 += most_columns)
-        for (size_t k0 = 0; k0 == 0 || k0 < K; k0 += most_depth) {
-            size_t columns = min_size(most_columns, N - n0), depth = min_size(most_depth, K - k0);
-            // Few blocks of rows: narrower pieces, for all threads to have some.
-            size_t width = even_part(columns, blocks < 8 ? 3 * NR : 8 * NR, NR), parts = (columns + width - 1) / width;
-            const float* first_bias = k0 == 0 && bias ? bias + n0 : NULL;
-            const float* so_far = k0 > 0 ? c : add;
+    bool a_whole = M < N;
+    Factor rows = {a, M, MR, MC}, columns = {{b.p, b.column, b.row}, N, NR, NC};
+    Factor whole = a_whole ? rows : columns, cut = a_whole ? columns : rows;
+    size_t threads = (size_t)omp_get_max_threads(), fair = (cut.count + 4 * threads - 1) / (4 * threads);
+    size_t part = even_part(cut.count, min_size(fair, cut.cached), cut.panel), parts = (cut.count + part - 1) / part;
+    size_t spans = 1 + 2 * threads / (parts + 1); // 1 where there are parts enough
+    size_t span = even_part(whole.count, (whole.count + spans - 1) / spans, whole.panel);
+    size_t longest = even_part(K, KC, 1), deep = DEEP / longest * longest;
+    size_t padded = even_part(whole.count, whole.count, whole.panel);
+    float* shared = workspace(padded * min_size(K, deep) + threads * part * longest); // the whole, then a part for each
+    for (size_t d0 = 0; d0 == 0 || d0 < K; d0 += deep) {
+        size_t steps = min_size(deep, K - d0);
 #pragma omp parallel
-            {
-#pragma omp for schedule(static)
-                for (size_t j = 0; j < columns; j += 2 * NR)
-                    pack_b(packed_b + j * depth, block_at(b, k0, n0 + j), min_size(2 * NR, columns - j), depth);
-                float* block = packed_a + (size_t)omp_get_thread_num() * MC * KC;
-                size_t packed = blocks; // which block is packed: none
-#pragma omp for schedule(guided)
-                for (size_t piece = 0; piece < blocks * parts; piece++) {
-                    size_t i = piece / parts, j = piece % parts * width, rows = min_size(MC, M - i * MC);
-                    size_t at = i * MC * N + n0 + j;
-                    if (packed != i) pack_a(block, block_at(a, i * MC, k0), rows, depth);
-                    packed = i;
-                    multiply_packed(c + at, N, block, packed_b + j * depth, first_bias ? first_bias + j : NULL,
-                                    so_far ? so_far + at : NULL, rows, min_size(width, columns - j), depth);
+        {
+            float* own = shared + padded * min_size(K, deep) + (size_t)omp_get_thread_num() * part * longest;
+#pragma omp for collapse(2) schedule(static)
+            for (size_t k = 0; k < steps; k += longest)
+                for (size_t i = 0; i < whole.count; i += 2 * whole.panel) {
+                    size_t depth = min_size(longest, steps - k), count = min_size(2 * whole.panel, whole.count - i);
+                    pack_lines(shared + padded * k + i * depth, whole, i, count, d0 + k, depth);
                 }
-            }
+#pragma omp for collapse(2) schedule(dynamic)
+            for (size_t p = 0; p < cut.count; p += part)
+                for (size_t s = 0; s < whole.count; s += span) {
+                    size_t i = a_whole ? s : p, m = min_size(a_whole ? span : part, M - i);
+                    size_t j = a_whole ? p : s, n = min_size(a_whole ? part : span, N - j), at = i * N + j;
+                    for (size_t k = 0; k == 0 || k < steps; k += longest) {
+                        size_t depth = min_size(longest, steps - k);
+                        const float *packed = shared + padded * k + s * depth, *so_far = add ? add + at : NULL;
+                        pack_lines(own, cut, p, a_whole ? n : m, d0 + k, depth);
+                        if (d0 + k > 0) so_far = c + at;
+                        multiply_packed(c + at, N, a_whole ? packed : own, a_whole ? own : packed,
+                                        bias && d0 + k == 0 ? bias + j : NULL, so_far, m, n, depth);
+                    }
+                }
         }
+    }
 }
 
-// The same for one thread and small matrices, for use inside a parallel loop: c (M,N) = a b, or c += a b, c's rows
-// `width` apart. The kernel reads a and b where they lie; only parts of a tile, and a b whose columns are dense, are
-// packed.
-static void matmul_tile(float* c, size_t width, bool accumulate, Matrix a, Matrix b, size_t M, size_t N, size_t K) {
+// The same for one thread and small matrices that lie in its cache: c (M,N) = a b, or c += a b; c's rows are `width`
+// apart, b's, which are dense, b_row. The kernel reads a and b where they are, and in whole tiles: after a's rows and
+// b's columns there must be memory up to a multiple of MR and NR, whatever is in it. Inlined, for strides to be
+// constants in the kernel.
+__attribute__((always_inline)) static inline void matmul_tile(float* c, size_t width, bool accumulate, Matrix a,
+                                                              const float* b, size_t b_row, size_t M, size_t N,
+                                                              size_t K) {
     float tile[MR * NR] __attribute__((aligned(64)));
-    float pa[MR * TILE] __attribute__((aligned(64)));
-    float pb[NR * TILE] __attribute__((aligned(64)));
-    for (size_t k = 0; k == 0 || k < K; k += TILE)
-        for (size_t j = 0; j < N; j += NR) {
-            size_t columns = min_size(NR, N - j), depth = min_size(TILE, K - k);
-            Matrix panel = block_at(b, k, j);
-            if (columns < NR || panel.column != 1) {
-                pack_b(pb, panel, columns, depth);
-                panel = matrix(pb, NR);
-            }
-            for (size_t i = 0; i < M; i += MR) {
-                size_t rows = min_size(MR, M - i), at = i * width + j;
-                Matrix strip = block_at(a, i, k);
-                if (rows < MR) {
-                    pack_a(pa, strip, rows, depth);
-                    strip = transposed(pa, MR);
-                }
-                kernel(depth, strip, panel.p, panel.row, tile);
-                store_tile(c + at, width, tile, NULL, accumulate || k ? c + at : NULL, rows, columns);
-            }
+    for (size_t j = 0; j < N; j += NR)
+        for (size_t i = 0; i < M; i += MR) {
+            size_t at = i * width + j;
+            kernel(K, block_at(a, i, 0), b + j, b_row, tile);
+            store_tile(c + at, width, tile, NULL, accumulate ? c + at : NULL, min_size(MR, M - i), min_size(NR, N - j));
         }
 }
 
@@ -1215,7 +1224,7 @@ typedef struct {
 
 static KeyTile next_tile(Attention a, size_t i0, size_t queries, size_t j0) {
     Range seen_first = visible_keys(a, i0), seen_last = visible_keys(a, i0 + queries - 1);
-    KeyTile t = {min_size(TILE, seen_last.end - j0), 0, false};
+    KeyTile t = {min_size(TILE - j0 % TILE, seen_last.end - j0), 0, false};
     t.whole = seen_last.first <= j0 && j0 + t.keys <= seen_first.end;
     if (t.whole) return t;
     t.keys = min_size(NR, t.keys); // smaller ones where part is not seen: less is computed in vain
@@ -1237,60 +1246,77 @@ static void hide(float* scores, Attention a, KeyTile t, size_t i0, size_t j0) {
         }
 }
 
+// A head's rows lie 3C apart, too far for caches and pages to hold many, and the kernel wants its factors in one of two
+// forms. So they are copied first: `turned`, in tiles of TILE rows, (n / TILE,D,TILE), of which pack() makes one, and
+// dense, (n,wide), D rounded up to whole panels.
+static size_t dense_width(size_t D) { return even_part(D, D, NR); }
+
+static void copy_rows(float* to, size_t to_row, const float* from, size_t from_row, size_t n, size_t D) {
+    for (size_t i = 0; i < n; i++) memcpy(to + i * to_row, from + i * from_row, D * sizeof(float));
+}
+
+// Keys from j0 on in a head's turned keys.
+static Matrix turned_from(const float* turned, size_t j0, size_t D) {
+    return transposed(turned + j0 / TILE * D * TILE + j0 % TILE, TILE);
+}
+
 // A tile of scores has a row for each key and a column for each query, transposed against the formula: so vectors run
-// along queries, each with its own maximum and sum. Queries are turned once, before the loop over keys, in which the
-// kernel then reads its matrices where they lie, but for what is left over at edges (of the values, if D is no multiple
-// of NR).
+// along queries, each with its own maximum and sum. A thread takes a head, or where heads are few a share of its
+// queries.
 static void attention_forward_tiles(float* out, float* lse, const float* qkv, Attention a) {
-    size_t T = a.T, D = a.D, C = a.H * D, Q = T - a.start;
-    float scale = 1 / sqrtf((float)D), *turned = workspace((size_t)omp_get_max_threads() * D * TILE);
+    size_t T = a.T, D = a.D, C = a.H * D, Q = T - a.start, wide = dense_width(D), padded = even_part(T, T, TILE);
+    size_t threads = (size_t)omp_get_max_threads(), each = (padded + TILE) * (D + wide);
+    size_t shares = min_size((Q + TILE - 1) / TILE, 1 + 2 * threads / (a.B * a.H));
+    float scale = 1 / sqrtf((float)D), *space = workspace(threads * each + MR);
 #pragma omp parallel for collapse(3) schedule(dynamic)
     for (size_t b = 0; b < a.B; b++)
         for (size_t h = 0; h < a.H; h++)
-            for (size_t i0 = a.start; i0 < T; i0 += TILE) {
-                size_t queries = min_size(TILE, T - i0), row = b * Q + i0 - a.start, tile_keys;
-                Range seen = {visible_keys(a, i0).first, visible_keys(a, i0 + queries - 1).end};
-                const float* keys = qkv + b * T * 3 * C + C + h * D;
-                float* o = out + row * C + h * D;
-                float s[TILE * TILE], largest[TILE], sum[TILE], shrink[TILE];
-                float* q = turned + (size_t)omp_get_thread_num() * D * TILE; // (D,TILE)
-                pack(q, matrix(qkv + (b * T + i0) * 3 * C + h * D, 3 * C), queries, TILE, D);
-                for (size_t i = 0; i < TILE; i++) largest[i] = -FLT_MAX, sum[i] = 0;
-                for (size_t j0 = seen.first; j0 < seen.end; j0 += tile_keys) {
-                    KeyTile t = next_tile(a, i0, queries, j0);
-                    bool begun = j0 > seen.first; // o holds sums already
-                    const float *k = keys + j0 * 3 * C, *v = k + C;
-                    tile_keys = t.keys;
-                    // Scores, and the largest so far.
-                    matmul_tile(s + t.first, TILE, false, matrix(k, 3 * C), matrix(q + t.first, TILE), t.keys,
-                                TILE - t.first, D);
-                    if (!t.whole) hide(s, a, t, i0, j0);
-                    memcpy(shrink, largest, sizeof shrink);
-                    for (size_t j = 0; j < t.keys; j++)
+            for (size_t share = 0; share < shares; share++) {
+                const float *queries_of = qkv + b * T * 3 * C + h * D, *keys = queries_of + C, *values = keys + C;
+                float* k = space + (size_t)omp_get_thread_num() * each;               // turned
+                float *v = k + padded * D, *q = v + padded * wide, *o = q + TILE * D; // dense, turned, dense
+                float s[TILE * TILE + MR] __attribute__((aligned(64))), largest[TILE], sum[TILE], shrink[TILE];
+                pack(k, matrix(keys, 3 * C), T, TILE, D);
+                copy_rows(v, wide, values, 3 * C, T, D);
+                for (size_t i0 = a.start + share * TILE; i0 < T; i0 += shares * TILE) {
+                    size_t queries = min_size(TILE, T - i0), row = b * Q + i0 - a.start;
+                    size_t begin = visible_keys(a, i0).first / TILE * TILE, end = visible_keys(a, i0 + queries - 1).end;
+                    pack(q, matrix(queries_of + i0 * 3 * C, 3 * C), queries, TILE, D);
+                    for (size_t i = 0; i < TILE; i++) largest[i] = -FLT_MAX, sum[i] = 0;
+                    for (size_t j0 = begin, tile_keys; j0 < end; j0 += tile_keys) {
+                        KeyTile t = next_tile(a, i0, queries, j0);
+                        tile_keys = t.keys;
+                        // Scores, and the largest so far.
+                        matmul_tile(s + t.first, TILE, false, turned_from(k, j0, D), q + t.first, TILE, t.keys,
+                                    TILE - t.first, D);
+                        if (!t.whole) hide(s, a, t, i0, j0);
+                        memcpy(shrink, largest, sizeof shrink);
+                        for (size_t j = 0; j < t.keys; j++)
+                            for (size_t i = t.first; i < TILE; i++) {
+                                float score = s[j * TILE + i] * scale;
+                                s[j * TILE + i] = score;
+                                largest[i] = score > largest[i] ? score : largest[i];
+                            }
+                        // Both sums shrink to the new maximum, and grow by this tile's keys.
                         for (size_t i = t.first; i < TILE; i++) {
-                            float score = s[j * TILE + i] * scale;
-                            s[j * TILE + i] = score;
-                            largest[i] = score > largest[i] ? score : largest[i];
+                            shrink[i] = exp_(shrink[i] - largest[i]);
+                            sum[i] *= shrink[i];
                         }
-                    // Both sums shrink to the new maximum, and grow by this tile's keys.
-                    for (size_t i = t.first; i < TILE; i++) {
-                        shrink[i] = exp_(shrink[i] - largest[i]);
-                        sum[i] *= shrink[i];
+                        for (size_t j = 0; j < t.keys; j++)
+                            for (size_t i = t.first; i < TILE; i++) {
+                                float p = exp_(s[j * TILE + i] - largest[i]);
+                                s[j * TILE + i] = p;
+                                sum[i] += p;
+                            }
+                        for (size_t i = t.first; i < queries && j0 > begin; i++)
+                            for (size_t c = 0; c < D; c++) o[i * wide + c] *= shrink[i];
+                        matmul_tile(o + t.first * wide, wide, j0 > begin, transposed(s + t.first, TILE), v + j0 * wide,
+                                    wide, queries - t.first, D, t.keys);
                     }
-                    for (size_t j = 0; j < t.keys; j++)
-                        for (size_t i = t.first; i < TILE; i++) {
-                            float p = exp_(s[j * TILE + i] - largest[i]);
-                            s[j * TILE + i] = p;
-                            sum[i] += p;
-                        }
-                    for (size_t i = t.first; i < queries && begun; i++)
-                        for (size_t c = 0; c < D; c++) o[i * C + c] *= shrink[i];
-                    matmul_tile(o + t.first * C, C, begun, transposed(s + t.first, TILE), matrix(v, 3 * C),
-                                queries - t.first, D, t.keys);
-                }
-                for (size_t i = 0; i < queries; i++) {
-                    for (size_t c = 0; c < D; c++) o[i * C + c] /= sum[i];
-                    lse[(row + i) * a.H + h] = largest[i] + logf(sum[i]);
+                    for (size_t i = 0; i < queries; i++) {
+                        for (size_t c = 0; c < D; c++) out[(row + i) * C + h * D + c] = o[i * wide + c] / sum[i];
+                        lse[(row + i) * a.H + h] = largest[i] + logf(sum[i]);
+                    }
                 }
             }
 }
@@ -1339,38 +1365,46 @@ static void attention_forward_fast(float* out, float* lse, const float* qkv, Att
 // have one order.
 static void attention_backward_fast(float* dqkv, const float* dout, const float* qkv, const float* out,
                                     const float* lse, Attention a) {
-    size_t T = a.T, D = a.D, C = a.H * D;
-    float scale = 1 / sqrtf((float)D), *turned = workspace((size_t)omp_get_max_threads() * 2 * D * TILE);
+    size_t T = a.T, D = a.D, C = a.H * D, wide = dense_width(D), padded = even_part(T, T, TILE);
+    size_t each = padded * (2 * D + 3 * wide) + TILE * (2 * D + 3 * wide);
+    float scale = 1 / sqrtf((float)D), *space = workspace((size_t)omp_get_max_threads() * each + MR);
 #pragma omp parallel for collapse(2) schedule(dynamic)
     for (size_t b = 0; b < a.B; b++)
         for (size_t h = 0; h < a.H; h++) {
-            const float *q = qkv + b * T * 3 * C + h * D, *k = q + C, *v = q + 2 * C;
-            const float *o = out + b * T * C + h * D, *d_o = dout + b * T * C + h * D;
-            float *dq = dqkv + b * T * 3 * C + h * D, *dk = dq + C, *dv = dq + 2 * C;
-            float* q_turned = turned + (size_t)omp_get_thread_num() * 2 * D * TILE; // (D,TILE)
-            float* d_o_turned = q_turned + D * TILE;                                // (D,TILE)
-            for (size_t j = 0; j < T; j++) {
-                memset(dk + j * 3 * C, 0, D * sizeof(float));
-                memset(dv + j * 3 * C, 0, D * sizeof(float));
-            }
+            const float *head = qkv + b * T * 3 * C + h * D, *o = out + b * T * C + h * D,
+                        *d_o = dout + b * T * C + h * D;
+            float* dhead = dqkv + b * T * 3 * C + h * D;
+            float* k_turned = space + (size_t)omp_get_thread_num() * each;
+            float *v_turned = k_turned + padded * D, *q_turned = v_turned + padded * D,
+                  *d_o_turned = q_turned + TILE * D;
+            float *k = d_o_turned + TILE * D, *dk = k + padded * wide, *dv = dk + padded * wide; // these and the next
+            float *qi = dv + padded * wide, *d_oi = qi + TILE * wide, *dqi = d_oi + TILE * wide; // are dense
+            pack(k_turned, matrix(head + C, 3 * C), T, TILE, D);
+            pack(v_turned, matrix(head + 2 * C, 3 * C), T, TILE, D);
+            copy_rows(k, wide, head + C, 3 * C, T, D);
+            memset(dk, 0, 2 * padded * wide * sizeof(float)); // and dv
             for (size_t i0 = 0; i0 < T; i0 += TILE) {
-                size_t queries = min_size(TILE, T - i0), tile_keys;
-                Range seen = {visible_keys(a, i0).first, visible_keys(a, i0 + queries - 1).end};
-                float p[TILE * TILE], ds[TILE * TILE], p_dp[TILE] = {0}, row_lse[TILE] = {0};
-                Matrix qi = matrix(q + i0 * 3 * C, 3 * C), d_oi = matrix(d_o + i0 * C, C);
-                pack(q_turned, qi, queries, TILE, D);
-                pack(d_o_turned, d_oi, queries, TILE, D);
+                size_t queries = min_size(TILE, T - i0);
+                size_t begin = visible_keys(a, i0).first / TILE * TILE, end = visible_keys(a, i0 + queries - 1).end;
+                float p[TILE * TILE + MR * TILE] __attribute__((aligned(64))),
+                    ds[TILE * TILE + MR * TILE] __attribute__((aligned(64)));
+                float p_dp[TILE] = {0}, row_lse[TILE] = {0};
+                pack(q_turned, matrix(head + i0 * 3 * C, 3 * C), queries, TILE, D);
+                pack(d_o_turned, matrix(d_o + i0 * C, C), queries, TILE, D);
+                copy_rows(qi, wide, head + i0 * 3 * C, 3 * C, queries, D);
+                copy_rows(d_oi, wide, d_o + i0 * C, C, queries, D);
                 for (size_t i = 0; i < queries; i++) {
                     p_dp[i] = dot(d_o + (i0 + i) * C, o + (i0 + i) * C, D); // sum over j of p_j dp_j
                     row_lse[i] = lse[(b * T + i0 + i) * a.H + h];
                 }
-                for (size_t j0 = seen.first; j0 < seen.end; j0 += tile_keys) {
+                for (size_t j0 = begin, tile_keys; j0 < end; j0 += tile_keys) {
                     KeyTile t = next_tile(a, i0, queries, j0);
-                    size_t first = t.first, rows = queries - first, at = j0 * 3 * C;
-                    Matrix kj = matrix(k + at, 3 * C), vj = matrix(v + at, 3 * C);
+                    size_t first = t.first, rows = queries - first, at = j0 * wide;
                     tile_keys = t.keys;
-                    matmul_tile(p + first, TILE, false, kj, matrix(q_turned + first, TILE), t.keys, TILE - first, D);
-                    matmul_tile(ds + first, TILE, false, vj, matrix(d_o_turned + first, TILE), t.keys, TILE - first, D);
+                    matmul_tile(p + first, TILE, false, turned_from(k_turned, j0, D), q_turned + first, TILE, t.keys,
+                                TILE - first, D);
+                    matmul_tile(ds + first, TILE, false, turned_from(v_turned, j0, D), d_o_turned + first, TILE, t.keys,
+                                TILE - first, D);
                     if (!t.whole) hide(p, a, t, i0, j0);
                     for (size_t j = 0; j < t.keys; j++)
                         for (size_t i = first; i < TILE; i++) {
@@ -1380,12 +1414,15 @@ static void attention_backward_fast(float* dqkv, const float* dout, const float*
                             *dsji = *pji * (*dsji - p_dp[i]) * scale;
                         }
                     Matrix pj = matrix(p + first, TILE), dsj = matrix(ds + first, TILE);
-                    matmul_tile(dv + at, 3 * C, true, pj, block_at(d_oi, first, 0), t.keys, D, rows);
-                    matmul_tile(dk + at, 3 * C, true, dsj, block_at(qi, first, 0), t.keys, D, rows);
-                    matmul_tile(dq + (i0 + first) * 3 * C, 3 * C, j0 > seen.first, transposed(ds + first, TILE), kj,
-                                rows, D, t.keys);
+                    matmul_tile(dv + at, wide, true, pj, d_oi + first * wide, wide, t.keys, D, rows);
+                    matmul_tile(dk + at, wide, true, dsj, qi + first * wide, wide, t.keys, D, rows);
+                    matmul_tile(dqi + first * wide, wide, j0 > begin, transposed(ds + first, TILE), k + at, wide, rows,
+                                D, t.keys);
                 }
+                copy_rows(dhead + i0 * 3 * C, 3 * C, dqi, wide, queries, D);
             }
+            copy_rows(dhead + C, 3 * C, dk, wide, T, D);
+            copy_rows(dhead + 2 * C, 3 * C, dv, wide, T, D);
         }
 }
 
