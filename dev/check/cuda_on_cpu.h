@@ -14,10 +14,13 @@
 //                 are looked after on their other side. The host cannot touch the device's memory.
 //     copies      in the background (cp.async) destroy what they will overwrite at once, and arrive when waited for.
 //     streams     do nothing until somebody waits for them, each for itself. So what the host reads or overwrites too
-//                 soon is seen, and what one stream takes from another without waiting.
+//                 soon is seen, and what one stream takes from another without waiting. With CUDA_ON_CPU_ORDER=backward
+//                 all but the first are as early as they may be, instead: so is what they take before it is there.
 //     addresses   of more than a number at a time must be multiples of its size, which x86 would not ask for.
 //     multiplies  of bfloat16 cut off what the matrix units cut off, cuBLASLt adds in an order that depends on the
 //                 shape, and knows no way to multiply by a single row or column: all that it may do, too.
+//
+//     NCCL        is MPI's messages between as many such processes, in a program built with WITH_MPI.
 //
 // Every such error is one line on stderr and exit status 1.
 
@@ -385,8 +388,15 @@ static void run_kernel(const char* name, dim3 grid, dim3 block, size_t shared_by
 // stream called NULL waits for no other here: CUDA's does not wait for those made with cudaStreamNonBlocking.
 
 typedef std::function<void()> Task;
+typedef std::function<bool()> Condition;
+struct Work {
+    Task task;
+    Condition may_begin; // of what waits for another stream; else empty
+    Task wait;           // makes it so
+};
 struct Stream {
-    std::deque<Task> queue;
+    std::deque<Work> queue;
+    bool runs_early;
 };
 static Stream null_stream;
 static std::vector<Stream*> streams = {&null_stream};
@@ -395,23 +405,35 @@ static std::vector<Task>* captured; // by it
 
 static Stream* stream_of(Stream* stream) { return stream ? stream : &null_stream; }
 
-static void enqueue(Stream* stream, const Task& work) {
-    if (capturing == stream_of(stream))
-        captured->push_back(work);
-    else
-        stream_of(stream)->queue.push_back(work);
+static void work_early(Stream* stream) {
+    std::deque<Work>& queue = stream->queue;
+    bool was_open = memory_is_open;
+    while (!queue.empty() && (!queue.front().may_begin || queue.front().may_begin())) {
+        Task task = queue.front().task;
+        queue.pop_front();
+        open_memory(true);
+        task();
+    }
+    open_memory(was_open);
 }
 
-// Does what is queued, or only as much as makes `pending` 0. Memory then stays open, since opening and closing takes long.
-static void work_until(Stream* stream, const size_t* pending) {
-    std::deque<Task>& queue = stream_of(stream)->queue;
+static void enqueue(Stream* stream, const Task& task, const Condition& may_begin = {}, const Task& wait = {}) {
+    if (capturing == stream_of(stream)) return captured->push_back(task);
+    stream_of(stream)->queue.push_back({task, may_begin, wait});
+    if (stream && stream->runs_early) work_early(stream);
+}
+
+// Does what is queued, or only as much as makes `done` true. Memory then stays open, since opening and closing takes long.
+static void work_until(Stream* stream, const Condition& done = {}) {
+    std::deque<Work>& queue = stream_of(stream)->queue;
     if (!queue.empty()) open_memory(true);
-    while (!queue.empty() && !(pending && !*pending)) {
-        Task work = queue.front();
+    while (!queue.empty() && !(done && done())) {
+        Work work = queue.front();
         queue.pop_front();
-        work();
+        if (work.may_begin && !work.may_begin()) work.wait();
+        work.task();
     }
-    if (!pending) open_memory(false);
+    if (!done) open_memory(false);
 }
 
 static void expect_argument(const char* name, const void* p) {
@@ -655,7 +677,7 @@ struct cudaDeviceProp {
     size_t totalGlobalMem;
 };
 struct cuda_on_cpu_event {
-    size_t pending; // times it was recorded, but not reached
+    size_t recorded, reached; // times
     cuda_on_cpu::Stream* on;
     double time;
 };
@@ -737,7 +759,7 @@ static inline cudaError_t cudaFree(void* p) {
     using namespace cuda_on_cpu;
     if (!p) return cudaSuccess;
     if (capturing) return cudaErrorStreamCaptureUnsupported;
-    for (Stream* stream : streams) work_until(stream, NULL);
+    for (Stream* stream : streams) work_until(stream);
     for (Region& r : regions)
         if (r.begin == p && !r.shared && !r.freed) {
             r.freed = true;
@@ -755,12 +777,14 @@ static inline cudaError_t cudaMallocHost(void** p, size_t bytes) {
 static inline cudaError_t cudaFreeHost(void* p) { return free(p), cudaSuccess; }
 
 static inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
-    cuda_on_cpu::streams.push_back(*stream = new cuda_on_cpu::Stream());
+    using namespace cuda_on_cpu;
+    streams.push_back(*stream = new Stream());
+    (*stream)->runs_early = streams.size() > 2 && chosen_order() == BACKWARD;
     return cudaSuccess;
 }
 static inline cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
     if (cuda_on_cpu::capturing) return cudaErrorStreamCaptureUnsupported;
-    cuda_on_cpu::work_until(stream, NULL);
+    cuda_on_cpu::work_until(stream);
     return cuda_on_cpu::has_failed ? cudaErrorIllegalAddress : cudaSuccess;
 }
 
@@ -793,7 +817,7 @@ static inline cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t byt
 static inline cudaError_t cudaMemcpy(void* to, const void* from, size_t bytes, cudaMemcpyKind kind) {
     using namespace cuda_on_cpu;
     expect_copy(to, from, bytes, kind);
-    work_until(NULL, NULL);
+    work_until(NULL);
     open_memory(true);
     if (kind == cudaMemcpyHostToDevice) {
         std::string staged((const char*)from, bytes);
@@ -817,7 +841,7 @@ static inline cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned)
 static inline cudaError_t cudaEventCreate(cudaEvent_t* event) { return cudaEventCreateWithFlags(event, 0); }
 static inline cudaError_t cudaEventSynchronize(cudaEvent_t event) {
     if (cuda_on_cpu::capturing) return cudaErrorStreamCaptureUnsupported;
-    cuda_on_cpu::work_until(event->on, &event->pending);
+    if (event->recorded) cuda_on_cpu::work_until(event->on, [=] { return event->reached == event->recorded; });
     return cuda_on_cpu::has_failed ? cudaErrorIllegalAddress : cudaSuccess;
 }
 static inline cudaError_t cudaEventDestroy(cudaEvent_t event) {
@@ -827,16 +851,27 @@ static inline cudaError_t cudaEventDestroy(cudaEvent_t event) {
 }
 static inline cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
     if (cuda_on_cpu::capturing) return cudaErrorStreamCaptureUnsupported;
-    event->pending++;
+    event->recorded++;
     event->on = stream;
     cuda_on_cpu::enqueue(stream, [=] {
-        event->pending--;
+        event->reached++;
         event->time = seconds();
     });
     return cudaSuccess;
 }
+// For what was recorded last, not for what will be, on a stream that does not change.
+static inline cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
+    using namespace cuda_on_cpu;
+    if (capturing) return cudaErrorStreamCaptureUnsupported;
+    size_t times = event->recorded;
+    Stream* on = event->on;
+    Condition reached = [=] { return event->reached >= times; };
+    enqueue(
+        stream, [] {}, reached, [=] { work_until(on, reached); });
+    return cudaSuccess;
+}
 static inline cudaError_t cudaEventElapsedTime(float* ms, cudaEvent_t begin, cudaEvent_t end) {
-    if (begin->pending || end->pending) return cudaErrorNotReady;
+    if (begin->reached < begin->recorded || end->reached < end->recorded) return cudaErrorNotReady;
     *ms = (float)(1e3 * (end->time - begin->time));
     return cudaSuccess;
 }
