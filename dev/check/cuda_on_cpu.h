@@ -703,9 +703,19 @@ static inline const char* cudaGetErrorString(cudaError_t error) {
         return "invalid argument";
     }
 }
-// There are two devices, so that the second can be asked for; they are the same.
-static inline cudaError_t cudaGetDeviceCount(int* count) { return *count = 2, cudaSuccess; }
-static inline cudaError_t cudaSetDevice(int i) { return i == 0 || i == 1 ? cudaSuccess : cudaErrorInvalidDevice; }
+// There are CUDA_ON_CPU_DEVICES devices, or two, so that the second can be asked for; they are the same.
+static inline cudaError_t cudaGetDeviceCount(int* count) {
+    const char* text = getenv("CUDA_ON_CPU_DEVICES");
+    return *count = text ? atoi(text) : 2, cudaSuccess;
+}
+namespace cuda_on_cpu {
+static int device_number;
+}
+static inline cudaError_t cudaSetDevice(int i) {
+    int count;
+    cudaGetDeviceCount(&count);
+    return cuda_on_cpu::device_number = i, i >= 0 && i < count ? cudaSuccess : cudaErrorInvalidDevice;
+}
 static inline cudaError_t cudaDriverGetVersion(int* version) { return *version = 13000, cudaSuccess; }
 static inline cudaError_t cudaRuntimeGetVersion(int* version) { return *version = 13000, cudaSuccess; }
 static inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp* p, int i) {
@@ -1139,3 +1149,120 @@ static inline cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc
     enqueue(stream, [=] { multiply_and_finish(p); });
     return CUBLAS_STATUS_SUCCESS;
 }
+
+// ====================================================================================================================
+// NCCL, over MPI. What a stream is given, it does when its turn comes, like everything else; so the processes meet where
+// they wait for their streams.
+
+#ifdef WITH_MPI
+enum ncclResult_t { ncclSuccess = 0, ncclInvalidArgument = 4, ncclInvalidUsage = 5 };
+enum ncclDataType_t { ncclFloat = 7, ncclDouble = 8 };
+enum ncclRedOp_t { ncclSum = 0 };
+struct ncclUniqueId {
+    char internal[128];
+};
+struct cuda_on_cpu_comm {
+    MPI_Comm mpi;
+    int rank, size;
+};
+typedef cuda_on_cpu_comm* ncclComm_t;
+
+namespace cuda_on_cpu {
+static int groups_open;
+static bool is_initialised; // one communicator a process is all that is supported
+
+static MPI_Datatype mpi_type(ncclDataType_t type) { return type == ncclFloat ? MPI_FLOAT : MPI_DOUBLE; }
+static size_t size_of(ncclDataType_t type) { return type == ncclFloat ? sizeof(float) : sizeof(double); }
+
+// Starts work(copy of `bytes` at `from`, to), where both are the device's, and the same or apart.
+template <typename F>
+static ncclResult_t communicate(const void* from, size_t bytes, void* to, size_t result, cudaStream_t stream, F work) {
+    expect_device(from, bytes, "what NCCL sends");
+    expect_device(to, result, "where NCCL puts what it receives");
+    enqueue(stream, [=] {
+        std::string copy((const char*)from, bytes);
+        work((void*)copy.data(), to);
+    });
+    return ncclSuccess;
+}
+static void expect_in_place(const void* part, const void* whole, size_t at, size_t bytes, const char* call) {
+    if ((const char*)part != (const char*)whole + at && (const char*)part < (const char*)whole + bytes &&
+        (const char*)whole < (const char*)part + bytes)
+        wrong("%s is given memory that overlaps, but not where it may", call);
+}
+} // namespace cuda_on_cpu
+
+static inline const char* ncclGetErrorString(ncclResult_t result) {
+    return result == ncclSuccess ? "no error" : result == ncclInvalidUsage ? "invalid usage" : "invalid argument";
+}
+static inline ncclResult_t ncclGetUniqueId(ncclUniqueId* id) {
+    for (size_t i = 0; i < sizeof id->internal; i++) id->internal[i] = (char)random_bits((uint64_t)getpid(), i);
+    return ncclSuccess;
+}
+static inline ncclResult_t ncclCommInitRank(ncclComm_t* comm, int size, ncclUniqueId id, int rank) {
+    using namespace cuda_on_cpu;
+    ncclUniqueId first = id;
+    if (is_initialised) wrong("a second communicator of NCCL is not supported here");
+    is_initialised = true;
+    *comm = new cuda_on_cpu_comm{MPI_COMM_NULL, rank, size};
+    MPI_Comm_split(MPI_COMM_WORLD, 0, rank, &(*comm)->mpi);
+    MPI_Bcast(&first, sizeof first, MPI_BYTE, 0, (*comm)->mpi);
+    if (memcmp(&first, &id, sizeof id)) wrong("ncclCommInitRank: rank %d has not the unique id of rank 0", rank);
+    int actual_rank, actual_size;
+    MPI_Comm_rank((*comm)->mpi, &actual_rank), MPI_Comm_size((*comm)->mpi, &actual_size);
+    if (rank != actual_rank || size != actual_size) wrong("ncclCommInitRank: rank %d of %d is wrong", rank, size);
+    std::vector<int> devices((size_t)size);
+    MPI_Allgather(&device_number, 1, MPI_INT, devices.data(), 1, MPI_INT, (*comm)->mpi);
+    for (int r = 0; r < rank; r++) // all processes run on one machine here
+        if (devices[(size_t)r] == device_number) return ncclInvalidUsage;
+    return ncclSuccess;
+}
+static inline ncclResult_t ncclGroupStart(void) { return cuda_on_cpu::groups_open++, ncclSuccess; }
+static inline ncclResult_t ncclGroupEnd(void) {
+    return cuda_on_cpu::groups_open-- > 0 ? ncclSuccess : ncclInvalidUsage;
+}
+static inline ncclResult_t ncclAllReduce(const void* from, void* to, size_t n, ncclDataType_t type, ncclRedOp_t,
+                                         ncclComm_t comm, cudaStream_t stream) {
+    using namespace cuda_on_cpu;
+    size_t bytes = n * size_of(type);
+    expect_in_place(to, from, 0, bytes, "ncclAllReduce");
+    return communicate(from, bytes, to, bytes, stream,
+                       [=](void* x, void* y) { MPI_Allreduce(x, y, (int)n, mpi_type(type), MPI_SUM, comm->mpi); });
+}
+static inline ncclResult_t ncclReduce(const void* from, void* to, size_t n, ncclDataType_t type, ncclRedOp_t, int root,
+                                      ncclComm_t comm, cudaStream_t stream) {
+    using namespace cuda_on_cpu;
+    size_t bytes = n * size_of(type);
+    expect_in_place(to, from, 0, bytes, "ncclReduce");
+    return communicate(from, bytes, to, bytes, stream,
+                       [=](void* x, void* y) { MPI_Reduce(x, y, (int)n, mpi_type(type), MPI_SUM, root, comm->mpi); });
+}
+static inline ncclResult_t ncclBroadcast(const void* from, void* to, size_t n, ncclDataType_t type, int root,
+                                         ncclComm_t comm, cudaStream_t stream) {
+    using namespace cuda_on_cpu;
+    size_t bytes = n * size_of(type);
+    expect_in_place(to, from, 0, bytes, "ncclBroadcast");
+    return communicate(from, bytes, to, bytes, stream, [=](void* x, void* y) {
+        MPI_Bcast(x, (int)n, mpi_type(type), root, comm->mpi);
+        memcpy(y, x, bytes);
+    });
+}
+static inline ncclResult_t ncclReduceScatter(const void* from, void* to, size_t n, ncclDataType_t type, ncclRedOp_t,
+                                             ncclComm_t comm, cudaStream_t stream) {
+    using namespace cuda_on_cpu;
+    size_t part = n * size_of(type), bytes = part * (size_t)comm->size;
+    expect_in_place(to, from, (size_t)comm->rank * part, bytes, "ncclReduceScatter");
+    return communicate(from, bytes, to, part, stream, [=](void* x, void* y) {
+        MPI_Reduce_scatter_block(x, y, (int)n, mpi_type(type), MPI_SUM, comm->mpi);
+    });
+}
+static inline ncclResult_t ncclAllGather(const void* from, void* to, size_t n, ncclDataType_t type, ncclComm_t comm,
+                                         cudaStream_t stream) {
+    using namespace cuda_on_cpu;
+    size_t part = n * size_of(type), bytes = part * (size_t)comm->size;
+    expect_in_place(from, to, (size_t)comm->rank * part, bytes, "ncclAllGather");
+    return communicate(from, part, to, bytes, stream, [=](void* x, void* y) {
+        MPI_Allgather(x, (int)n, mpi_type(type), y, (int)n, mpi_type(type), comm->mpi);
+    });
+}
+#endif
