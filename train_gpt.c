@@ -1496,11 +1496,11 @@ enum { MAX_PATH = 4096 };
 // Of several processes that train one model: which this one is, of how many. Alone unless the room "several processes"
 // says otherwise.
 static struct {
-    int rank, size, neighbours; // neighbours: how many are on this machine
+    int rank, size, neighbour, neighbours; // neighbours: those on this machine, of which it is number `neighbour`
     const char* host;
     void (*end)(int status); // ends all of them
     bool stopping;           // one of them was told to stop, and all know
-} world = {0, 1, 1, "", NULL, false};
+} world = {0, 1, 0, 1, "", NULL, false};
 
 static void clear_live_line(void);  // the training loop's progress line, wiped before anything else is printed
 static const char* (*rescue)(void); // saves what the end of the program would lose, and says how that went
@@ -1998,9 +1998,10 @@ const Device cpu = {cpu_start, memory_available, cpu_memory, cpu_peak, cpu_creat
                     cpu_free_model, cpu_free_activations, cpu_forward, cpu_backward, cpu_update, cpu_wait,
                     cpu_copy, cpu_copy, cpu_read_activation, NULL};
 // clang-format on
-static const Device* cuda_device;    // in a program built from train_gpt.cu
-static int (*compare_devices)(void); // likewise
-static int cuda_number;              // which GPU
+static const Device* cuda_device;                // in a program built from train_gpt.cu
+static int (*compare_devices)(void);             // likewise
+static const Device* (*share_cuda_device)(void); // likewise, for several processes
+static int cuda_number;                          // which GPU
 
 static void next_logits(float* logits, Model* model, Activations* a, const int* tokens, size_t T, size_t start) {
     device->forward(model, a, tokens, NULL, 1, T, start, false);
@@ -3395,7 +3396,7 @@ static void sum_over_processes(double* x, int n) {
 
 static void mpi_update(Model* model, AdamW o) {
     while (exchange.layer >= -1) next_layer();
-    double sums[] = {exchange.squares, model->loss_sum / world.size, signalled != 0};
+    double sums[] = {exchange.squares, model->loss_sum / world.size, (double)(signalled != 0)};
     sum_over_processes(sums, 3);
     model->gradient_norm = sqrt(sums[0]), model->loss_sum = sums[1], world.stopping = sums[2] > 0;
     exchange.batches = 0, exchange.squares = 0;
@@ -3432,28 +3433,35 @@ static int first_says(int x) {
     return x;
 }
 
+// The gradients become all processes' moments or, with NULL, 0.
+static void mpi_gather_moments(const Model* model, const float* moments) {
+    if (!moments) memset(model->gradients, 0, model->block_size * sizeof(float));
+    for (size_t i = 0; moments && i < model->tensor_count; i++) {
+        const Tensor* t = &model->tensors[i];
+        memcpy(model->gradients + t->offset + t->own, moments + t->moment, t->owned * sizeof(float));
+        begin_exchange(model->gradients, i, NULL);
+        end_exchange(i);
+    }
+}
+static void (*gather_moments)(const Model* model, const float* moments) = mpi_gather_moments; // or the GPU's
+
 // The gradients, which are zero between steps, lend their place to all moments. The first process asks for these while
 // it writes a checkpoint, and the others answer until it says how that went.
 static const float* whole_moments(const Model* model, int which) {
     const float* moments = which == 1 ? model->moment1 : model->moment2;
     if (world.size == 1) return moments;
     if (!world.rank) first_says(which);
-    for (size_t i = 0; i < model->tensor_count; i++) {
-        const Tensor* t = &model->tensors[i];
-        memcpy(model->gradients + t->offset + t->own, moments + t->moment, t->owned * sizeof(float));
-        begin_exchange(model->gradients, i, NULL);
-        end_exchange(i);
-    }
+    gather_moments(model, moments);
     return model->gradients;
 }
 static bool finish_saving(const Model* model, bool good) {
+    if (world.size == 1) return good;
     int which;
     while ((which = first_says(good ? 0 : -1)) > 0) whole_moments(model, which);
-    memset(model->gradients, 0, model->block_size * sizeof(float));
+    gather_moments(model, NULL);
     return which == 0;
 }
 
-static Device shared;
 static size_t mpi_memory(Config config, size_t B, size_t T, bool training) {
     Model model;
     model.config = config;
@@ -3465,6 +3473,8 @@ static size_t mpi_memory(Config config, size_t B, size_t T, bool training) {
 
 // The device on which processes train together.
 static const Device* share_device(const Device* alone) {
+    if (alone != &cpu) return share_cuda_device();
+    static Device shared;
     shared = *alone;
     shared.memory = mpi_memory;
     shared.create_model = mpi_create_model;
@@ -3487,6 +3497,7 @@ static void join_processes(void) {
     MPI_Get_processor_name(host, &length);
     MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &near);
     MPI_Comm_size(near, &world.neighbours);
+    MPI_Comm_rank(near, &world.neighbour);
     MPI_Comm_free(&near);
     world.host = host, world.end = end_all;
     int threads = (int)sysconf(_SC_NPROCESSORS_ONLN) / world.neighbours;
