@@ -26,7 +26,11 @@ NVCC_ARCH = $(shell nvidia-smi >/dev/null 2>&1 && echo native || echo sm_80)
 NVCCFLAGS = -std=c++17 -O3 -arch=$(NVCC_ARCH) -Xcompiler "$(filter-out -std=%,$(CXXFLAGS))" -diag-suppress 1675
 PRECISION = bf16
 FP32      = $(if $(filter fp32,$(PRECISION)),-DPRECISION_FP32)
-ON_CPU    = $(CXX) -x c++ -DCUDA_ON_CPU $(CXXFLAGS) -Wno-unknown-pragmas -Wno-unused-function
+# MPI=1: for several GPUs, with MPI and NCCL; NCCL=DIR if that is elsewhere. mpi.h's C++ is not wanted.
+MPICXX    = mpicxx
+WITH_MPI  = -DWITH_MPI -DOMPI_SKIP_MPICXX -DMPICH_SKIP_MPICXX
+NVCC_MPI  = $(if $(MPI),-ccbin $(MPICXX) $(WITH_MPI) $(if $(NCCL),-I$(NCCL)/include -L$(NCCL)/lib))
+ON_CPU    = $(if $(MPI),$(MPICXX) $(WITH_MPI),$(CXX)) -x c++ -DCUDA_ON_CPU $(CXXFLAGS) -Wno-unknown-pragmas -Wno-unused-function
 
 ifdef DEBUG
 SANITIZE = -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=undefined
@@ -37,7 +41,7 @@ $(error PRECISION is bf16 or fp32, not '$(PRECISION)')
 endif
 
 .PHONY: all help test test_twin test_gpt_cu sanitize_cu print_sanitized bench by_hand attention attention_lib cpu_path \
-    variants mutate fuzz faults coverage clean data tools nvcc FORCE
+    variants mutate fuzz faults coverage clean data tools nvcc mpicxx nccl FORCE
 
 all: train_gpt
 
@@ -45,7 +49,8 @@ help:
 	@echo "run"
 	@echo "  make train_gpt     the program; prepares data/ if there is none"
 	@echo "  make train_gpt_cu  the same for an NVIDIA GPU; PRECISION=fp32: all in float32;"
-	@echo "                     NVCC_ARCH=sm_90: for that GPU"
+	@echo "                     NVCC_ARCH=sm_90: for that GPU; MPI=1: for several, with NCCL,"
+	@echo "                     started by mpirun"
 	@echo "  make clean         removes what was built (data/ and checkpoints stay)"
 	@echo
 	@echo "learn, more in dev/learn/README.md"
@@ -100,7 +105,7 @@ build/compile build/compile_cu: FORCE
 	@mkdir -p build
 	@echo '$(subst ','\'',$($(@F)))' | cmp -s - $@ || echo '$(subst ','\'',$($(@F)))' >$@
 compile    = $(COMPILE)
-compile_cu = $(NVCC) $(NVCCFLAGS) $(ON_CPU) $(FP32)
+compile_cu = $(NVCC) $(NVCCFLAGS) $(NVCC_MPI) $(ON_CPU) $(FP32)
 
 # The prerequisite after | is checked each time, but does not make the program out of date.
 train_gpt: train_gpt.c Makefile build/compile | tools data
@@ -147,10 +152,17 @@ test_twin: build/test_cuda_on_cpu build/test_twin_bf16 build/test_twin_fp32
 nvcc:
 	@command -v $(NVCC) >/dev/null || { echo "make: nvcc is not installed; the CUDA Toolkit, 12 or later, has it" >&2; exit 1; }
 
-train_gpt_cu: train_gpt.cu train_gpt.c Makefile build/compile_cu | nvcc data
-	$(NVCC) $(NVCCFLAGS) $(FP32) $< -o $@ -lcublasLt
+mpicxx:
+	@command -v $(MPICXX) >/dev/null || { echo "make: $(MPICXX) is not installed; MPI=1 needs it: libopenmpi-dev or libmpich-dev has it" >&2; exit 1; }
 
-train_gpt_cu_on_cpu: $(TWIN) | tools data
+nccl: nvcc mpicxx
+	@echo '#include <nccl.h>' | $(NVCC) $(NVCC_MPI) -x cu -E - >/dev/null 2>&1 || \
+	    { echo "make: there is no nccl.h; MPI=1 needs NCCL: libnccl-dev has it, or NCCL=DIR where DIR/include/nccl.h is" >&2; exit 1; }
+
+train_gpt_cu: train_gpt.cu train_gpt.c Makefile build/compile_cu | nvcc data $(if $(MPI),nccl)
+	$(NVCC) $(NVCCFLAGS) $(NVCC_MPI) $(FP32) $< -o $@ -lcublasLt $(if $(MPI),-lnccl)
+
+train_gpt_cu_on_cpu: $(TWIN) | tools data $(if $(MPI),mpicxx)
 	$(ON_CPU) $(WARNINGS) -O1 -g $(FP32) $< -o $@ $(LDLIBS)
 
 build/test_gpt_cu_bf16 build/test_gpt_cu_fp32: build/test_gpt_cu_%: test_gpt.c train_gpt.cu train_gpt.c Makefile build/compile_cu | nvcc
