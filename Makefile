@@ -40,7 +40,7 @@ ifeq ($(filter $(PRECISION),bf16 fp32),)
 $(error PRECISION is bf16 or fp32, not '$(PRECISION)')
 endif
 
-.PHONY: all help test test_twin test_gpt_cu sanitize_cu print_sanitized bench by_hand attention attention_lib cpu_path \
+.PHONY: all help test test_twin test_nccl test_gpt_cu sanitize_cu print_sanitized bench by_hand attention attention_lib cpu_path \
     variants mutate fuzz faults coverage clean data tools nvcc mpicxx nccl FORCE
 
 all: train_gpt
@@ -71,6 +71,7 @@ help:
 	@echo "check, more in dev/check/README.md"
 	@echo "  make test          all checks; a few minutes"
 	@echo "  make test_gpt_cu   those of train_gpt_cu, on the GPU, in both precisions"
+	@echo "  make test_nccl     those of several GPUs, without one; two minutes"
 	@echo "  make sanitize_cu   the layers under compute-sanitizer, on the GPU; half an"
 	@echo "                     hour"
 	@echo "  dev/check/first_gpu.sh"
@@ -164,6 +165,14 @@ train_gpt_cu: train_gpt.cu train_gpt.c Makefile build/compile_cu | nvcc data $(i
 
 train_gpt_cu_on_cpu: $(TWIN) | tools data $(if $(MPI),mpicxx)
 	$(ON_CPU) $(WARNINGS) -O1 -g $(FP32) $< -o $@ $(LDLIBS)
+
+# Several of them, NCCL's calls being MPI's.
+build/nccl_bf16 build/nccl_fp32: build/nccl_%: $(TWIN) | tools data
+	$(ON_CPU) -O2 $(if $(filter fp32,$*),-DPRECISION_FP32) $< -o $@ $(LDLIBS)
+
+test_nccl:
+	@if command -v $(MPICXX) >/dev/null; then $(MAKE) --no-print-directory MPI=1 build/nccl_fp32 build/nccl_bf16; fi
+	$(PYTHON) dev/check/test_nccl.py build/nccl_fp32 build/nccl_bf16
 
 build/test_gpt_cu_bf16 build/test_gpt_cu_fp32: build/test_gpt_cu_%: test_gpt.c train_gpt.cu train_gpt.c Makefile build/compile_cu | nvcc
 	$(NVCC) $(NVCCFLAGS) $(if $(filter fp32,$*),-DPRECISION_FP32) -x cu -DTWIN='"train_gpt.cu"' $< -o $@ -lcublasLt
