@@ -6,6 +6,7 @@
 # floating-point traps, which nothing here looks at and which keep loops from being vectorised.
 
 CC       = gcc
+MPICC   ?= mpicc
 PYTHON   = python3
 ARCH     = -march=native
 WARNINGS = -Wall -Wextra -Wpedantic -Wshadow
@@ -15,7 +16,8 @@ LDLIBS   = -lm
 WIDE    := $(shell $(CC) $(ARCH) -mprefer-vector-width=512 -dM -E - </dev/null 2>/dev/null | grep -q __AVX512F__ && \
              echo -mprefer-vector-width=512)
 REQUIRED = -ffp-contract=fast -fno-math-errno -fno-trapping-math -fopenmp
-COMPILE  = $(CC) -std=c11 $(REQUIRED) $(WIDE) $(WARNINGS) $(CFLAGS) $(if $(PLAIN),-DPLAIN=1) $(SANITIZE)
+OPTIONS  = -std=c11 $(REQUIRED) $(WIDE) $(WARNINGS) $(CFLAGS) $(if $(PLAIN),-DPLAIN=1) $(SANITIZE)
+COMPILE  = $(CC) $(OPTIONS)
 
 # train_gpt.cu: in bfloat16 or, with PRECISION=fp32, in float32; for the GPU that is here, else for any of compute
 # capability 8.0 or higher. On the CPU it is C++ like any other.
@@ -40,8 +42,8 @@ ifeq ($(filter $(PRECISION),bf16 fp32),)
 $(error PRECISION is bf16 or fp32, not '$(PRECISION)')
 endif
 
-.PHONY: all help test test_twin test_nccl test_gpt_cu sanitize_cu print_sanitized bench by_hand attention attention_lib cpu_path \
-    variants mutate fuzz faults coverage clean data tools nvcc mpicxx nccl FORCE
+.PHONY: all help test test_twin test_nccl test_gpt_cu test_mpi sanitize_cu print_sanitized bench by_hand attention \
+    attention_lib cpu_path variants mutate fuzz faults coverage clean data tools nvcc mpicc mpicxx nccl FORCE
 
 all: train_gpt
 
@@ -51,6 +53,8 @@ help:
 	@echo "  make train_gpt_cu  the same for an NVIDIA GPU; PRECISION=fp32: all in float32;"
 	@echo "                     NVCC_ARCH=sm_90: for that GPU; MPI=1: for several, with NCCL,"
 	@echo "                     started by mpirun"
+	@echo "  make train_gpt_mpi the same for several processes, which mpirun starts;"
+	@echo "                     MPICC=mpicc.mpich: with that MPI"
 	@echo "  make clean         removes what was built (data/ and checkpoints stay)"
 	@echo
 	@echo "learn, more in dev/learn/README.md"
@@ -76,6 +80,7 @@ help:
 	@echo "                     hour"
 	@echo "  dev/check/first_gpu.sh"
 	@echo "                     what to know of a new GPU, in a report; half an hour"
+	@echo "  make test_mpi      train_gpt_mpi: 1 to 4 processes against train_gpt; a minute"
 	@echo "  make mutate        small errors in train_gpt.c, each of which the tests must"
 	@echo "                     catch; half an hour"
 	@echo "  make fuzz          made-up inputs to everything that reads files;"
@@ -102,15 +107,27 @@ tools:
 	    { echo "make: $(CC) cannot build OpenMP programs here; its OpenMP library (libgomp or libomp) is missing" >&2; exit 1; }
 
 # Hold how programs were built last, and are newer than a program that was built otherwise.
-build/compile build/compile_cu: FORCE
+build/compile build/compile_cu build/compile_mpi: FORCE
 	@mkdir -p build
 	@echo '$(subst ','\'',$($(@F)))' | cmp -s - $@ || echo '$(subst ','\'',$($(@F)))' >$@
 compile    = $(COMPILE)
+compile_mpi = $(MPICC) $(COMPILE)
 compile_cu = $(NVCC) $(NVCCFLAGS) $(NVCC_MPI) $(ON_CPU) $(FP32)
 
 # The prerequisite after | is checked each time, but does not make the program out of date.
 train_gpt: train_gpt.c Makefile build/compile | tools data
 	$(COMPILE) $< -o $@ $(LDLIBS)
+
+# The compiler behind mpicc is the one that builds the rest. MPICH has a pointer of value 1, at which GCC warns.
+mpicc:
+	@command -v $(MPICC) >/dev/null || { echo "make: $(MPICC) is not installed; Open MPI and MPICH have it (Debian:" \
+	    "libopenmpi-dev or libmpich-dev)" >&2; exit 1; }
+
+train_gpt_mpi: train_gpt.c Makefile build/compile_mpi | tools mpicc data
+	OMPI_CC="$(CC)" MPICH_CC="$(CC)" $(MPICC) $(OPTIONS) -Wno-unknown-warning-option -Wno-stringop-overflow -DWITH_MPI $< -o $@ $(LDLIBS)
+
+test_mpi: train_gpt train_gpt_mpi
+	$(PYTHON) dev/check/test_mpi.py
 
 data: data/train.bin
 
@@ -240,4 +257,4 @@ coverage: build/shim.so
 	$(PYTHON) dev/check/coverage.py
 
 clean:
-	rm -rf build train_gpt train_gpt_cu train_gpt_cu_on_cpu __pycache__
+	rm -rf build train_gpt train_gpt_mpi train_gpt_cu train_gpt_cu_on_cpu __pycache__

@@ -613,18 +613,20 @@ typedef struct {
     float mean, std;
     size_t offset, size; // floats: place in the block, rows * columns
     size_t slot;         // place of its pointer in a Parameters, bytes
-    // What AdamW updates here, all of it or a process's part: from, floats, and place in the moments' blocks.
-    size_t own, owned, moment;
+    size_t own, owned,
+        moment;      // what AdamW updates here, all or a process's part: first, floats, place among the moments
+    size_t arriving; // place where other processes' gradients of that arrive
+    long layer;      // whose it is; -1: no layer's
 } Tensor;
 
 typedef struct {
     Config config;
     Tensor* tensors;
     size_t tensor_count, parameter_count;
-    size_t block_size;  // floats in the blocks of weights and gradients, tensors padded to cache lines
-    size_t moment_size; // floats in each of the moments' blocks: as many, or a process's part
-    float *weights, *gradients, *moment1, *moment2; // the last three only in training
-    Parameters w, d;                                // pointers into weights and into gradients
+    size_t block_size;                 // floats in each of the first two blocks below, tensors padded to cache lines
+    size_t moment_size, arriving_size; // and in the next; all are as large, but for several processes
+    float *weights, *gradients, *moment1, *moment2, *arriving; // but for the first, only in training
+    Parameters w, d;                                           // pointers into weights and into gradients
     double loss_sum, loss_count, gradient_norm;
     void* extra; // what a GPU keeps besides
 } Model;
@@ -957,8 +959,9 @@ static void generate(Model* model, Activations* a, const Tokenizer* t, const int
 //    Copying costs K*(M+N) moves against M*N*K multiply-adds. It also makes any layout of A and B equal: a matrix is
 //    a pointer and two strides, and a transpose just swaps them. So y = x W, dx = dy W^T and dW = x^T dy are all this
 //    one routine.
-//  - Panels stay in cache: KC steps of k, of MC rows of A (a thread's own, second-level cache) and of NC columns of B
-//    (shared by all threads, third-level cache).
+//  - Panels are used from cache. Of A's rows and B's columns, the fewer are packed once, all of them, by all threads for
+//    all. The others are packed a few at a time by the thread that goes on to use them, and so pass from memory into
+//    its second-level cache once. KC steps of k at a time, NC columns of B beside MC rows of A fit there.
 //
 // The scheme is Goto and van de Geijn's (2008). Vectors are GCC's and Clang's vector extension: a `vec` is LANES
 // floats and +, * work on all of them, so one source serves AVX-512, AVX2 and NEON.
@@ -972,7 +975,7 @@ enum { LANES = 4, MR = 8 };
 #else                     // 16 registers of 4 floats: SSE, or whatever there is
 enum { LANES = 4, MR = 6 };
 #endif
-enum { NR = 2 * LANES, KC = 768, MC = 8 * MR, NC = 1536, TILE = 64 };
+enum { NR = 2 * LANES, KC = 768, MC = 16 * MR, NC = 4 * NR, DEEP = 6 * KC, TILE = 64 };
 typedef float vec __attribute__((vector_size(LANES * sizeof(float))));
 
 static Matrix block_at(Matrix m, size_t i, size_t j) {
@@ -1034,14 +1037,6 @@ __attribute__((always_inline)) static inline void pack(float* __restrict__ out, 
             out[whole * depth + k * width + x] = whole + x < count ? m.p[(whole + x) * m.row + k * m.column] : 0;
 }
 
-static void pack_a(float* out, Matrix a, size_t rows, size_t depth) { pack(out, a, rows, MR, depth); }
-
-// B's panels run along its columns, so to pack() it is transposed.
-static void pack_b(float* out, Matrix b, size_t columns, size_t depth) {
-    Matrix bt = {b.p, b.column, b.row};
-    pack(out, bt, columns, NR, depth);
-}
-
 // The first n sums of a tile's row into c, plus bias, plus add, each of which may be NULL.
 __attribute__((always_inline)) static inline void store_row(float* c, const float* sums, const float* bias,
                                                             const float* add, size_t n) {
@@ -1060,17 +1055,20 @@ __attribute__((always_inline)) static inline void store_tile(float* c, size_t wi
 }
 
 // c (rows,columns), rows `width` apart: packed a times packed b, plus bias (columns), plus add (shaped and strided
-// like c, may be c itself).
+// like c, may be c itself). The tile's place in c is asked for before its sums are taken, to be near when they are done.
 static void multiply_packed(float* c, size_t width, const float* a, const float* b, const float* bias, const float* add,
                             size_t rows, size_t columns, size_t depth) {
     float tile[MR * NR] __attribute__((aligned(64)));
-    for (size_t j = 0; j < columns; j += NR)
-        for (size_t i = 0; i < rows; i += MR) {
-            size_t at = i * width + j;
-            kernel(depth, transposed(a + i * depth, MR), b + j * depth, NR, tile);
-            store_tile(c + at, width, tile, bias ? bias + j : NULL, add ? add + at : NULL, min_size(MR, rows - i),
-                       min_size(NR, columns - j));
-        }
+    for (size_t i0 = 0; i0 < rows; i0 += MC)
+        for (size_t j = 0; j < columns; j += NR)
+            for (size_t i = i0; i < rows && i < i0 + MC; i += MR) {
+                size_t at = i * width + j, tile_rows = min_size(MR, rows - i);
+                for (size_t x = 0; x < tile_rows; x++)
+                    for (size_t y = 0; y < NR; y += 16) __builtin_prefetch(c + at + x * width + y, 1);
+                kernel(depth, transposed(a + i * depth, MR), b + j * depth, NR, tile);
+                store_tile(c + at, width, tile, bias ? bias + j : NULL, add ? add + at : NULL, tile_rows,
+                           min_size(NR, columns - j));
+            }
 }
 
 // Memory for the duration of one call from outside parallel regions, grown when needed, so that no step allocates.
@@ -1129,70 +1127,83 @@ static size_t even_part(size_t n, size_t most, size_t unit) {
     return units ? units * unit : unit;
 }
 
-// As matmul_plain. c is cut into pieces, MC rows by `width` columns, fine enough to keep all threads busy to the end; a
-// thread takes neighbours, so as to pack their common rows of A once. One thread computes all of a piece, and its sums
-// run along k in order, so the bits do not depend on the number of threads.
+// One factor: A, whose rows go into panels of MR, or B, whose columns go into panels of NR.
+typedef struct {
+    Matrix lines;                // A's rows or B's columns, as rows along k
+    size_t count, panel, cached; // cached: how many a thread's cache holds, KC long
+} Factor;
+
+// Packs `count` lines from i on, `depth` long from k on.
+static void pack_lines(float* out, Factor f, size_t i, size_t count, size_t k, size_t depth) {
+    Matrix m = block_at(f.lines, i, k);
+    if (f.panel == MR)
+        pack(out, m, count, MR, depth);
+    else
+        pack(out, m, count, NR, depth);
+}
+
+// As matmul_plain. The factor with fewer lines is packed whole, for all threads; the `cut` one in parts. A piece of c
+// comes from one part and the whole, or from a span of the whole where there are too few parts for all threads. One
+// thread computes a piece, and its sums run along k in order, in steps whose length depends on K alone; so the bits do
+// not depend on the number of threads. For a large K all this is done DEEP steps of k at a time.
 static void matmul_fast(float* c, Matrix a, Matrix b, const float* bias, const float* add, size_t M, size_t N,
                         size_t K) {
     if (M == 1) {
         multiply_row(c, a, b, bias, add, N, K);
         return;
     }
-    float* packed_b = workspace((NC + (size_t)omp_get_max_threads() * MC) * KC); // (NC,KC), shared by all threads,
-    float* packed_a = packed_b + NC * KC;                                        // and (MC,KC) for each of them
-    size_t most_columns = even_part(N, NC, NR), most_depth = even_part(K, KC, 1), blocks = (M + MC - 1) / MC;
-    for (size_t n0 = 0; n0 < N; n0 += most_columns)
-        for (size_t k0 = 0; k0 == 0 || k0 < K; k0 += most_depth) {
-            size_t columns = min_size(most_columns, N - n0), depth = min_size(most_depth, K - k0);
-            // Few blocks of rows: narrower pieces, for all threads to have some.
-            size_t width = even_part(columns, blocks < 8 ? 3 * NR : 8 * NR, NR), parts = (columns + width - 1) / width;
-            const float* first_bias = k0 == 0 && bias ? bias + n0 : NULL;
-            const float* so_far = k0 > 0 ? c : add;
+    bool a_whole = M < N;
+    Factor rows = {a, M, MR, MC}, columns = {{b.p, b.column, b.row}, N, NR, NC};
+    Factor whole = a_whole ? rows : columns, cut = a_whole ? columns : rows;
+    size_t threads = (size_t)omp_get_max_threads(), fair = (cut.count + 4 * threads - 1) / (4 * threads);
+    size_t part = even_part(cut.count, min_size(fair, cut.cached), cut.panel), parts = (cut.count + part - 1) / part;
+    size_t spans = 1 + 2 * threads / (parts + 1); // 1 where there are parts enough
+    size_t span = even_part(whole.count, (whole.count + spans - 1) / spans, whole.panel);
+    size_t longest = even_part(K, KC, 1), deep = DEEP / longest * longest;
+    size_t padded = even_part(whole.count, whole.count, whole.panel);
+    float* shared = workspace(padded * min_size(K, deep) + threads * part * longest); // the whole, then a part for each
+    for (size_t d0 = 0; d0 == 0 || d0 < K; d0 += deep) {
+        size_t steps = min_size(deep, K - d0);
 #pragma omp parallel
-            {
-#pragma omp for schedule(static)
-                for (size_t j = 0; j < columns; j += 2 * NR)
-                    pack_b(packed_b + j * depth, block_at(b, k0, n0 + j), min_size(2 * NR, columns - j), depth);
-                float* block = packed_a + (size_t)omp_get_thread_num() * MC * KC;
-                size_t packed = blocks; // which block is packed: none
-#pragma omp for schedule(guided)
-                for (size_t piece = 0; piece < blocks * parts; piece++) {
-                    size_t i = piece / parts, j = piece % parts * width, rows = min_size(MC, M - i * MC);
-                    size_t at = i * MC * N + n0 + j;
-                    if (packed != i) pack_a(block, block_at(a, i * MC, k0), rows, depth);
-                    packed = i;
-                    multiply_packed(c + at, N, block, packed_b + j * depth, first_bias ? first_bias + j : NULL,
-                                    so_far ? so_far + at : NULL, rows, min_size(width, columns - j), depth);
+        {
+            float* own = shared + padded * min_size(K, deep) + (size_t)omp_get_thread_num() * part * longest;
+#pragma omp for collapse(2) schedule(static)
+            for (size_t k = 0; k < steps; k += longest)
+                for (size_t i = 0; i < whole.count; i += 2 * whole.panel) {
+                    size_t depth = min_size(longest, steps - k), count = min_size(2 * whole.panel, whole.count - i);
+                    pack_lines(shared + padded * k + i * depth, whole, i, count, d0 + k, depth);
                 }
-            }
+#pragma omp for collapse(2) schedule(dynamic)
+            for (size_t p = 0; p < cut.count; p += part)
+                for (size_t s = 0; s < whole.count; s += span) {
+                    size_t i = a_whole ? s : p, m = min_size(a_whole ? span : part, M - i);
+                    size_t j = a_whole ? p : s, n = min_size(a_whole ? part : span, N - j), at = i * N + j;
+                    for (size_t k = 0; k == 0 || k < steps; k += longest) {
+                        size_t depth = min_size(longest, steps - k);
+                        const float *packed = shared + padded * k + s * depth, *so_far = add ? add + at : NULL;
+                        pack_lines(own, cut, p, a_whole ? n : m, d0 + k, depth);
+                        if (d0 + k > 0) so_far = c + at;
+                        multiply_packed(c + at, N, a_whole ? packed : own, a_whole ? own : packed,
+                                        bias && d0 + k == 0 ? bias + j : NULL, so_far, m, n, depth);
+                    }
+                }
         }
+    }
 }
 
-// The same for one thread and small matrices, for use inside a parallel loop: c (M,N) = a b, or c += a b, c's rows
-// `width` apart. The kernel reads a and b where they lie; only parts of a tile, and a b whose columns are dense, are
-// packed.
-static void matmul_tile(float* c, size_t width, bool accumulate, Matrix a, Matrix b, size_t M, size_t N, size_t K) {
+// The same for one thread and small matrices that lie in its cache: c (M,N) = a b, or c += a b; c's rows are `width`
+// apart, b's, which are dense, b_row. The kernel reads a and b where they are, and in whole tiles: after a's rows and
+// b's columns there must be memory up to a multiple of MR and NR, whatever is in it. Inlined, for strides to be
+// constants in the kernel.
+__attribute__((always_inline)) static inline void matmul_tile(float* c, size_t width, bool accumulate, Matrix a,
+                                                              const float* b, size_t b_row, size_t M, size_t N,
+                                                              size_t K) {
     float tile[MR * NR] __attribute__((aligned(64)));
-    float pa[MR * TILE] __attribute__((aligned(64)));
-    float pb[NR * TILE] __attribute__((aligned(64)));
-    for (size_t k = 0; k == 0 || k < K; k += TILE)
-        for (size_t j = 0; j < N; j += NR) {
-            size_t columns = min_size(NR, N - j), depth = min_size(TILE, K - k);
-            Matrix panel = block_at(b, k, j);
-            if (columns < NR || panel.column != 1) {
-                pack_b(pb, panel, columns, depth);
-                panel = matrix(pb, NR);
-            }
-            for (size_t i = 0; i < M; i += MR) {
-                size_t rows = min_size(MR, M - i), at = i * width + j;
-                Matrix strip = block_at(a, i, k);
-                if (rows < MR) {
-                    pack_a(pa, strip, rows, depth);
-                    strip = transposed(pa, MR);
-                }
-                kernel(depth, strip, panel.p, panel.row, tile);
-                store_tile(c + at, width, tile, NULL, accumulate || k ? c + at : NULL, rows, columns);
-            }
+    for (size_t j = 0; j < N; j += NR)
+        for (size_t i = 0; i < M; i += MR) {
+            size_t at = i * width + j;
+            kernel(K, block_at(a, i, 0), b + j, b_row, tile);
+            store_tile(c + at, width, tile, NULL, accumulate ? c + at : NULL, min_size(MR, M - i), min_size(NR, N - j));
         }
 }
 
@@ -1213,7 +1224,7 @@ typedef struct {
 
 static KeyTile next_tile(Attention a, size_t i0, size_t queries, size_t j0) {
     Range seen_first = visible_keys(a, i0), seen_last = visible_keys(a, i0 + queries - 1);
-    KeyTile t = {min_size(TILE, seen_last.end - j0), 0, false};
+    KeyTile t = {min_size(TILE - j0 % TILE, seen_last.end - j0), 0, false};
     t.whole = seen_last.first <= j0 && j0 + t.keys <= seen_first.end;
     if (t.whole) return t;
     t.keys = min_size(NR, t.keys); // smaller ones where part is not seen: less is computed in vain
@@ -1235,60 +1246,77 @@ static void hide(float* scores, Attention a, KeyTile t, size_t i0, size_t j0) {
         }
 }
 
+// A head's rows lie 3C apart, too far for caches and pages to hold many, and the kernel wants its factors in one of two
+// forms. So they are copied first: `turned`, in tiles of TILE rows, (n / TILE,D,TILE), of which pack() makes one, and
+// dense, (n,wide), D rounded up to whole panels.
+static size_t dense_width(size_t D) { return even_part(D, D, NR); }
+
+static void copy_rows(float* to, size_t to_row, const float* from, size_t from_row, size_t n, size_t D) {
+    for (size_t i = 0; i < n; i++) memcpy(to + i * to_row, from + i * from_row, D * sizeof(float));
+}
+
+// Keys from j0 on in a head's turned keys.
+static Matrix turned_from(const float* turned, size_t j0, size_t D) {
+    return transposed(turned + j0 / TILE * D * TILE + j0 % TILE, TILE);
+}
+
 // A tile of scores has a row for each key and a column for each query, transposed against the formula: so vectors run
-// along queries, each with its own maximum and sum. Queries are turned once, before the loop over keys, in which the
-// kernel then reads its matrices where they lie, but for what is left over at edges (of the values, if D is no multiple
-// of NR).
+// along queries, each with its own maximum and sum. A thread takes a head, or where heads are few a share of its
+// queries.
 static void attention_forward_tiles(float* out, float* lse, const float* qkv, Attention a) {
-    size_t T = a.T, D = a.D, C = a.H * D, Q = T - a.start;
-    float scale = 1 / sqrtf((float)D), *turned = workspace((size_t)omp_get_max_threads() * D * TILE);
+    size_t T = a.T, D = a.D, C = a.H * D, Q = T - a.start, wide = dense_width(D), padded = even_part(T, T, TILE);
+    size_t threads = (size_t)omp_get_max_threads(), each = (padded + TILE) * (D + wide);
+    size_t shares = min_size((Q + TILE - 1) / TILE, 1 + 2 * threads / (a.B * a.H));
+    float scale = 1 / sqrtf((float)D), *space = workspace(threads * each + MR);
 #pragma omp parallel for collapse(3) schedule(dynamic)
     for (size_t b = 0; b < a.B; b++)
         for (size_t h = 0; h < a.H; h++)
-            for (size_t i0 = a.start; i0 < T; i0 += TILE) {
-                size_t queries = min_size(TILE, T - i0), row = b * Q + i0 - a.start, tile_keys;
-                Range seen = {visible_keys(a, i0).first, visible_keys(a, i0 + queries - 1).end};
-                const float* keys = qkv + b * T * 3 * C + C + h * D;
-                float* o = out + row * C + h * D;
-                float s[TILE * TILE], largest[TILE], sum[TILE], shrink[TILE];
-                float* q = turned + (size_t)omp_get_thread_num() * D * TILE; // (D,TILE)
-                pack(q, matrix(qkv + (b * T + i0) * 3 * C + h * D, 3 * C), queries, TILE, D);
-                for (size_t i = 0; i < TILE; i++) largest[i] = -FLT_MAX, sum[i] = 0;
-                for (size_t j0 = seen.first; j0 < seen.end; j0 += tile_keys) {
-                    KeyTile t = next_tile(a, i0, queries, j0);
-                    bool begun = j0 > seen.first; // o holds sums already
-                    const float *k = keys + j0 * 3 * C, *v = k + C;
-                    tile_keys = t.keys;
-                    // Scores, and the largest so far.
-                    matmul_tile(s + t.first, TILE, false, matrix(k, 3 * C), matrix(q + t.first, TILE), t.keys,
-                                TILE - t.first, D);
-                    if (!t.whole) hide(s, a, t, i0, j0);
-                    memcpy(shrink, largest, sizeof shrink);
-                    for (size_t j = 0; j < t.keys; j++)
+            for (size_t share = 0; share < shares; share++) {
+                const float *queries_of = qkv + b * T * 3 * C + h * D, *keys = queries_of + C, *values = keys + C;
+                float* k = space + (size_t)omp_get_thread_num() * each;               // turned
+                float *v = k + padded * D, *q = v + padded * wide, *o = q + TILE * D; // dense, turned, dense
+                float s[TILE * TILE + MR] __attribute__((aligned(64))), largest[TILE], sum[TILE], shrink[TILE];
+                pack(k, matrix(keys, 3 * C), T, TILE, D);
+                copy_rows(v, wide, values, 3 * C, T, D);
+                for (size_t i0 = a.start + share * TILE; i0 < T; i0 += shares * TILE) {
+                    size_t queries = min_size(TILE, T - i0), row = b * Q + i0 - a.start;
+                    size_t begin = visible_keys(a, i0).first / TILE * TILE, end = visible_keys(a, i0 + queries - 1).end;
+                    pack(q, matrix(queries_of + i0 * 3 * C, 3 * C), queries, TILE, D);
+                    for (size_t i = 0; i < TILE; i++) largest[i] = -FLT_MAX, sum[i] = 0;
+                    for (size_t j0 = begin, tile_keys; j0 < end; j0 += tile_keys) {
+                        KeyTile t = next_tile(a, i0, queries, j0);
+                        tile_keys = t.keys;
+                        // Scores, and the largest so far.
+                        matmul_tile(s + t.first, TILE, false, turned_from(k, j0, D), q + t.first, TILE, t.keys,
+                                    TILE - t.first, D);
+                        if (!t.whole) hide(s, a, t, i0, j0);
+                        memcpy(shrink, largest, sizeof shrink);
+                        for (size_t j = 0; j < t.keys; j++)
+                            for (size_t i = t.first; i < TILE; i++) {
+                                float score = s[j * TILE + i] * scale;
+                                s[j * TILE + i] = score;
+                                largest[i] = score > largest[i] ? score : largest[i];
+                            }
+                        // Both sums shrink to the new maximum, and grow by this tile's keys.
                         for (size_t i = t.first; i < TILE; i++) {
-                            float score = s[j * TILE + i] * scale;
-                            s[j * TILE + i] = score;
-                            largest[i] = score > largest[i] ? score : largest[i];
+                            shrink[i] = exp_(shrink[i] - largest[i]);
+                            sum[i] *= shrink[i];
                         }
-                    // Both sums shrink to the new maximum, and grow by this tile's keys.
-                    for (size_t i = t.first; i < TILE; i++) {
-                        shrink[i] = exp_(shrink[i] - largest[i]);
-                        sum[i] *= shrink[i];
+                        for (size_t j = 0; j < t.keys; j++)
+                            for (size_t i = t.first; i < TILE; i++) {
+                                float p = exp_(s[j * TILE + i] - largest[i]);
+                                s[j * TILE + i] = p;
+                                sum[i] += p;
+                            }
+                        for (size_t i = t.first; i < queries && j0 > begin; i++)
+                            for (size_t c = 0; c < D; c++) o[i * wide + c] *= shrink[i];
+                        matmul_tile(o + t.first * wide, wide, j0 > begin, transposed(s + t.first, TILE), v + j0 * wide,
+                                    wide, queries - t.first, D, t.keys);
                     }
-                    for (size_t j = 0; j < t.keys; j++)
-                        for (size_t i = t.first; i < TILE; i++) {
-                            float p = exp_(s[j * TILE + i] - largest[i]);
-                            s[j * TILE + i] = p;
-                            sum[i] += p;
-                        }
-                    for (size_t i = t.first; i < queries && begun; i++)
-                        for (size_t c = 0; c < D; c++) o[i * C + c] *= shrink[i];
-                    matmul_tile(o + t.first * C, C, begun, transposed(s + t.first, TILE), matrix(v, 3 * C),
-                                queries - t.first, D, t.keys);
-                }
-                for (size_t i = 0; i < queries; i++) {
-                    for (size_t c = 0; c < D; c++) o[i * C + c] /= sum[i];
-                    lse[(row + i) * a.H + h] = largest[i] + logf(sum[i]);
+                    for (size_t i = 0; i < queries; i++) {
+                        for (size_t c = 0; c < D; c++) out[(row + i) * C + h * D + c] = o[i * wide + c] / sum[i];
+                        lse[(row + i) * a.H + h] = largest[i] + logf(sum[i]);
+                    }
                 }
             }
 }
@@ -1337,38 +1365,46 @@ static void attention_forward_fast(float* out, float* lse, const float* qkv, Att
 // have one order.
 static void attention_backward_fast(float* dqkv, const float* dout, const float* qkv, const float* out,
                                     const float* lse, Attention a) {
-    size_t T = a.T, D = a.D, C = a.H * D;
-    float scale = 1 / sqrtf((float)D), *turned = workspace((size_t)omp_get_max_threads() * 2 * D * TILE);
+    size_t T = a.T, D = a.D, C = a.H * D, wide = dense_width(D), padded = even_part(T, T, TILE);
+    size_t each = padded * (2 * D + 3 * wide) + TILE * (2 * D + 3 * wide);
+    float scale = 1 / sqrtf((float)D), *space = workspace((size_t)omp_get_max_threads() * each + MR);
 #pragma omp parallel for collapse(2) schedule(dynamic)
     for (size_t b = 0; b < a.B; b++)
         for (size_t h = 0; h < a.H; h++) {
-            const float *q = qkv + b * T * 3 * C + h * D, *k = q + C, *v = q + 2 * C;
-            const float *o = out + b * T * C + h * D, *d_o = dout + b * T * C + h * D;
-            float *dq = dqkv + b * T * 3 * C + h * D, *dk = dq + C, *dv = dq + 2 * C;
-            float* q_turned = turned + (size_t)omp_get_thread_num() * 2 * D * TILE; // (D,TILE)
-            float* d_o_turned = q_turned + D * TILE;                                // (D,TILE)
-            for (size_t j = 0; j < T; j++) {
-                memset(dk + j * 3 * C, 0, D * sizeof(float));
-                memset(dv + j * 3 * C, 0, D * sizeof(float));
-            }
+            const float *head = qkv + b * T * 3 * C + h * D, *o = out + b * T * C + h * D,
+                        *d_o = dout + b * T * C + h * D;
+            float* dhead = dqkv + b * T * 3 * C + h * D;
+            float* k_turned = space + (size_t)omp_get_thread_num() * each;
+            float *v_turned = k_turned + padded * D, *q_turned = v_turned + padded * D,
+                  *d_o_turned = q_turned + TILE * D;
+            float *k = d_o_turned + TILE * D, *dk = k + padded * wide, *dv = dk + padded * wide; // these and the next
+            float *qi = dv + padded * wide, *d_oi = qi + TILE * wide, *dqi = d_oi + TILE * wide; // are dense
+            pack(k_turned, matrix(head + C, 3 * C), T, TILE, D);
+            pack(v_turned, matrix(head + 2 * C, 3 * C), T, TILE, D);
+            copy_rows(k, wide, head + C, 3 * C, T, D);
+            memset(dk, 0, 2 * padded * wide * sizeof(float)); // and dv
             for (size_t i0 = 0; i0 < T; i0 += TILE) {
-                size_t queries = min_size(TILE, T - i0), tile_keys;
-                Range seen = {visible_keys(a, i0).first, visible_keys(a, i0 + queries - 1).end};
-                float p[TILE * TILE], ds[TILE * TILE], p_dp[TILE] = {0}, row_lse[TILE] = {0};
-                Matrix qi = matrix(q + i0 * 3 * C, 3 * C), d_oi = matrix(d_o + i0 * C, C);
-                pack(q_turned, qi, queries, TILE, D);
-                pack(d_o_turned, d_oi, queries, TILE, D);
+                size_t queries = min_size(TILE, T - i0);
+                size_t begin = visible_keys(a, i0).first / TILE * TILE, end = visible_keys(a, i0 + queries - 1).end;
+                float p[TILE * TILE + MR * TILE] __attribute__((aligned(64))),
+                    ds[TILE * TILE + MR * TILE] __attribute__((aligned(64)));
+                float p_dp[TILE] = {0}, row_lse[TILE] = {0};
+                pack(q_turned, matrix(head + i0 * 3 * C, 3 * C), queries, TILE, D);
+                pack(d_o_turned, matrix(d_o + i0 * C, C), queries, TILE, D);
+                copy_rows(qi, wide, head + i0 * 3 * C, 3 * C, queries, D);
+                copy_rows(d_oi, wide, d_o + i0 * C, C, queries, D);
                 for (size_t i = 0; i < queries; i++) {
                     p_dp[i] = dot(d_o + (i0 + i) * C, o + (i0 + i) * C, D); // sum over j of p_j dp_j
                     row_lse[i] = lse[(b * T + i0 + i) * a.H + h];
                 }
-                for (size_t j0 = seen.first; j0 < seen.end; j0 += tile_keys) {
+                for (size_t j0 = begin, tile_keys; j0 < end; j0 += tile_keys) {
                     KeyTile t = next_tile(a, i0, queries, j0);
-                    size_t first = t.first, rows = queries - first, at = j0 * 3 * C;
-                    Matrix kj = matrix(k + at, 3 * C), vj = matrix(v + at, 3 * C);
+                    size_t first = t.first, rows = queries - first, at = j0 * wide;
                     tile_keys = t.keys;
-                    matmul_tile(p + first, TILE, false, kj, matrix(q_turned + first, TILE), t.keys, TILE - first, D);
-                    matmul_tile(ds + first, TILE, false, vj, matrix(d_o_turned + first, TILE), t.keys, TILE - first, D);
+                    matmul_tile(p + first, TILE, false, turned_from(k_turned, j0, D), q_turned + first, TILE, t.keys,
+                                TILE - first, D);
+                    matmul_tile(ds + first, TILE, false, turned_from(v_turned, j0, D), d_o_turned + first, TILE, t.keys,
+                                TILE - first, D);
                     if (!t.whole) hide(p, a, t, i0, j0);
                     for (size_t j = 0; j < t.keys; j++)
                         for (size_t i = first; i < TILE; i++) {
@@ -1378,12 +1414,15 @@ static void attention_backward_fast(float* dqkv, const float* dout, const float*
                             *dsji = *pji * (*dsji - p_dp[i]) * scale;
                         }
                     Matrix pj = matrix(p + first, TILE), dsj = matrix(ds + first, TILE);
-                    matmul_tile(dv + at, 3 * C, true, pj, block_at(d_oi, first, 0), t.keys, D, rows);
-                    matmul_tile(dk + at, 3 * C, true, dsj, block_at(qi, first, 0), t.keys, D, rows);
-                    matmul_tile(dq + (i0 + first) * 3 * C, 3 * C, j0 > seen.first, transposed(ds + first, TILE), kj,
-                                rows, D, t.keys);
+                    matmul_tile(dv + at, wide, true, pj, d_oi + first * wide, wide, t.keys, D, rows);
+                    matmul_tile(dk + at, wide, true, dsj, qi + first * wide, wide, t.keys, D, rows);
+                    matmul_tile(dqi + first * wide, wide, j0 > begin, transposed(ds + first, TILE), k + at, wide, rows,
+                                D, t.keys);
                 }
+                copy_rows(dhead + i0 * 3 * C, 3 * C, dqi, wide, queries, D);
             }
+            copy_rows(dhead + C, 3 * C, dk, wide, T, D);
+            copy_rows(dhead + 2 * C, 3 * C, dv, wide, T, D);
         }
 }
 
@@ -1844,34 +1883,47 @@ static size_t padded(size_t V) { return (V + 127) / 128 * 128; }
 // Where the part of process r begins in a tensor: parts are equally many cache lines, those of lower numbers first.
 static size_t cut(size_t size, int r) { return min_size(size, (size + 15) / 16 * (size_t)r / (size_t)world.size * 16); }
 
+// What of each tensor is updated by this process. The gradients that others send for it share a place with other layers'.
+static void share_out(Model* model) {
+    size_t filled[1 + MAX_LAYERS] = {0};
+    model->moment_size = model->arriving_size = 0;
+    for (Tensor* t = model->tensors; t < model->tensors + model->tensor_count; t++) {
+        t->own = cut(t->size, world.rank);
+        t->owned = cut(t->size, world.rank + 1) - t->own;
+        t->moment = world.size == 1 ? t->offset : model->moment_size;
+        model->moment_size = t->moment + cache_lines(t->owned * sizeof(float)) / sizeof(float);
+        t->arriving = filled[1 + t->layer];
+        filled[1 + t->layer] += t->owned * (size_t)(world.size - 1);
+        if (filled[1 + t->layer] > model->arriving_size) model->arriving_size = filled[1 + t->layer];
+    }
+}
+
 static void describe_parameters(Model* model) {
     const Config c = model->config;
 #define PARAMETER_ROW(kind, field, name, rows, columns, mean, std) \
-    {kind == EACH ? c.L : 1, {name, rows, columns, mean, std, 0, 0, offsetof(Parameters, field), 0, 0, 0}},
+    {kind == EACH ? c.L : 1,                                       \
+     {name, rows, columns, mean, std, 0, 0, offsetof(Parameters, field), 0, 0, 0, 0, kind == EACH ? 0 : -1}},
     const struct {
         size_t count;
         Tensor tensor;
     } table[] = {PARAMETERS(PARAMETER_ROW)};
     size_t kinds = sizeof table / sizeof *table;
     model->tensors = (Tensor*)allocate(kinds * c.L, sizeof(Tensor), "the list of tensors");
-    model->tensor_count = model->parameter_count = model->block_size = model->moment_size = 0;
+    model->tensor_count = model->parameter_count = model->block_size = 0;
     for (size_t i = 0; i < kinds; i++)
         for (size_t l = 0; l < table[i].count && table[i].tensor.columns; l++) { // none where there are no columns
             Tensor* t = &model->tensors[model->tensor_count++];
             *t = table[i].tensor;
             snprintf(t->name, sizeof t->name, table[i].tensor.name, l);
             t->slot += l * sizeof(float*);
+            t->layer += (long)l;
             t->offset = model->block_size;
             t->size = (t->rows ? t->rows : 1) * t->columns;
             size_t room = t->slot == offsetof(Parameters, wte) ? padded(c.V) * c.C : t->size;
             model->block_size += cache_lines(room * sizeof(float)) / sizeof(float);
             model->parameter_count += t->size;
-            t->own = cut(t->size, world.rank);
-            t->owned = cut(t->size, world.rank + 1) - t->own;
-            t->moment = world.size == 1 ? t->offset : model->moment_size;
-            model->moment_size = t->moment + cache_lines(t->owned * sizeof(float)) / sizeof(float);
         }
-    if (world.size == 1) model->moment_size = model->block_size;
+    share_out(model);
 }
 
 static void point_parameters(Parameters* p, const Model* model, float* block) {
@@ -1916,6 +1968,7 @@ static void cpu_create_model(Model* model, bool training) {
     model->gradients = (float*)allocate(model->block_size, sizeof(float), "the gradients");
     model->moment1 = (float*)allocate(model->moment_size, sizeof(float), "AdamW's first moments");
     model->moment2 = (float*)allocate(model->moment_size, sizeof(float), "AdamW's second moments");
+    model->arriving = (float*)allocate(model->arriving_size, sizeof(float), "other processes' gradients");
     point_parameters(&model->d, model, model->gradients);
 }
 
@@ -1934,7 +1987,7 @@ static size_t cpu_memory(Config config, size_t B, size_t T, bool training) {
     model.config = config;
     describe_parameters(&model);
     free(model.tensors);
-    size_t floats = training ? 2 * (model.block_size + model.moment_size) : model.block_size;
+    size_t floats = training ? 2 * (model.block_size + model.moment_size) + model.arriving_size : model.block_size;
     return floats * sizeof(float) + lay_out_activations(&a, config, sizeof(float), NULL);
 }
 
@@ -1946,6 +1999,7 @@ static void cpu_free_model(Model* model) {
     free(model->gradients);
     free(model->moment1);
     free(model->moment2);
+    free(model->arriving);
 }
 
 // The machine's rate of multiply-adds with nothing to load or store, all threads, operations a second.
@@ -1998,10 +2052,9 @@ const Device cpu = {cpu_start, memory_available, cpu_memory, cpu_peak, cpu_creat
                     cpu_free_model, cpu_free_activations, cpu_forward, cpu_backward, cpu_update, cpu_wait,
                     cpu_copy, cpu_copy, cpu_read_activation, NULL};
 // clang-format on
-static const Device* cuda_device;                // in a program built from train_gpt.cu
-static int (*compare_devices)(void);             // likewise
-static const Device* (*share_cuda_device)(void); // likewise, for several processes
-static int cuda_number;                          // which GPU
+static const Device* cuda_device;    // in a program built from train_gpt.cu
+static int (*compare_devices)(void); // likewise
+static int cuda_number;              // which GPU
 
 static void next_logits(float* logits, Model* model, Activations* a, const int* tokens, size_t T, size_t start) {
     device->forward(model, a, tokens, NULL, 1, T, start, false);
@@ -3270,8 +3323,8 @@ static void parse_command_line(int argc, char** argv) {
 // ====================================================================================================================
 // Several processes
 //
-// One model is trained by several processes, on one machine or on many, which send each other messages through MPI:
-// `make train_gpt_mpi` builds this file with the room's first half, `make train_gpt` with the few lines of its second.
+// One model is trained by several processes, on one machine or on many, that send each other messages through MPI:
+// `make train_gpt_mpi` builds the first half of this room, `make train_gpt` the few lines of the second.
 //
 // Data parallelism: the gradient of a batch's loss is the mean of its windows' gradients. So each of N processes has
 // all weights, takes B/N windows of every batch and computes their mean gradient; the mean of these is the batch's. All
@@ -3284,58 +3337,44 @@ static void parse_command_line(int argc, char** argv) {
 //     reduce-scatter   each sends every other its gradient of the other's part, and adds up what it gets for its own
 //     all-gather       each sends every other the new weights of its own part
 //
-// Either way a process sends (N-1)/N of P numbers and receives as many, 2 P (N-1)/N in a step. To leave everybody with
-// the sum of whole gradients takes no less: such an all-reduce is these two, one after the other. (MPI has calls for
-// both. Its reduce-scatter that goes on while the caller computes took 3 to 5 times as long as this one.)
-//
-// In a step's last backward pass, a layer's gradients leave when they are known and travel while the layer below is
-// computed. Before the update all learn the gradient's norm, the mean loss, and whether one was told to stop. After a
-// tensor's update its weights leave, and travel during the next one's. Validation is shared out like training. Files
-// are written by the first process alone, the same as without the others; for a checkpoint it gets their moments.
+// Either way a process sends (N-1)/N of P numbers, 2 P (N-1)/N in a step. To leave everybody with the sum of all of the
+// gradient takes no less: such an all-reduce is these two. (MPI has calls for both. That for the first which lets the
+// caller compute meanwhile took 3 to 5 times as long.) In a step's last backward pass a layer's gradients leave when
+// they are known, and travel while the layer below is computed; a tensor's weights travel while the next is updated.
 //
 // Sums are taken in the order of processes: the same bits for any number of threads and with any MPI. Another number of
 // processes has another order, and the same loss but for rounding.
 
 #ifdef WITH_MPI
+#define everybody MPI_COMM_WORLD
 static struct {
     Model* model;
-    float* staging;        // the others' gradients of the layer under way: for each of its tensors (N-1,owned)
     MPI_Request* requests; // (tensors,N-1,2)
-    long layer;            // the one under way, from the last to the first; -1: what is no layer's, as embeddings
+    long layer;            // the one under way, from the last to the first
     size_t batches;        // of the step under way
     double squares;        // of the summed gradients
 } exchange;
 
-static bool in_layer(const Tensor* t, long layer) {
-    long l = -1;
-    sscanf(t->name, "h.%ld.", &l);
-    return l == layer;
-}
+static MPI_Request* requests_of(size_t i) { return exchange.requests + i * 2 * (size_t)(world.size - 1); }
 
-// Begins to exchange tensor i of a block: a reduce-scatter where `arriving` is what comes in, an all-gather with NULL.
-static void begin_exchange(float* block, size_t i, float* arriving) {
-    const Tensor* t = &exchange.model->tensors[i];
-    MPI_Request* request = exchange.requests + i * (size_t)(world.size - 1) * 2;
+// Begins to exchange tensor i of a block: a reduce-scatter where `in` is for what arrives, an all-gather with NULL.
+static void begin_exchange(const Model* model, float* block, size_t i, float* in) {
+    const Tensor* t = &model->tensors[i];
+    MPI_Request* request = requests_of(i);
     for (int k = 1; k < world.size; k++) {
-        int r = (world.rank + k) % world.size; // not all to the same one at once
-        size_t from = cut(t->size, r), part = cut(t->size, r + 1) - from, row = (size_t)(r - (r > world.rank));
-        float *other = block + t->offset + from, *own = block + t->offset + t->own;
-        MPI_Irecv(arriving ? arriving + row * t->owned : other, (int)(arriving ? t->owned : part), MPI_FLOAT, r, (int)i,
-                  MPI_COMM_WORLD, request++);
-        MPI_Isend(arriving ? other : own, (int)(arriving ? part : t->owned), MPI_FLOAT, r, (int)i, MPI_COMM_WORLD,
-                  request++);
+        int r = (world.rank + k) % world.size, tag = (int)i; // not all to the same one at once
+        size_t from = cut(t->size, r), row = (size_t)(r - (r > world.rank));
+        float *theirs = block + t->offset + from, *own = block + t->offset + t->own;
+        int part = (int)(cut(t->size, r + 1) - from), owned = (int)t->owned;
+        MPI_Irecv(in ? in + row * t->owned : theirs, in ? owned : part, MPI_FLOAT, r, tag, everybody, request++);
+        MPI_Isend(in ? theirs : own, in ? part : owned, MPI_FLOAT, r, tag, everybody, request++);
     }
 }
-
-static void end_exchange(size_t i) {
-    int n = 2 * (world.size - 1);
-    MPI_Waitall(n, exchange.requests + i * (size_t)n, MPI_STATUSES_IGNORE);
-}
+static void end_exchange(size_t i) { MPI_Waitall(2 * (world.size - 1), requests_of(i), MPI_STATUSES_IGNORE); }
 
 // The own part's gradient becomes the sum of all processes', what was sent away becomes 0.
-static void add_up(size_t i, const float* arriving) {
-    const Tensor* t = &exchange.model->tensors[i];
-    float *d = exchange.model->gradients + t->offset, *own = d + t->own;
+static void add_up(const Model* model, const Tensor* t) {
+    float *d = model->gradients + t->offset, *own = d + t->own, *arriving = model->arriving + t->arriving;
 #pragma omp parallel for schedule(static)
     for (size_t start = 0; start < t->size; start += CHUNK) {
         float sum[CHUNK] = {0};
@@ -3349,36 +3388,23 @@ static void add_up(size_t i, const float* arriving) {
     exchange.squares += pow(norm(own, t->owned), 2);
 }
 
-// Ends the exchange of the layer under way, or begins it.
-static void exchange_layer(bool begin) {
-    float* arriving = exchange.staging;
-    for (size_t i = 0; i < exchange.model->tensor_count; i++) {
-        const Tensor* t = &exchange.model->tensors[i];
-        if (!in_layer(t, exchange.layer)) continue;
-        if (begin)
-            begin_exchange(exchange.model->gradients, i, arriving);
-        else {
-            end_exchange(i);
-            add_up(i, arriving);
-        }
-        arriving += t->owned * (size_t)(world.size - 1);
-    }
-}
-
-static void next_layer(void) {
-    exchange_layer(false);
-    exchange.layer--;
-    exchange_layer(true);
+// Ends the exchange of the layer above, then begins this one's.
+static void exchange_layer(long layer) {
+    const Model* m = exchange.model;
+    for (size_t i = 0; i < m->tensor_count; i++)
+        if (m->tensors[i].layer == layer + 1) end_exchange(i), add_up(m, &m->tensors[i]);
+    for (size_t i = 0; i < m->tensor_count; i++)
+        if (m->tensors[i].layer == layer) begin_exchange(m, m->gradients, i, m->arriving + m->tensors[i].arriving);
 }
 
 static void on_done(const char* name) {
     int ignored;
-    if (!strcmp(name, "ln1")) next_layer(); // the last of a layer's backward pass
-    MPI_Iprobe(MPI_ANY_SOURCE, MPI_ANY_TAG, MPI_COMM_WORLD, &ignored, MPI_STATUS_IGNORE); // lets MPI do its work
+    if (!strcmp(name, "ln1")) exchange_layer(--exchange.layer); // the last of a layer's backward pass
+    MPI_Iprobe(MPI_ANY_SOURCE, MPI_ANY_TAG, everybody, &ignored, MPI_STATUS_IGNORE); // MPI works while in a call
 }
 
-static void mpi_backward(Model* model, Activations* a, const int* tokens, const int* targets, size_t B, size_t T,
-                         float share) {
+static void shared_backward(Model* model, Activations* a, const int* tokens, const int* targets, size_t B, size_t T,
+                            float share) {
     exchange.layer = (long)model->config.L;
     layer_done = ++exchange.batches == opt.accumulate ? on_done : NULL;
     cpu_backward(model, a, tokens, targets, B, T, share / (float)world.size);
@@ -3388,65 +3414,46 @@ static void mpi_backward(Model* model, Activations* a, const int* tokens, const 
 // x (n) becomes the sum of all processes' x.
 static void sum_over_processes(double* x, int n) {
     double* all = (double*)allocate((size_t)(world.size * n), sizeof(double), "sums");
-    MPI_Allgather(x, n, MPI_DOUBLE, all, n, MPI_DOUBLE, MPI_COMM_WORLD);
+    MPI_Allgather(x, n, MPI_DOUBLE, all, n, MPI_DOUBLE, everybody);
     memset(x, 0, (size_t)n * sizeof(double));
     for (int i = 0; i < world.size * n; i++) x[i % n] += all[i];
     free(all);
 }
 
-static void mpi_update(Model* model, AdamW o) {
-    while (exchange.layer >= -1) next_layer();
+static void shared_update(Model* model, AdamW o) {
+    exchange_layer(-1); // what is no layer's, as embeddings
+    exchange_layer(-2);
     double sums[] = {exchange.squares, model->loss_sum / world.size, (double)(signalled != 0)};
     sum_over_processes(sums, 3);
     model->gradient_norm = sqrt(sums[0]), model->loss_sum = sums[1], world.stopping = sums[2] > 0;
     exchange.batches = 0, exchange.squares = 0;
     for (size_t i = 0; i < model->tensor_count; i++) {
         adamw(model, i, i + 1, o);
-        begin_exchange(model->weights, i, NULL);
+        begin_exchange(model, model->weights, i, NULL);
     }
     for (size_t i = 0; i < model->tensor_count; i++) end_exchange(i);
 }
 
-// Floats that come in for the largest layer.
-static size_t staging_size(const Model* model) {
-    size_t most = 0;
-    for (long layer = -1; layer < (long)model->config.L; layer++) {
-        size_t sum = 0;
-        for (size_t i = 0; i < model->tensor_count; i++)
-            if (in_layer(&model->tensors[i], layer)) sum += model->tensors[i].owned * (size_t)(world.size - 1);
-        if (sum > most) most = sum;
-    }
-    return most;
-}
-
-static void mpi_create_model(Model* model, bool training) {
-    cpu_create_model(model, training);
-    exchange.model = model;
-    exchange.staging = (float*)allocate(staging_size(model), sizeof(float), "others' gradients");
-    exchange.requests =
-        (MPI_Request*)allocate(model->tensor_count * (size_t)(world.size - 1) * 2, sizeof(MPI_Request), "requests");
-}
-
 // The first process's word, to all.
 static int first_says(int x) {
-    MPI_Bcast(&x, 1, MPI_INT, 0, MPI_COMM_WORLD);
+    MPI_Bcast(&x, 1, MPI_INT, 0, everybody);
     return x;
 }
 
-// The gradients become all processes' moments or, with NULL, 0.
+// The gradients become all processes' moments or, with NULL, zero.
 static void mpi_gather_moments(const Model* model, const float* moments) {
     if (!moments) memset(model->gradients, 0, model->block_size * sizeof(float));
     for (size_t i = 0; moments && i < model->tensor_count; i++) {
         const Tensor* t = &model->tensors[i];
         memcpy(model->gradients + t->offset + t->own, moments + t->moment, t->owned * sizeof(float));
-        begin_exchange(model->gradients, i, NULL);
+        begin_exchange(model, model->gradients, i, NULL);
         end_exchange(i);
     }
 }
 static void (*gather_moments)(const Model* model, const float* moments) = mpi_gather_moments; // or the GPU's
 
-// The gradients, which are zero between steps, lend their place to all moments. The first process asks for these while
-// it writes a checkpoint, and the others answer until it says how that went.
+// The gradients' block, which is zero between steps, takes the moments in. The first process asks for them while it
+// writes a checkpoint, and the others answer until it says how that went.
 static const float* whole_moments(const Model* model, int which) {
     const float* moments = which == 1 ? model->moment1 : model->moment2;
     if (world.size == 1) return moments;
@@ -3462,57 +3469,24 @@ static bool finish_saving(const Model* model, bool good) {
     return which == 0;
 }
 
-static size_t mpi_memory(Config config, size_t B, size_t T, bool training) {
-    Model model;
-    model.config = config;
-    describe_parameters(&model);
-    size_t staging = training ? staging_size(&model) * sizeof(float) : 0;
-    free(model.tensors);
-    return cpu_memory(config, B, T, training) + staging;
-}
+static void (*share_gpu)(Device* together); // what train_gpt.cu does instead
 
-// The device on which processes train together.
-static const Device* share_device(const Device* alone) {
-    if (alone != &cpu) return share_cuda_device();
-    static Device shared;
-    shared = *alone;
-    shared.memory = mpi_memory;
-    shared.create_model = mpi_create_model;
-    shared.backward = mpi_backward;
-    shared.update = mpi_update;
-    return &shared;
-}
-
-static void end_all(int status) { MPI_Abort(MPI_COMM_WORLD, status); }
-static void leave(void) { MPI_Finalize(); }
-
-static void join_processes(void) {
-    static char host[MPI_MAX_PROCESSOR_NAME];
-    int level, length;
-    MPI_Comm near;
-    MPI_Init_thread(NULL, NULL, MPI_THREAD_FUNNELED, &level);
-    atexit(leave);
-    MPI_Comm_rank(MPI_COMM_WORLD, &world.rank);
-    MPI_Comm_size(MPI_COMM_WORLD, &world.size);
-    MPI_Get_processor_name(host, &length);
-    MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &near);
-    MPI_Comm_size(near, &world.neighbours);
-    MPI_Comm_rank(near, &world.neighbour);
-    MPI_Comm_free(&near);
-    world.host = host, world.end = end_all;
-    int threads = (int)sysconf(_SC_NPROCESSORS_ONLN) / world.neighbours;
-    if (!getenv("OMP_NUM_THREADS") && threads < omp_get_max_threads()) omp_set_num_threads(threads > 1 ? threads : 1);
-    if (world.rank && !freopen("/dev/null", "w", stdout)) die("cannot open /dev/null");
+// From here on the device trains this model together with the others'.
+static void train_together(Model* model) {
+    static Device together;
+    size_t messages = model->tensor_count * (size_t)(world.size - 1) * 2;
+    exchange.requests = (MPI_Request*)allocate(messages, sizeof(MPI_Request), "messages");
+    exchange.model = model;
+    together = *device, together.backward = shared_backward, together.update = shared_update;
+    if (device == cuda_device) share_gpu(&together);
+    device = &together;
 }
 #else
 static void sum_over_processes(double* x, int n) { (void)x, (void)n; }
 static int first_says(int x) { return x; }
-static const float* whole_moments(const Model* model, int which) {
-    return which == 1 ? model->moment1 : model->moment2;
-}
+static const float* whole_moments(const Model* m, int which) { return which == 1 ? m->moment1 : m->moment2; }
 static bool finish_saving(const Model* model, bool good) { return (void)model, good; }
-static const Device* share_device(const Device* alone) { return alone; }
-static void join_processes(void) {}
+static void train_together(Model* model) { (void)model; }
 #endif
 
 // ====================================================================================================================
@@ -4081,6 +4055,7 @@ static void check_same(const Run* run) {
     }
     for (const Tensor* t = run->model.tensors; t < run->model.tensors + run->model.tensor_count; t++) {
         float w[1024];
+        if (t->size > INT_MAX) die("%s is too large for MPI, which counts in int", t->name);
         size_t n = min_size(1024, t->size);
         device->to_host(w, run->model.weights + t->offset, n);
         marks[5] = random_bits(marks[5], fingerprint((const uint8_t*)w, n * sizeof *w));
@@ -4120,7 +4095,10 @@ static void start_run(Run* run) {
     run->peak = device->peak();
     sum_over_processes(&run->peak, 1);
     create_model(run, from);
-    if (world.size > 1) check_same(run);
+    if (world.size > 1) {
+        check_same(run);
+        train_together(&run->model);
+    }
     if (from) close_checkpoint(from);
     File log = {"", (const uint8_t*)"", 0};
     if (!world.rank) {
@@ -4335,7 +4313,6 @@ static void save_last(Run* run) {
 
 static int run_training(void) {
     static Run run;
-    if (world.size > 1) device = share_device(device);
     start_run(&run);
     double begin = seconds(), average = 0;
     while (run.step < opt.steps && !(world.size > 1 ? world.stopping : signalled)) {
@@ -4983,6 +4960,33 @@ static void prepare_threads(char** argv) {
 }
 
 #ifndef NO_MAIN
+#ifdef WITH_MPI
+// Who the others are. What is printed is printed by the first.
+static void end_all(int status) { MPI_Abort(MPI_COMM_WORLD, status); }
+static void leave(void) { MPI_Finalize(); }
+
+static void join_processes(void) {
+    static char host[MPI_MAX_PROCESSOR_NAME];
+    int level, length;
+    MPI_Comm near;
+    MPI_Init_thread(NULL, NULL, MPI_THREAD_FUNNELED, &level);
+    atexit(leave);
+    MPI_Comm_rank(MPI_COMM_WORLD, &world.rank);
+    MPI_Comm_size(MPI_COMM_WORLD, &world.size);
+    MPI_Get_processor_name(host, &length);
+    MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &near);
+    MPI_Comm_size(near, &world.neighbours);
+    MPI_Comm_rank(near, &world.neighbour);
+    MPI_Comm_free(&near);
+    world.host = host, world.end = end_all;
+    int threads = (int)sysconf(_SC_NPROCESSORS_ONLN) / world.neighbours;
+    if (!getenv("OMP_NUM_THREADS") && threads < omp_get_max_threads()) omp_set_num_threads(threads > 1 ? threads : 1);
+    if (world.rank && !freopen("/dev/null", "w", stdout)) die("cannot open /dev/null");
+}
+#else
+static void join_processes(void) {}
+#endif
+
 int main(int argc, char** argv) {
     prepare_threads(argv);
     join_processes();

@@ -2077,24 +2077,21 @@ static void move_tensor(Move move, float* block, const Tensor* t) {
     }
 }
 
-// The gradients of the next layer, from the last to the first, and at the end of what is no layer's.
-static void next_layer(void) {
-    const Model* model = exchange.model;
+static void exchange_layer(long layer) {
+    const Model* m = exchange.model;
     send_off([&] {
-        for (size_t i = 0; i < model->tensor_count; i++)
-            if (in_layer(&model->tensors[i], exchange.layer))
-                move_tensor(REDUCE_SCATTER, model->gradients, &model->tensors[i]);
+        for (size_t i = 0; i < m->tensor_count; i++)
+            if (m->tensors[i].layer == layer) move_tensor(REDUCE_SCATTER, m->gradients, &m->tensors[i]);
     });
-    exchange.layer--;
 }
 
 static void on_done(const char* name) {
-    if (!strcmp(name, "ln1")) next_layer(); // the last of a layer's backward pass
+    if (!strcmp(name, "ln1")) exchange_layer(--exchange.layer); // the last of a layer's backward pass
 }
 
 static void shared_backward(Model* model, Activations* a, const int* tokens, const int* targets, size_t B, size_t T,
                             float share) {
-    exchange.layer = (long)model->config.L - 1;
+    exchange.layer = (long)model->config.L;
     layer_done = ++exchange.batches == opt.accumulate ? on_done : NULL;
     backward(model, a, tokens, targets, B, T, share / (float)world.size);
     layer_done = NULL;
@@ -2102,7 +2099,7 @@ static void shared_backward(Model* model, Activations* a, const int* tokens, con
 
 static void shared_update(Model* model, AdamW o) {
     double told = signalled != 0;
-    next_layer();
+    exchange_layer(-1); // what is no layer's, as embeddings
     await_messages();
     for (size_t i = 0; i < model->tensor_count; i++) { // what was sent away becomes 0
         const Tensor* t = &model->tensors[i];
@@ -2124,12 +2121,7 @@ static void shared_update(Model* model, AdamW o) {
     exchange.batches = 0;
 }
 
-static void shared_create_model(Model* model, bool training) {
-    create_model(model, training);
-    exchange.model = model;
-}
-
-// The gradients become all processes' moments or, with NULL, 0.
+// The gradients become all processes' moments or, with NULL, zero.
 static void gather_moments(const Model* model, const float* moments) {
     if (!moments) return check(cudaMemsetAsync(model->gradients, 0, model->block_size * sizeof(float), stream));
     for (const Tensor* t = model->tensors; t < model->tensors + model->tensor_count; t++)
@@ -2142,18 +2134,13 @@ static void gather_moments(const Model* model, const float* moments) {
     check(cudaStreamSynchronize(stream));
 }
 
-static const Device* share(void) {
-    static Device shared = cuda;
-    shared.create_model = shared_create_model;
-    shared.backward = shared_backward;
-    shared.update = shared_update;
+static void share(Device* together) {
+    together->backward = shared_backward, together->update = shared_update;
     ::gather_moments = gather_moments;
-    return &shared;
 }
 #else
 static void join_gpus(void) {}
 static void sum_over_gpus(double*, size_t) {}
-static const Device* share(void) { return &cuda; }
 #endif
 
 // ====================================================================================================================
@@ -2407,6 +2394,8 @@ static int compare(void) {
 // Before main: this program's device is the GPU, unless --device says otherwise.
 __attribute__((constructor)) static void register_device(void) {
     device = cuda_device = &gpu::cuda;
-    share_cuda_device = gpu::share;
+#ifdef WITH_MPI
+    share_gpu = gpu::share;
+#endif
     compare_devices = gpu::compare;
 }

@@ -655,8 +655,9 @@ def the_terminal_is_closed():
 
 
 def main():
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # what starts this in the background may ignore it, and
-    # so would all programs that are started here
+    # What starts this in the background may ignore these, and so would all programs that are started here.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     global program
     parser = argparse.ArgumentParser(description="What users do by mistake or out of impatience.")
     parser.add_argument("--program", default=program)

@@ -155,8 +155,8 @@ static void packed_block(float* c, const float* a, const float* b, size_t M, siz
 // blocks may be KC = 768 deep, and C is written once.
 //
 // Both factors are packed, in the order in which the kernel reads them. For A that gains little here; but packing takes
-// any strides, so the transposed products of the backward pass get the same speed. A block of A (MC by KC, 192 KB) stays
-// in L2 while the panels of B (NC by KC in all, 4.7 MB) come from L3, each used for MC rows.
+// any strides, so the transposed products of the backward pass get the same speed. A block of A (MC by KC, 384 KB) stays
+// in L2 while the panels of B (COLUMNS by KC in all, 4.7 MB) come from L3, each used for MC rows.
 //
 // What limits it now is arithmetic, on one core. The rest is packing and storing the tiles.
 //
@@ -165,14 +165,23 @@ static void packed_block(float* c, const float* a, const float* b, size_t M, siz
 // The same function, with more than one thread: each takes blocks of MC rows, and packs its A itself.
 //
 // It does not quite run twice as fast on two cores. B is packed by one thread while all others wait, 9.4 MB read and
-// written for every 604 million multiply-adds; and with 256 rows there are 4 blocks, with 64 rows only one.
+// written for every 604 million multiply-adds; and with 256 rows there are 2 blocks, with 64 rows only one.
+
+enum { COLUMNS = 1536 };
+
+static void pack_a(float* out, Matrix a, size_t rows, size_t depth) { pack(out, a, rows, MR, depth); }
+
+static void pack_b(float* out, Matrix b, size_t columns, size_t depth) {
+    Matrix bt = {b.p, b.column, b.row}; // panels run along its columns
+    pack(out, bt, columns, NR, depth);
+}
 
 static void tiles(float* c, const float* a, const float* b, size_t M, size_t N, size_t K) {
-    float* packed_b = workspace((NC + (size_t)omp_get_max_threads() * MC) * KC);
-    float* packed_a = packed_b + NC * KC;
-    for (size_t j = 0; j < N; j += NC)
+    float* packed_b = workspace((COLUMNS + (size_t)omp_get_max_threads() * MC) * KC);
+    float* packed_a = packed_b + COLUMNS * KC;
+    for (size_t j = 0; j < N; j += COLUMNS)
         for (size_t k = 0; k == 0 || k < K; k += KC) {
-            size_t columns = min_size(NC, N - j), depth = min_size(KC, K - k);
+            size_t columns = min_size(COLUMNS, N - j), depth = min_size(KC, K - k);
             pack_b(packed_b, block_at(matrix(b, N), k, j), columns, depth);
 #pragma omp parallel for schedule(static)
             for (size_t i = 0; i < M; i += MC) {
@@ -187,10 +196,13 @@ static void tiles(float* c, const float* a, const float* b, size_t M, size_t N, 
 // ====================================================================================================================
 // Step 8: train_gpt.c's
 //
-// All threads pack B. C is cut into pieces in both directions, enough of them for any number of threads even where rows
-// are few, and into even ones, so that no last piece is a sliver. How it is cut depends on the sizes alone, and with it
-// the order of every sum: the bits are the same for any number of threads. Bias and addition happen as tiles are stored.
-// A single row, in generation, goes its own way: B is used once, there is nothing to reuse, and memory alone decides.
+// The factor with fewer lines, here A, is packed whole, by all threads. The other is packed in parts, NC columns of B, by
+// the thread that then multiplies them with all of A: so the weights come from memory once, into the cache of the core
+// that needs them, and no thread waits for another to pack. Parts are small enough for all threads to have some, and
+// even, so that the last is no sliver; where there are too few, the whole is divided, too. The order of every sum depends
+// on K alone, so the bits are the same for any number of threads. While the kernel sums, the tile's place in C is fetched
+// from memory; bias and addition happen as tiles are stored. A single row, in generation, goes its own way: B is used
+// once, there is nothing to reuse, and memory alone decides.
 
 static void train_gpt_s(float* c, const float* a, const float* b, size_t M, size_t N, size_t K) {
     matmul(c, matrix(a, K), matrix(b, N), NULL, NULL, M, N, K);
@@ -286,7 +298,7 @@ static void use_threads(int step) { omp_set_num_threads(steps[step].threads ? th
 
 // Sizes around those of vectors, tiles, strips and blocks, on one thread and on several.
 static bool check(void) {
-    static const size_t sizes[] = {0, 1, 2, 7, 65, 130}, rows[] = {0, 1, 7, 65, 130}, more[] = {NC + 17, KC + 33};
+    static const size_t sizes[] = {0, 1, 2, 7, 65, 130}, rows[] = {0, 1, 7, 65, 130}, more[] = {COLUMNS + 17, KC + 33};
     int passed = 0, failed = 0;
     threads = 3;
     for (size_t m = 0; m < 5; m++)
