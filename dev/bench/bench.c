@@ -26,7 +26,7 @@ static struct {
 
 // clang-format off
 static Option choices[] = {
-    {"model", "--preset", "NAME", "gpt2", "gpt2, gpt2-medium, gpt2-large, gpt2-xl, small, nanogpt or tiny", TEXT(&want.preset)},
+    {"model", "--preset", "NAME", "gpt2", "gpt2, gpt2-medium, gpt2-large, gpt2-xl, small, nanogpt or tiny", TEXT(&want.preset, 0)},
     {"", "--layers", "N", NULL, "this and the next five: instead of the preset's", WHOLE(&want.layers, 1, MAX_LAYERS, 0)},
     {"", "--heads", "N", NULL, "", WHOLE(&want.heads, 1, MAX_SIZE, 0)},
     {"", "--channels", "N", NULL, "", WHOLE(&want.channels, 1, MAX_SIZE, 0)},
@@ -39,7 +39,7 @@ static Option choices[] = {
     {"", "--generate", NULL, NULL, "a token, and a prompt; with context 1024 if none is given", FLAG(&want.generate)},
     {"how", "--seconds", "X", "5", "for each of these, but three rounds at least", REAL(&want.seconds, 0, 1e6, 0)},
     {"", "--repeats", "N", NULL, "rounds, instead", WHOLE(&want.repeats, 1, 1e6, 0)},
-    {"", "--json", "FILE", NULL, "write all figures there too", TEXT(&want.json)},
+    {"", "--json", "FILE", NULL, "write all figures there too", TEXT(&want.json, 0)},
     {"", "--help", NULL, NULL, "this text", FLAG(&want.help)},
 };
 enum { CHOICES = sizeof choices / sizeof *choices, MODEL_CHOICES = 7 };
