@@ -7,6 +7,7 @@
 
 CC       = gcc
 MPICC   ?= mpicc
+MPIRUN  ?= mpirun
 PYTHON   = python3
 ARCH     = -march=native
 WARNINGS = -Wall -Wextra -Wpedantic -Wshadow
@@ -127,7 +128,7 @@ train_gpt_mpi: train_gpt.c Makefile build/compile_mpi | tools mpicc data
 	OMPI_CC="$(CC)" MPICH_CC="$(CC)" $(MPICC) $(OPTIONS) -Wno-unknown-warning-option -Wno-stringop-overflow -DWITH_MPI $< -o $@ $(LDLIBS)
 
 test_mpi: train_gpt train_gpt_mpi
-	$(PYTHON) dev/check/test_mpi.py
+	$(PYTHON) dev/check/test_mpi.py --mpirun $(MPIRUN)
 
 data: data/train.bin
 

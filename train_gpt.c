@@ -21,7 +21,9 @@
 //     tokenizer                text to tokens and back
 //     data loader              shards of tokens, shuffled windows
 //     checkpoint               safetensors, with Hugging Face's names for GPT-2's weights
-//     command line, training   the options and the loop
+//     command line             the options
+//     several processes        one model trained by many that send messages, on one machine or on a cluster
+//     training                 the loop
 //
 // Letters used throughout: B sequences in a batch, T tokens in a sequence, C channels, H heads, D = C/H channels
 // of a head, V tokens in the vocabulary, L layers. A comment such as "x (B,T,C)" gives a tensor's shape, the last
@@ -3175,7 +3177,8 @@ static void print_help(void) {
         if (o->initial) printf(" [%s]", o->initial);
         putchar('\n');
     }
-    puts("\nOMP_NUM_THREADS sets the number of threads; the result is the same for any.");
+    puts("\nOMP_NUM_THREADS sets the number of threads; the result is the same for any.\n"
+         "mpirun -n 8 ./train_gpt_mpi trains with eight processes (make train_gpt_mpi); --batch is that of all.");
 }
 
 static Option* find_option(const char* name) {
@@ -3337,16 +3340,13 @@ static void parse_command_line(int argc, char** argv) {
 //     reduce-scatter   each sends every other its gradient of the other's part, and adds up what it gets for its own
 //     all-gather       each sends every other the new weights of its own part
 //
-// Either way a process sends (N-1)/N of P numbers, 2 P (N-1)/N in a step. To leave everybody with the sum of all of the
-// gradient takes no less: such an all-reduce is these two. (MPI has calls for both. That for the first which lets the
-// caller compute meanwhile took 3 to 5 times as long.) In a step's last backward pass a layer's gradients leave when
-// they are known, and travel while the layer below is computed; a tensor's weights travel while the next is updated.
-//
-// Sums are taken in the order of processes: the same bits for any number of threads and with any MPI. Another number of
+// Either way a process sends (N-1)/N of P numbers, 2 P (N-1)/N in a step, and nothing less leaves everybody with the
+// whole sum: such an all-reduce is these two. In a step's last backward pass a layer's gradients leave when they are
+// known, and travel while the layer below is computed; a tensor's weights travel while the next ones are updated. Sums
+// are taken in the order of processes: the same bits for any number of threads and with any MPI. Another number of
 // processes has another order, and the same loss but for rounding.
 
 #ifdef WITH_MPI
-#define everybody MPI_COMM_WORLD
 static struct {
     Model* model;
     MPI_Request* requests; // (tensors,N-1,2)
@@ -3356,6 +3356,7 @@ static struct {
 } exchange;
 
 static MPI_Request* requests_of(size_t i) { return exchange.requests + i * 2 * (size_t)(world.size - 1); }
+static void end_exchange(size_t i) { MPI_Waitall(2 * (world.size - 1), requests_of(i), MPI_STATUSES_IGNORE); }
 
 // Begins to exchange tensor i of a block: a reduce-scatter where `in` is for what arrives, an all-gather with NULL.
 static void begin_exchange(const Model* model, float* block, size_t i, float* in) {
@@ -3366,11 +3367,10 @@ static void begin_exchange(const Model* model, float* block, size_t i, float* in
         size_t from = cut(t->size, r), row = (size_t)(r - (r > world.rank));
         float *theirs = block + t->offset + from, *own = block + t->offset + t->own;
         int part = (int)(cut(t->size, r + 1) - from), owned = (int)t->owned;
-        MPI_Irecv(in ? in + row * t->owned : theirs, in ? owned : part, MPI_FLOAT, r, tag, everybody, request++);
-        MPI_Isend(in ? theirs : own, in ? part : owned, MPI_FLOAT, r, tag, everybody, request++);
+        MPI_Irecv(in ? in + row * t->owned : theirs, in ? owned : part, MPI_FLOAT, r, tag, MPI_COMM_WORLD, request++);
+        MPI_Isend(in ? theirs : own, in ? part : owned, MPI_FLOAT, r, tag, MPI_COMM_WORLD, request++);
     }
 }
-static void end_exchange(size_t i) { MPI_Waitall(2 * (world.size - 1), requests_of(i), MPI_STATUSES_IGNORE); }
 
 // The own part's gradient becomes the sum of all processes', what was sent away becomes 0.
 static void add_up(const Model* model, const Tensor* t) {
@@ -3400,7 +3400,7 @@ static void exchange_layer(long layer) {
 static void on_done(const char* name) {
     int ignored;
     if (!strcmp(name, "ln1")) exchange_layer(--exchange.layer); // the last of a layer's backward pass
-    MPI_Iprobe(MPI_ANY_SOURCE, MPI_ANY_TAG, everybody, &ignored, MPI_STATUS_IGNORE); // MPI works while in a call
+    MPI_Iprobe(MPI_ANY_SOURCE, MPI_ANY_TAG, MPI_COMM_WORLD, &ignored, MPI_STATUS_IGNORE); // MPI works while in a call
 }
 
 static void shared_backward(Model* model, Activations* a, const int* tokens, const int* targets, size_t B, size_t T,
@@ -3414,7 +3414,7 @@ static void shared_backward(Model* model, Activations* a, const int* tokens, con
 // x (n) becomes the sum of all processes' x.
 static void sum_over_processes(double* x, int n) {
     double* all = (double*)allocate((size_t)(world.size * n), sizeof(double), "sums");
-    MPI_Allgather(x, n, MPI_DOUBLE, all, n, MPI_DOUBLE, everybody);
+    MPI_Allgather(x, n, MPI_DOUBLE, all, n, MPI_DOUBLE, MPI_COMM_WORLD);
     memset(x, 0, (size_t)n * sizeof(double));
     for (int i = 0; i < world.size * n; i++) x[i % n] += all[i];
     free(all);
@@ -3426,7 +3426,7 @@ static void shared_update(Model* model, AdamW o) {
     double sums[] = {exchange.squares, model->loss_sum / world.size, (double)(signalled != 0)};
     sum_over_processes(sums, 3);
     model->gradient_norm = sqrt(sums[0]), model->loss_sum = sums[1], world.stopping = sums[2] > 0;
-    exchange.batches = 0, exchange.squares = 0;
+    exchange.squares = 0, exchange.batches = 0;
     for (size_t i = 0; i < model->tensor_count; i++) {
         adamw(model, i, i + 1, o);
         begin_exchange(model, model->weights, i, NULL);
@@ -3436,7 +3436,7 @@ static void shared_update(Model* model, AdamW o) {
 
 // The first process's word, to all.
 static int first_says(int x) {
-    MPI_Bcast(&x, 1, MPI_INT, 0, everybody);
+    MPI_Bcast(&x, 1, MPI_INT, 0, MPI_COMM_WORLD);
     return x;
 }
 
@@ -3474,9 +3474,8 @@ static void (*share_gpu)(Device* together); // what train_gpt.cu does instead
 // From here on the device trains this model together with the others'.
 static void train_together(Model* model) {
     static Device together;
-    size_t messages = model->tensor_count * (size_t)(world.size - 1) * 2;
-    exchange.requests = (MPI_Request*)allocate(messages, sizeof(MPI_Request), "messages");
-    exchange.model = model;
+    size_t messages = 2 * (size_t)(world.size - 1) * model->tensor_count;
+    exchange.requests = (MPI_Request*)allocate(messages, sizeof(MPI_Request), "messages"), exchange.model = model;
     together = *device, together.backward = shared_backward, together.update = shared_update;
     if (device == cuda_device) share_gpu(&together);
     device = &together;
@@ -4331,6 +4330,7 @@ static int run_training(void) {
         save_when_due(&run);
         if (due(run.step, opt.sample_every)) show_sample(&run, run.step == opt.steps ? opt.tokens : 96);
     }
+    if (world.stopping && !signalled) signalled = SIGTERM; // another process was
     clear_live_line();
     save_last(&run);
     if (signalled && run.step < opt.steps) {
