@@ -1537,11 +1537,11 @@ enum { MAX_PATH = 4096 };
 // Of several processes that train one model: which this one is, of how many. Alone unless the room "several processes"
 // says otherwise.
 static struct {
-    int rank, size, neighbours; // neighbours: how many are on this machine
+    int rank, size, neighbour, neighbours; // neighbours: those on this machine, of which it is number `neighbour`
     const char* host;
     void (*end)(int status); // ends all of them
     bool stopping;           // one of them was told to stop, and all know
-} world = {0, 1, 1, "", NULL, false};
+} world = {0, 1, 0, 1, "", NULL, false};
 
 static void clear_live_line(void);  // the training loop's progress line, wiped before anything else is printed
 static const char* (*rescue)(void); // saves what the end of the program would lose, and says how that went
@@ -3423,7 +3423,7 @@ static void sum_over_processes(double* x, int n) {
 static void shared_update(Model* model, AdamW o) {
     exchange_layer(-1); // what is no layer's, as embeddings
     exchange_layer(-2);
-    double sums[] = {exchange.squares, model->loss_sum / world.size, signalled != 0};
+    double sums[] = {exchange.squares, model->loss_sum / world.size, (double)(signalled != 0)};
     sum_over_processes(sums, 3);
     model->gradient_norm = sqrt(sums[0]), model->loss_sum = sums[1], world.stopping = sums[2] > 0;
     exchange.squares = 0, exchange.batches = 0;
@@ -3440,25 +3440,36 @@ static int first_says(int x) {
     return x;
 }
 
-// The gradients' block, which is zero between steps, takes the moments in. The first process asks for them while it
-// writes a checkpoint, and the others answer until it says how that went.
-static const float* whole_moments(const Model* model, int which) {
-    const float* moments = which == 1 ? model->moment1 : model->moment2;
-    if (!world.rank) first_says(which);
-    for (size_t i = 0; i < model->tensor_count; i++) {
+// The gradients become all processes' moments or, with NULL, zero.
+static void mpi_gather_moments(const Model* model, const float* moments) {
+    if (!moments) memset(model->gradients, 0, model->block_size * sizeof(float));
+    for (size_t i = 0; moments && i < model->tensor_count; i++) {
         const Tensor* t = &model->tensors[i];
         memcpy(model->gradients + t->offset + t->own, moments + t->moment, t->owned * sizeof(float));
         begin_exchange(model, model->gradients, i, NULL);
         end_exchange(i);
     }
+}
+static void (*gather_moments)(const Model* model, const float* moments) = mpi_gather_moments; // or the GPU's
+
+// The gradients' block, which is zero between steps, takes the moments in. The first process asks for them while it
+// writes a checkpoint, and the others answer until it says how that went.
+static const float* whole_moments(const Model* model, int which) {
+    const float* moments = which == 1 ? model->moment1 : model->moment2;
+    if (world.size == 1) return moments;
+    if (!world.rank) first_says(which);
+    gather_moments(model, moments);
     return model->gradients;
 }
 static bool finish_saving(const Model* model, bool good) {
+    if (world.size == 1) return good;
     int which;
     while ((which = first_says(good ? 0 : -1)) > 0) whole_moments(model, which);
-    memset(model->gradients, 0, model->block_size * sizeof(float));
+    gather_moments(model, NULL);
     return which == 0;
 }
+
+static void (*share_gpu)(Device* together); // what train_gpt.cu does instead
 
 // From here on the device trains this model together with the others'.
 static void train_together(Model* model) {
@@ -3466,6 +3477,7 @@ static void train_together(Model* model) {
     size_t messages = 2 * (size_t)(world.size - 1) * model->tensor_count;
     exchange.requests = (MPI_Request*)allocate(messages, sizeof(MPI_Request), "messages"), exchange.model = model;
     together = *device, together.backward = shared_backward, together.update = shared_update;
+    if (device == cuda_device) share_gpu(&together);
     device = &together;
 }
 #else
@@ -4964,6 +4976,7 @@ static void join_processes(void) {
     MPI_Get_processor_name(host, &length);
     MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &near);
     MPI_Comm_size(near, &world.neighbours);
+    MPI_Comm_rank(near, &world.neighbour);
     MPI_Comm_free(&near);
     world.host = host, world.end = end_all;
     int threads = (int)sysconf(_SC_NPROCESSORS_ONLN) / world.neighbours;
