@@ -6,6 +6,8 @@
 # floating-point traps, which nothing here looks at and which keep loops from being vectorised.
 
 CC       = gcc
+MPICC   ?= mpicc
+MPIRUN  ?= mpirun
 PYTHON   = python3
 ARCH     = -march=native
 WARNINGS = -Wall -Wextra -Wpedantic -Wshadow
@@ -15,7 +17,8 @@ LDLIBS   = -lm
 WIDE    := $(shell $(CC) $(ARCH) -mprefer-vector-width=512 -dM -E - </dev/null 2>/dev/null | grep -q __AVX512F__ && \
              echo -mprefer-vector-width=512)
 REQUIRED = -ffp-contract=fast -fno-math-errno -fno-trapping-math -fopenmp
-COMPILE  = $(CC) -std=c11 $(REQUIRED) $(WIDE) $(WARNINGS) $(CFLAGS) $(if $(PLAIN),-DPLAIN=1) $(SANITIZE)
+OPTIONS  = -std=c11 $(REQUIRED) $(WIDE) $(WARNINGS) $(CFLAGS) $(if $(PLAIN),-DPLAIN=1) $(SANITIZE)
+COMPILE  = $(CC) $(OPTIONS)
 
 # train_gpt.cu: in bfloat16 or, with PRECISION=fp32, in float32; for the GPU that is here, else for any of compute
 # capability 8.0 or higher. On the CPU it is C++ like any other.
@@ -26,7 +29,11 @@ NVCC_ARCH = $(shell nvidia-smi >/dev/null 2>&1 && echo native || echo sm_80)
 NVCCFLAGS = -std=c++17 -O3 -arch=$(NVCC_ARCH) -Xcompiler "$(filter-out -std=%,$(CXXFLAGS))" -diag-suppress 1675
 PRECISION = bf16
 FP32      = $(if $(filter fp32,$(PRECISION)),-DPRECISION_FP32)
-ON_CPU    = $(CXX) -x c++ -DCUDA_ON_CPU $(CXXFLAGS) -Wno-unknown-pragmas -Wno-unused-function
+# MPI=1: for several GPUs, with MPI and NCCL; NCCL=DIR if that is elsewhere. mpi.h's C++ is not wanted.
+MPICXX    = mpicxx
+WITH_MPI  = -DWITH_MPI -DOMPI_SKIP_MPICXX -DMPICH_SKIP_MPICXX
+NVCC_MPI  = $(if $(MPI),-ccbin $(MPICXX) $(WITH_MPI) $(if $(NCCL),-I$(NCCL)/include -L$(NCCL)/lib))
+ON_CPU    = $(if $(MPI),$(MPICXX) $(WITH_MPI),$(CXX)) -x c++ -DCUDA_ON_CPU $(CXXFLAGS) -Wno-unknown-pragmas -Wno-unused-function
 
 ifdef DEBUG
 SANITIZE = -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=undefined
@@ -36,8 +43,8 @@ ifeq ($(filter $(PRECISION),bf16 fp32),)
 $(error PRECISION is bf16 or fp32, not '$(PRECISION)')
 endif
 
-.PHONY: all help test test_twin test_gpt_cu sanitize_cu print_sanitized bench by_hand attention attention_lib cpu_path \
-    variants mutate fuzz faults coverage clean data tools nvcc FORCE
+.PHONY: all help test test_twin test_nccl test_gpt_cu test_mpi sanitize_cu print_sanitized bench by_hand attention \
+    attention_lib cpu_path variants mutate fuzz faults coverage clean data tools nvcc mpicc mpicxx nccl FORCE
 
 all: train_gpt
 
@@ -45,7 +52,10 @@ help:
 	@echo "run"
 	@echo "  make train_gpt     the program; prepares data/ if there is none"
 	@echo "  make train_gpt_cu  the same for an NVIDIA GPU; PRECISION=fp32: all in float32;"
-	@echo "                     NVCC_ARCH=sm_90: for that GPU"
+	@echo "                     NVCC_ARCH=sm_90: for that GPU; MPI=1: for several, with NCCL,"
+	@echo "                     started by mpirun"
+	@echo "  make train_gpt_mpi the same for several processes, which mpirun starts;"
+	@echo "                     MPICC=mpicc.mpich: with that MPI"
 	@echo "  make clean         removes what was built (data/ and checkpoints stay)"
 	@echo
 	@echo "learn, more in dev/learn/README.md"
@@ -66,10 +76,12 @@ help:
 	@echo "check, more in dev/check/README.md"
 	@echo "  make test          all checks; a few minutes"
 	@echo "  make test_gpt_cu   those of train_gpt_cu, on the GPU, in both precisions"
+	@echo "  make test_nccl     those of several GPUs, without one; two minutes"
 	@echo "  make sanitize_cu   the layers under compute-sanitizer, on the GPU; half an"
 	@echo "                     hour"
 	@echo "  dev/check/first_gpu.sh"
 	@echo "                     what to know of a new GPU, in a report; half an hour"
+	@echo "  make test_mpi      train_gpt_mpi: 1 to 4 processes against train_gpt; a minute"
 	@echo "  make mutate        small errors in train_gpt.c, each of which the tests must"
 	@echo "                     catch; half an hour"
 	@echo "  make fuzz          made-up inputs to everything that reads files;"
@@ -96,15 +108,27 @@ tools:
 	    { echo "make: $(CC) cannot build OpenMP programs here; its OpenMP library (libgomp or libomp) is missing" >&2; exit 1; }
 
 # Hold how programs were built last, and are newer than a program that was built otherwise.
-build/compile build/compile_cu: FORCE
+build/compile build/compile_cu build/compile_mpi: FORCE
 	@mkdir -p build
 	@echo '$(subst ','\'',$($(@F)))' | cmp -s - $@ || echo '$(subst ','\'',$($(@F)))' >$@
 compile    = $(COMPILE)
-compile_cu = $(NVCC) $(NVCCFLAGS) $(ON_CPU) $(FP32)
+compile_mpi = $(MPICC) $(COMPILE)
+compile_cu = $(NVCC) $(NVCCFLAGS) $(NVCC_MPI) $(ON_CPU) $(FP32)
 
 # The prerequisite after | is checked each time, but does not make the program out of date.
 train_gpt: train_gpt.c Makefile build/compile | tools data
 	$(COMPILE) $< -o $@ $(LDLIBS)
+
+# The compiler behind mpicc is the one that builds the rest. MPICH has a pointer of value 1, at which GCC warns.
+mpicc:
+	@command -v $(MPICC) >/dev/null || { echo "make: $(MPICC) is not installed; Open MPI and MPICH have it (Debian:" \
+	    "libopenmpi-dev or libmpich-dev)" >&2; exit 1; }
+
+train_gpt_mpi: train_gpt.c Makefile build/compile_mpi | tools mpicc data
+	OMPI_CC="$(CC)" MPICH_CC="$(CC)" $(MPICC) $(OPTIONS) -Wno-unknown-warning-option -Wno-stringop-overflow -DWITH_MPI $< -o $@ $(LDLIBS)
+
+test_mpi: train_gpt train_gpt_mpi
+	$(PYTHON) dev/check/test_mpi.py --mpirun $(MPIRUN)
 
 data: data/train.bin
 
@@ -148,11 +172,26 @@ test_twin: build/test_cuda_on_cpu build/test_twin_bf16 build/test_twin_fp32
 nvcc:
 	@command -v $(NVCC) >/dev/null || { echo "make: nvcc is not installed; the CUDA Toolkit, 12 or later, has it" >&2; exit 1; }
 
-train_gpt_cu: train_gpt.cu train_gpt.c Makefile build/compile_cu | nvcc data
-	$(NVCC) $(NVCCFLAGS) $(FP32) $< -o $@ -lcublasLt
+mpicxx:
+	@command -v $(MPICXX) >/dev/null || { echo "make: $(MPICXX) is not installed; MPI=1 needs it: libopenmpi-dev or libmpich-dev has it" >&2; exit 1; }
 
-train_gpt_cu_on_cpu: $(TWIN) | tools data
+nccl: nvcc mpicxx
+	@echo '#include <nccl.h>' | $(NVCC) $(NVCC_MPI) -x cu -E - >/dev/null 2>&1 || \
+	    { echo "make: there is no nccl.h; MPI=1 needs NCCL: libnccl-dev has it, or NCCL=DIR where DIR/include/nccl.h is" >&2; exit 1; }
+
+train_gpt_cu: train_gpt.cu train_gpt.c Makefile build/compile_cu | nvcc data $(if $(MPI),nccl)
+	$(NVCC) $(NVCCFLAGS) $(NVCC_MPI) $(FP32) $< -o $@ -lcublasLt $(if $(MPI),-lnccl)
+
+train_gpt_cu_on_cpu: $(TWIN) | tools data $(if $(MPI),mpicxx)
 	$(ON_CPU) $(WARNINGS) -O1 -g $(FP32) $< -o $@ $(LDLIBS)
+
+# Several of them, NCCL's calls being MPI's.
+build/nccl_bf16 build/nccl_fp32: build/nccl_%: $(TWIN) | tools data
+	$(ON_CPU) -O2 $(if $(filter fp32,$*),-DPRECISION_FP32) $< -o $@ $(LDLIBS)
+
+test_nccl:
+	@if command -v $(MPICXX) >/dev/null; then $(MAKE) --no-print-directory MPI=1 build/nccl_fp32 build/nccl_bf16; fi
+	$(PYTHON) dev/check/test_nccl.py build/nccl_fp32 build/nccl_bf16
 
 build/test_gpt_cu_bf16 build/test_gpt_cu_fp32: build/test_gpt_cu_%: test_gpt.c train_gpt.cu train_gpt.c Makefile build/compile_cu | nvcc
 	$(NVCC) $(NVCCFLAGS) $(if $(filter fp32,$*),-DPRECISION_FP32) -x cu -DTWIN='"train_gpt.cu"' $< -o $@ -lcublasLt
@@ -220,4 +259,4 @@ coverage: build/shim.so
 	$(PYTHON) dev/check/coverage.py
 
 clean:
-	rm -rf build train_gpt train_gpt_cu train_gpt_cu_on_cpu __pycache__
+	rm -rf build train_gpt train_gpt_mpi train_gpt_cu train_gpt_cu_on_cpu __pycache__

@@ -554,8 +554,9 @@ static void try_product(size_t M, size_t N, size_t K, int flags) {
             }
             error += (c[i * width + j] - sum) * (c[i * width + j] - sum);
         }
-    CHECK(error <= 1e-12 * size, "(%zu,%zu) times (%zu,%zu), flags %d: relative error %g", M, K, K, N, flags,
-          sqrt(error / size));
+    double allowed = PLAIN ? 2e-6 : 1e-6; // the plain multiply adds all of K up in one sum
+    CHECK(error <= allowed * allowed * size, "(%zu,%zu) times (%zu,%zu), flags %d: relative error %g", M, K, K, N,
+          flags, sqrt(error / size));
     CHECK(outside, "(%zu,%zu) times (%zu,%zu), flags %d: writes between the rows", M, K, K, N, flags);
     free(before);
     bool whole = release_guarded(c, c_size);

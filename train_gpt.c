@@ -21,7 +21,9 @@
 //     tokenizer                text to tokens and back
 //     data loader              shards of tokens, shuffled windows
 //     checkpoint               safetensors, with Hugging Face's names for GPT-2's weights
-//     command line, training   the options and the loop
+//     command line             the options
+//     several processes        one model trained by many that send messages, on one machine or on a cluster
+//     training                 the loop
 //
 // Letters used throughout: B sequences in a batch, T tokens in a sequence, C channels, H heads, D = C/H channels
 // of a head, V tokens in the vocabulary, L layers. A comment such as "x (B,T,C)" gives a tensor's shape, the last
@@ -38,7 +40,11 @@
 #include <float.h>
 #include <glob.h>
 #include <libgen.h>
+#include <limits.h>
 #include <math.h>
+#ifdef WITH_MPI
+#include <mpi.h>
+#endif
 #include <omp.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -610,15 +616,20 @@ typedef struct {
     float mean, std;
     size_t offset, size; // floats: place in the block, rows * columns
     size_t slot;         // place of its pointer in a Parameters, bytes
+    size_t own, owned,
+        moment;      // what AdamW updates here, all or a process's part: first, floats, place among the moments
+    size_t arriving; // place where other processes' gradients of that arrive
+    long layer;      // whose it is; -1: no layer's
 } Tensor;
 
 typedef struct {
     Config config;
     Tensor* tensors;
     size_t tensor_count, parameter_count;
-    size_t block_size; // floats in each of the four blocks below, tensors padded to cache lines
-    float *weights, *gradients, *moment1, *moment2; // the last three only in training
-    Parameters w, d;                                // pointers into weights and into gradients
+    size_t block_size;                 // floats in each of the first two blocks below, tensors padded to cache lines
+    size_t moment_size, arriving_size; // and in the next; all are as large, but for several processes
+    float *weights, *gradients, *moment1, *moment2, *arriving; // but for the first, only in training
+    Parameters w, d;                                           // pointers into weights and into gradients
     double loss_sum, loss_count, gradient_norm;
     void* extra; // what a GPU keeps besides
 } Model;
@@ -797,25 +808,23 @@ static Factors adamw_factors(AdamW o) {
     return f;
 }
 
-// Leaves the gradients zero for the next step.
-static void cpu_update(Model* model, AdamW o) {
-    model->gradient_norm = norm(model->gradients, model->block_size);
-    done("norm");
+// Updates the tensors from number `first` to before `end`, and leaves their gradients zero for the next step.
+static void adamw(Model* model, size_t first, size_t end, AdamW o) {
     float clip = o.clip > 0 ? (float)fmin(1, o.clip / (model->gradient_norm + 1e-6)) : 1;
     Factors f = adamw_factors(o);
 #pragma omp parallel
-    for (size_t i = 0; i < model->tensor_count; i++) {
+    for (size_t i = first; i < end; i++) {
         const Tensor* t = &model->tensors[i];
         float keep = t->rows ? f.keep : 1;
-        float* __restrict__ w = model->weights + t->offset;
-        float* __restrict__ d = model->gradients + t->offset;
-        float* __restrict__ m = model->moment1 + t->offset;
-        float* __restrict__ v = model->moment2 + t->offset;
+        float* __restrict__ w = model->weights + t->offset + t->own;
+        float* __restrict__ d = model->gradients + t->offset + t->own;
+        float* __restrict__ m = model->moment1 + t->moment;
+        float* __restrict__ v = model->moment2 + t->moment;
 #pragma omp for schedule(static) nowait
-        for (size_t start = 0; start < t->size; start += CHUNK) {
-            size_t end = min_size(t->size, start + CHUNK);
+        for (size_t start = 0; start < t->owned; start += CHUNK) {
+            size_t stop = min_size(t->owned, start + CHUNK);
 #pragma omp simd
-            for (size_t j = start; j < end; j++) {
+            for (size_t j = start; j < stop; j++) {
                 float g = clip * d[j];
                 m[j] = f.b1 * m[j] + f.a1 * g;
                 v[j] = f.b2 * v[j] + f.a2 * g * g;
@@ -824,6 +833,12 @@ static void cpu_update(Model* model, AdamW o) {
             }
         }
     }
+}
+
+static void cpu_update(Model* model, AdamW o) {
+    model->gradient_norm = norm(model->gradients, model->block_size);
+    done("norm");
+    adamw(model, 0, model->tensor_count, o);
     done("adamw");
 }
 
@@ -1708,6 +1723,15 @@ static uint64_t shuffled(uint64_t i, uint64_t n, uint64_t key) {
 
 enum { MAX_PATH = 4096 };
 
+// Of several processes that train one model: which this one is, of how many. Alone unless the room "several processes"
+// says otherwise.
+static struct {
+    int rank, size, neighbour, neighbours; // neighbours: those on this machine, of which it is number `neighbour`
+    const char* host;
+    void (*end)(int status); // ends all of them
+    bool stopping;           // one of them was told to stop, and all know
+} world = {0, 1, 0, 1, "", NULL, false};
+
 static void clear_live_line(void);  // the training loop's progress line, wiped before anything else is printed
 static const char* (*rescue)(void); // saves what the end of the program would lose, and says how that went
 
@@ -1728,8 +1752,14 @@ static void fail(int status, const char* format, ...) {
     fflush(stdout);
     for (char* p = line; *p; p++) // a name may hold anything
         if ((unsigned char)*p < ' ' || *p == 127) *p = '?';
+    if (signalled && status == 1) status = 128 + signalled;
+    if (world.size > 1) {
+        usleep(500000 * (unsigned)min_size((size_t)world.rank, 4)); // what all fail at, the first says for all
+        fprintf(stderr, "train_gpt: rank %d on %s: %s\n", world.rank, world.host, line);
+        world.end(status);
+    }
     fprintf(stderr, "train_gpt: %s\n", line);
-    exit(signalled && status == 1 ? 128 + signalled : status);
+    exit(status);
 }
 
 // What is taken for granted without being known is said, once all is well and work begins.
@@ -2060,15 +2090,37 @@ typedef struct {
 extern const Device cpu; // this file's
 static const Device* device = &cpu;
 
+// AdamW's first moments (which 1) or second (2) of the whole model, laid out as the weights are.
+static const float* whole_moments(const Model* model, int which);
+
 static size_t cache_lines(size_t bytes) { return (bytes + 63) / 64 * 64; }
 
 // The rows that the token embedding has room for, of which the last stay zero.
 static size_t padded(size_t V) { return (V + 127) / 128 * 128; }
 
+// Where the part of process r begins in a tensor: parts are equally many cache lines, those of lower numbers first.
+static size_t cut(size_t size, int r) { return min_size(size, (size + 15) / 16 * (size_t)r / (size_t)world.size * 16); }
+
+// What of each tensor is updated by this process. The gradients that others send for it share a place with other layers'.
+static void share_out(Model* model) {
+    size_t filled[1 + MAX_LAYERS] = {0};
+    model->moment_size = model->arriving_size = 0;
+    for (Tensor* t = model->tensors; t < model->tensors + model->tensor_count; t++) {
+        t->own = cut(t->size, world.rank);
+        t->owned = cut(t->size, world.rank + 1) - t->own;
+        t->moment = world.size == 1 ? t->offset : model->moment_size;
+        model->moment_size = t->moment + cache_lines(t->owned * sizeof(float)) / sizeof(float);
+        t->arriving = filled[1 + t->layer];
+        filled[1 + t->layer] += t->owned * (size_t)(world.size - 1);
+        if (filled[1 + t->layer] > model->arriving_size) model->arriving_size = filled[1 + t->layer];
+    }
+}
+
 static void describe_parameters(Model* model) {
     const Config c = model->config;
 #define PARAMETER_ROW(kind, field, name, rows, columns, mean, std) \
-    {kind == EACH ? c.L : 1, {name, rows, columns, mean, std, 0, 0, offsetof(Parameters, field)}},
+    {kind == EACH ? c.L : 1,                                       \
+     {name, rows, columns, mean, std, 0, 0, offsetof(Parameters, field), 0, 0, 0, 0, kind == EACH ? 0 : -1}},
     const struct {
         size_t count;
         Tensor tensor;
@@ -2082,6 +2134,7 @@ static void describe_parameters(Model* model) {
             *t = table[i].tensor;
             snprintf(t->name, sizeof t->name, table[i].tensor.name, l);
             t->slot += l * sizeof(float*);
+            t->layer += (long)l;
             t->offset = model->block_size;
             t->size = (t->rows ? t->rows : 1) * t->columns;
             size_t room = t->slot == offsetof(Parameters, wte) ? padded(c.V) * c.C : t->size;
@@ -2089,6 +2142,7 @@ static void describe_parameters(Model* model) {
             model->block_size += cache_lines(room * width) / sizeof(float);
             model->parameter_count += t->size;
         }
+    share_out(model);
 }
 
 static void point_parameters(Parameters* p, const Model* model, float* block) {
@@ -2131,8 +2185,9 @@ static void cpu_create_model(Model* model, bool training) {
     point_parameters(&model->w, model, model->weights);
     if (!training) return;
     model->gradients = (float*)allocate(model->block_size, sizeof(float), "the gradients");
-    model->moment1 = (float*)allocate(model->block_size, sizeof(float), "AdamW's first moments");
-    model->moment2 = (float*)allocate(model->block_size, sizeof(float), "AdamW's second moments");
+    model->moment1 = (float*)allocate(model->moment_size, sizeof(float), "AdamW's first moments");
+    model->moment2 = (float*)allocate(model->moment_size, sizeof(float), "AdamW's second moments");
+    model->arriving = (float*)allocate(model->arriving_size, sizeof(float), "other processes' gradients");
     point_parameters(&model->d, model, model->gradients);
 }
 
@@ -2151,8 +2206,8 @@ static size_t cpu_memory(Config config, size_t B, size_t T, bool training) {
     model.config = config;
     describe_parameters(&model);
     free(model.tensors);
-    size_t blocks = training ? 4 : 1;
-    return blocks * model.block_size * sizeof(float) + lay_out_activations(&a, config, sizeof(float), NULL);
+    size_t floats = training ? 2 * (model.block_size + model.moment_size) + model.arriving_size : model.block_size;
+    return floats * sizeof(float) + lay_out_activations(&a, config, sizeof(float), NULL);
 }
 
 static void cpu_free_activations(Activations* a) { free(a->block); }
@@ -2163,6 +2218,7 @@ static void cpu_free_model(Model* model) {
     free(model->gradients);
     free(model->moment1);
     free(model->moment2);
+    free(model->arriving);
 }
 
 // The same where the processor multiplies pairs of bfloat16s, by its kernel, with panels from the nearest cache.
@@ -2877,13 +2933,13 @@ static bool all_finite(const float* x, size_t n) {
     return finite;
 }
 
-// Copies the first t->size numbers of a file's tensor to `to` on the device.
-static void load_tensor(const Checkpoint* c, const Entry* e, const Tensor* t, float* to) {
+// Copies `count` numbers of a file's tensor, from number `first` on, to `to` on the device, or rounded to 16 bits here.
+static void load_tensor(const Checkpoint* c, const Entry* e, size_t first, size_t count, float* to, bool round) {
     float buffer[4096];
-    const uint8_t* from = e->data;
     size_t width = type_size(e->type);
-    for (size_t i = 0, n; i < t->size; i += n) {
-        n = min_size(4096, t->size - i);
+    const uint8_t* from = e->data + first * width;
+    for (size_t i = 0, n; i < count; i += n) {
+        n = min_size(4096, count - i);
         for (size_t j = 0; j < n; j++) {
             uint32_t bits = 0;
             memcpy(&bits, from + (i + j) * width, width);
@@ -2894,15 +2950,15 @@ static void load_tensor(const Checkpoint* c, const Entry* e, const Tensor* t, fl
                 memcpy(&buffer[j], &bits, sizeof bits);
         }
         if (!all_finite(buffer, n)) die("%s: tensor %s holds numbers that are not finite", c->file.path, e->name);
-        if (in_16_bits && t->rows)
+        if (round)
             for (size_t j = 0; j < n; j++) ((uint16_t*)(void*)to)[i + j] = (uint16_t)(bfloat16_bits(buffer[j]) >> 16);
         else
             device->to_device(to + i, buffer, n);
     }
 }
 
-// Fills a block of the model (weights, or moments under their prefix) from a file. Embeddings of more positions or
-// tokens than the model has are cut.
+// Fills a block of the model (weights, or this process's part of moments under their prefix) from a file. Embeddings of
+// more positions or tokens than the model has are cut.
 static void load_block(const Checkpoint* c, const Model* model, const char* prefix, float* block) {
     for (size_t i = 0; i < model->tensor_count; i++) {
         const Tensor* t = &model->tensors[i];
@@ -2914,7 +2970,10 @@ static void load_block(const Checkpoint* c, const Model* model, const char* pref
         bool cut = (!strcmp(t->name, "wpe.weight") || !strcmp(t->name, "wte.weight")) && rows > t->rows;
         if (e->dimensions != (t->rows ? 2 : 1) || columns != t->columns || (rows != t->rows && !cut))
             die("%s: tensor %s has not the shape (%zu,%zu) of this model", c->file.path, e->name, t->rows, t->columns);
-        load_tensor(c, e, t, block + t->offset);
+        if (*prefix)
+            load_tensor(c, e, t->own, t->owned, block + t->moment, false);
+        else
+            load_tensor(c, e, 0, t->size, block + t->offset, in_16_bits && t->rows);
     }
 }
 
@@ -2998,7 +3057,6 @@ static Config read_config(const Checkpoint* c) {
 static const char* save_checkpoint(const char* path, const Model* model, bool training, const char* more_metadata,
                                    const File* tokenizer) {
     static const char* const prefixes[] = {"", "adam.m.", "adam.v."};
-    float* const blocks[] = {model->weights, model->moment1, model->moment2};
     Text text;
     FILE* f = begin_text(&text);
     size_t at = 0, n = model->tensor_count, count = training ? 3 * n : n;
@@ -3024,11 +3082,13 @@ static const char* save_checkpoint(const char* path, const Model* model, bool tr
     output_write(&out, text.text, header);
     free(text.text);
     static float buffer[16384];
+    const float* block = model->weights;
     for (size_t i = 0; i < count && !out.error; i++) {
         const Tensor* t = &model->tensors[i % n];
+        if (i > 0 && i % n == 0) block = whole_moments(model, (int)(i / n));
         for (size_t j = 0, part; j < t->size; j += part) {
             part = min_size(16384, t->size - j);
-            device->to_host(buffer, blocks[i / n] + t->offset + j, part);
+            device->to_host(buffer, block + t->offset + j, part);
             if (!all_finite(buffer, part)) output_failed(&out, "the model holds numbers that are not finite");
             output_write(&out, buffer, part * sizeof(float));
         }
@@ -3301,7 +3361,8 @@ static void print_help(void) {
         putchar('\n');
     }
     printf("\n--precision bf16 multiplies by %s here.\n", multiplies_bf16(find_pair_kernel(true)));
-    puts("OMP_NUM_THREADS sets the number of threads; the result is the same for any.");
+    puts("OMP_NUM_THREADS sets the number of threads; the result is the same for any.\n"
+         "mpirun -n 8 ./train_gpt_mpi trains with eight processes (make train_gpt_mpi); --batch is that of all.");
 }
 
 static Option* find_option(const char* name) {
@@ -3419,6 +3480,171 @@ static void parse_command_line(int argc, char** argv) {
 }
 
 // ====================================================================================================================
+// Several processes
+//
+// One model is trained by several processes, on one machine or on many, that send each other messages through MPI:
+// `make train_gpt_mpi` builds the first half of this room, `make train_gpt` the few lines of the second.
+//
+// Data parallelism: the gradient of a batch's loss is the mean of its windows' gradients. So each of N processes has
+// all weights, takes B/N windows of every batch and computes their mean gradient; the mean of these is the batch's. All
+// take the same step from the same weights, which are therefore the same everywhere again.
+//
+// It would be a waste if each computed the whole update and kept all moments for it. It does one N-th (ZeRO, stage 1:
+// Rajbhandari et al. 2020): every tensor is cut into N parts, and part r is updated by process r, which alone keeps its
+// moments. What that needs is the sum of all gradients of the part; what the others need is the part's new weights:
+//
+//     reduce-scatter   each sends every other its gradient of the other's part, and adds up what it gets for its own
+//     all-gather       each sends every other the new weights of its own part
+//
+// Either way a process sends (N-1)/N of P numbers, 2 P (N-1)/N in a step, and nothing less leaves everybody with the
+// whole sum: such an all-reduce is these two. In a step's last backward pass a layer's gradients leave when they are
+// known, and travel while the layer below is computed; a tensor's weights travel while the next ones are updated. Sums
+// are taken in the order of processes: the same bits for any number of threads and with any MPI. Another number of
+// processes has another order, and the same loss but for rounding.
+
+#ifdef WITH_MPI
+static struct {
+    Model* model;
+    MPI_Request* requests; // (tensors,N-1,2)
+    long layer;            // the one under way, from the last to the first
+    size_t batches;        // of the step under way
+    double squares;        // of the summed gradients
+} exchange;
+
+static MPI_Request* requests_of(size_t i) { return exchange.requests + i * 2 * (size_t)(world.size - 1); }
+static void end_exchange(size_t i) { MPI_Waitall(2 * (world.size - 1), requests_of(i), MPI_STATUSES_IGNORE); }
+
+// Begins to exchange tensor i of a block: a reduce-scatter where `in` is for what arrives, an all-gather with NULL.
+static void begin_exchange(const Model* model, float* block, size_t i, float* in) {
+    const Tensor* t = &model->tensors[i];
+    MPI_Request* request = requests_of(i);
+    for (int k = 1; k < world.size; k++) {
+        int r = (world.rank + k) % world.size, tag = (int)i; // not all to the same one at once
+        size_t from = cut(t->size, r), row = (size_t)(r - (r > world.rank));
+        float *theirs = block + t->offset + from, *own = block + t->offset + t->own;
+        int part = (int)(cut(t->size, r + 1) - from), owned = (int)t->owned;
+        MPI_Irecv(in ? in + row * t->owned : theirs, in ? owned : part, MPI_FLOAT, r, tag, MPI_COMM_WORLD, request++);
+        MPI_Isend(in ? theirs : own, in ? part : owned, MPI_FLOAT, r, tag, MPI_COMM_WORLD, request++);
+    }
+}
+
+// The own part's gradient becomes the sum of all processes', what was sent away becomes 0.
+static void add_up(const Model* model, const Tensor* t) {
+    float *d = model->gradients + t->offset, *own = d + t->own, *arriving = model->arriving + t->arriving;
+#pragma omp parallel for schedule(static)
+    for (size_t start = 0; start < t->size; start += CHUNK) {
+        float sum[CHUNK] = {0};
+        size_t end = min_size(t->size, start + CHUNK), last = min_size(end, t->own + t->owned);
+        for (int r = 0; r < world.size; r++) {
+            const float* x = r == world.rank ? own : arriving + (size_t)(r - (r > world.rank)) * t->owned;
+            for (size_t j = start > t->own ? start : t->own; j < last; j++) sum[j - start] += x[j - t->own];
+        }
+        memcpy(d + start, sum, (end - start) * sizeof(float));
+    }
+    exchange.squares += pow(norm(own, t->owned), 2);
+}
+
+// Ends the exchange of the layer above, then begins this one's.
+static void exchange_layer(long layer) {
+    const Model* m = exchange.model;
+    for (size_t i = 0; i < m->tensor_count; i++)
+        if (m->tensors[i].layer == layer + 1) end_exchange(i), add_up(m, &m->tensors[i]);
+    for (size_t i = 0; i < m->tensor_count; i++)
+        if (m->tensors[i].layer == layer) begin_exchange(m, m->gradients, i, m->arriving + m->tensors[i].arriving);
+}
+
+static void on_done(const char* name) {
+    int ignored;
+    if (!strcmp(name, "ln1")) exchange_layer(--exchange.layer); // the last of a layer's backward pass
+    MPI_Iprobe(MPI_ANY_SOURCE, MPI_ANY_TAG, MPI_COMM_WORLD, &ignored, MPI_STATUS_IGNORE); // MPI works while in a call
+}
+
+static void shared_backward(Model* model, Activations* a, const int* tokens, const int* targets, size_t B, size_t T,
+                            float share) {
+    exchange.layer = (long)model->config.L;
+    layer_done = ++exchange.batches == opt.accumulate ? on_done : NULL;
+    cpu_backward(model, a, tokens, targets, B, T, share / (float)world.size);
+    layer_done = NULL;
+}
+
+// x (n) becomes the sum of all processes' x.
+static void sum_over_processes(double* x, int n) {
+    double* all = (double*)allocate((size_t)(world.size * n), sizeof(double), "sums");
+    MPI_Allgather(x, n, MPI_DOUBLE, all, n, MPI_DOUBLE, MPI_COMM_WORLD);
+    memset(x, 0, (size_t)n * sizeof(double));
+    for (int i = 0; i < world.size * n; i++) x[i % n] += all[i];
+    free(all);
+}
+
+static void shared_update(Model* model, AdamW o) {
+    exchange_layer(-1); // what is no layer's, as embeddings
+    exchange_layer(-2);
+    double sums[] = {exchange.squares, model->loss_sum / world.size, (double)(signalled != 0)};
+    sum_over_processes(sums, 3);
+    model->gradient_norm = sqrt(sums[0]), model->loss_sum = sums[1], world.stopping = sums[2] > 0;
+    exchange.squares = 0, exchange.batches = 0;
+    for (size_t i = 0; i < model->tensor_count; i++) {
+        adamw(model, i, i + 1, o);
+        begin_exchange(model, model->weights, i, NULL);
+    }
+    for (size_t i = 0; i < model->tensor_count; i++) end_exchange(i);
+}
+
+// The first process's word, to all.
+static int first_says(int x) {
+    MPI_Bcast(&x, 1, MPI_INT, 0, MPI_COMM_WORLD);
+    return x;
+}
+
+// The gradients become all processes' moments or, with NULL, zero.
+static void mpi_gather_moments(const Model* model, const float* moments) {
+    if (!moments) memset(model->gradients, 0, model->block_size * sizeof(float));
+    for (size_t i = 0; moments && i < model->tensor_count; i++) {
+        const Tensor* t = &model->tensors[i];
+        memcpy(model->gradients + t->offset + t->own, moments + t->moment, t->owned * sizeof(float));
+        begin_exchange(model, model->gradients, i, NULL);
+        end_exchange(i);
+    }
+}
+static void (*gather_moments)(const Model* model, const float* moments) = mpi_gather_moments; // or the GPU's
+
+// The gradients' block, which is zero between steps, takes the moments in. The first process asks for them while it
+// writes a checkpoint, and the others answer until it says how that went.
+static const float* whole_moments(const Model* model, int which) {
+    const float* moments = which == 1 ? model->moment1 : model->moment2;
+    if (world.size == 1) return moments;
+    if (!world.rank) first_says(which);
+    gather_moments(model, moments);
+    return model->gradients;
+}
+static bool finish_saving(const Model* model, bool good) {
+    if (world.size == 1) return good;
+    int which;
+    while ((which = first_says(good ? 0 : -1)) > 0) whole_moments(model, which);
+    gather_moments(model, NULL);
+    return which == 0;
+}
+
+static void (*share_gpu)(Device* together); // what train_gpt.cu does instead
+
+// From here on the device trains this model together with the others'.
+static void train_together(Model* model) {
+    static Device together;
+    size_t messages = 2 * (size_t)(world.size - 1) * model->tensor_count;
+    exchange.requests = (MPI_Request*)allocate(messages, sizeof(MPI_Request), "messages"), exchange.model = model;
+    together = *device, together.backward = shared_backward, together.update = shared_update;
+    if (device == cuda_device) share_gpu(&together);
+    device = &together;
+}
+#else
+static void sum_over_processes(double* x, int n) { (void)x, (void)n; }
+static int first_says(int x) { return x; }
+static const float* whole_moments(const Model* m, int which) { return which == 1 ? m->moment1 : m->moment2; }
+static bool finish_saving(const Model* model, bool good) { return (void)model, good; }
+static void train_together(Model* model) { (void)model; }
+#endif
+
+// ====================================================================================================================
 // Training loop
 
 static bool live;                       // stdout is a terminal
@@ -3442,7 +3668,7 @@ static void on_signal(int number) {
     int error = errno;
     signal(number, number == SIGHUP ? SIG_IGN : SIG_DFL);
     ssize_t ignored = line_open ? write(STDOUT_FILENO, "\r\033[K", 4) : 0;
-    if (!signalled) ignored += write(STDERR_FILENO, answer, sizeof answer - 1);
+    if (!signalled && world.size == 1) ignored += write(STDERR_FILENO, answer, sizeof answer - 1);
     (void)ignored; // nobody may be there
     line_open = false;
     signalled = number;
@@ -3491,13 +3717,14 @@ static size_t largest_batch(Config config, size_t too_many, bool training, size_
 }
 
 static void check_memory(Config config, size_t B, bool training) {
-    size_t available = device->memory_available(), needed = memory_needed(config, B, training);
+    size_t available = device->memory_available() / (size_t)world.neighbours,
+           needed = memory_needed(config, B, training);
     if (training)
         printf("memory     %.1f MB needed, %.0f MB available\n", (double)needed / 1e6, (double)available / 1e6);
     if (needed <= available) return;
     size_t fits = largest_batch(config, B, training, available);
     char advice[64] = "a smaller --context or model may fit";
-    if (fits) snprintf(advice, sizeof advice, "--batch %zu would fit", fits);
+    if (fits) snprintf(advice, sizeof advice, "--batch %zu would fit", fits * (size_t)world.size);
     die("this takes %.0f MB of memory and %.0f MB are available: %s", (double)needed / 1e6, (double)available / 1e6,
         advice);
 }
@@ -3744,7 +3971,7 @@ static bool is_foreign(const Run* run) {
 }
 
 // Returns what went wrong, or NULL.
-static const char* save_run(Run* run) {
+static const char* write_run(Run* run) {
     device->forward(&run->model, &run->a, run->inputs, run->targets, 1, run->T, 0, false);
     if (!isfinite(take_loss(&run->model))) return "the model's loss is not a number any more";
     const char* error = is_foreign(run) ? keep_old(run->checkpoint) : NULL;
@@ -3769,10 +3996,16 @@ static const char* save_run(Run* run) {
     end_text(&text, "what the checkpoint says of the run");
     error = save_checkpoint(run->checkpoint, &run->model, true, text.text, &run->tokenizer.file);
     free(text.text);
-    if (error) return error;
-    stat(run->checkpoint, &run->own);
-    run->saved = run->step;
-    return NULL;
+    if (!error) stat(run->checkpoint, &run->own);
+    return error;
+}
+
+// The same of several processes: the first writes, and all know how that went.
+static const char* save_run(Run* run) {
+    const char* error = world.rank ? NULL : write_run(run);
+    if (!finish_saving(&run->model, !error) && !error) error = "the first process cannot write it";
+    if (!error) run->saved = run->step;
+    return error;
 }
 
 // Takes over the options of the run that wrote the checkpoint; those given now replace them. What that run did not know
@@ -3863,7 +4096,8 @@ static void try_checkpoint(Run* run) {
 static Run* rescued;
 static const char* rescue_run(void) {
     static char outcome[2 * MAX_PATH];
-    const char* error = rescued->saved == rescued->step ? NULL : save_run(rescued);
+    const char* alone = "it takes all processes, and this one ends";
+    const char* error = rescued->saved == rescued->step ? NULL : world.size > 1 ? alone : save_run(rescued);
     if (error)
         snprintf(outcome, sizeof outcome, "the steps after %zu cannot be saved: %s", rescued->saved, error);
     else if (rescued->step == rescued->first)
@@ -3915,7 +4149,7 @@ static void open_texts(Run* run, size_t V, const Checkpoint* resumed) {
         die("%s was trained on another text of %zu tokens", resumed->file.path, run->train.token_count);
     run->inputs = (int*)allocate(run->B * run->T, sizeof(int), "a batch");
     run->targets = (int*)allocate(run->B * run->T, sizeof(int), "a batch");
-    run->val_count = min_size(run->val.windows, opt.val_batches * run->B);
+    run->val_count = min_size(run->val.windows, opt.val_batches * opt.batch);
     for (size_t i = 0; i < run->val_count; i++) {
         load_val_window(run, i, 0);
         for (size_t t = 0; t < run->T; t++) run->val_bytes += (double)token_string(&run->tokenizer, run->targets[t]).n;
@@ -3934,13 +4168,42 @@ static void create_model(Run* run, const Checkpoint* from) {
     if (from) check_foreign(from, model);
 }
 
+// That all processes are about to do the same. Of weights, each tensor's first ones are looked at.
+static void check_same(const Run* run) {
+    static const char* const names[] = {"program",          "numbers on the command line", "tokenizer",
+                                        "text to train on", "text to validate on",         "weights to start from"};
+    File program = map_file("/proc/self/exe", "");
+    uint64_t marks[] = {fingerprint(program.data, program.size),
+                        0,
+                        tokenizer_mark(&run->tokenizer),
+                        run->text_mark,
+                        data_mark(&run->val),
+                        0};
+    for (const Option* o = options; o < options + OPTIONS; o++) {
+        double value = o->whole ? (double)*o->whole : o->real ? *o->real : o->flag ? *o->flag : 0;
+        marks[1] = random_bits(marks[1], fingerprint((const uint8_t*)&value, sizeof value));
+    }
+    for (const Tensor* t = run->model.tensors; t < run->model.tensors + run->model.tensor_count; t++) {
+        float w[1024];
+        if (t->size > INT_MAX) die("%s is too large for MPI, which counts in int", t->name);
+        size_t n = min_size(1024, t->size);
+        device->to_host(w, run->model.weights + t->offset, n);
+        marks[5] = random_bits(marks[5], fingerprint((const uint8_t*)w, n * sizeof *w));
+    }
+    unmap_file(&program);
+    for (int i = 0; i < 6; i++)
+        for (int half = 0; half < 2; half++)
+            if (first_says((int)(uint32_t)(marks[i] >> 32 * half)) != (int)(uint32_t)(marks[i] >> 32 * half))
+                die("the %s here is not that of rank 0: all processes need the same", names[i]);
+}
+
 // Everything that can fail for a reason that the user can mend is tried here, before the first step.
 static void start_run(Run* run) {
     memset(run, 0, sizeof *run);
     Checkpoint file, *from = opt.init || opt.resume ? &file : NULL;
     // Before it is read: the run that writes it now may end and leave a newer one.
     snprintf(run->checkpoint, sizeof run->checkpoint, "%s", resolved(opt.checkpoint));
-    take_file(run->checkpoint);
+    if (!world.rank) take_file(run->checkpoint);
     if (from) {
         file = open_checkpoint(opt.init ? weights_path() : opt.checkpoint, "");
         find_tokenizer(from, &run->tokenizer, true);
@@ -3948,7 +4211,9 @@ static void start_run(Run* run) {
         run->tokenizer = load_tokenizer(data_path("tokenizer.bin"));
     Config config = run->model.config = choose_config(&run->tokenizer, from);
     if (opt.resume) resume_options(run, from);
-    run->B = opt.batch;
+    if (opt.batch % (size_t)world.size)
+        fail(2, "--batch %zu cannot be shared out equally among %d processes", opt.batch, world.size);
+    run->B = opt.batch / (size_t)world.size;
     run->T = config.T;
     run->first = run->saved = run->step;
     run->next = run->taken;
@@ -3958,43 +4223,54 @@ static void start_run(Run* run) {
     const char* machine = device->start();
     check_memory(config, run->B, true);
     run->peak = device->peak();
+    sum_over_processes(&run->peak, 1);
     create_model(run, from);
+    if (world.size > 1) {
+        check_same(run);
+        train_together(&run->model);
+    }
     if (from) close_checkpoint(from);
-    try_checkpoint(run);
-    File log = find_log(run);
+    File log = {"", (const uint8_t*)"", 0};
+    if (!world.rank) {
+        try_checkpoint(run);
+        log = find_log(run);
+    }
     print_config(config);
     printf(": %zu parameters\n", run->model.parameter_count);
-    printf("machine    %s, %.0f GFLOP/s at most\n", machine, run->peak / 1e9);
+    printf("machine    ");
+    if (world.size > 1) printf("%d processes, each ", world.size);
+    printf("%s, %.0f GFLOP/s at most\n", machine, run->peak / 1e9);
     printf("training   steps %zu to %zu of %zu x %zu x %zu tokens, checkpoint in %s", run->step + 1, opt.steps,
-           opt.accumulate, run->B, run->T, opt.checkpoint);
+           opt.accumulate, opt.batch, run->T, opt.checkpoint);
     if (is_foreign(run)) printf("; the one there is kept as %s", free_old_name(run->checkpoint));
     puts("\n");
     check_output();
-    fputs(notes, stderr);
+    if (!world.rank) fputs(notes, stderr);
     // Nothing was changed so far.
     rescued = run;
     rescue = rescue_run;
     catch_signals();
-    if (opt.log) open_log(run, &log);
+    if (opt.log && !world.rank) open_log(run, &log);
 }
 
 // Mean loss over the validation windows, always the same, spread evenly over the text. Also in bits per byte of text,
 // which unlike the loss compares between tokenizers.
 static void validate(Run* run) {
     double loss = 0;
-    for (size_t i = 0, n; i < run->val_count; i += n) {
+    for (size_t i = (size_t)world.rank * run->B, n; i < run->val_count; i += opt.batch) {
         n = min_size(run->B, run->val_count - i);
         for (size_t b = 0; b < n; b++) load_val_window(run, i + b, b);
         device->forward(&run->model, &run->a, run->inputs, run->targets, n, run->T, 0, false);
         loss += take_loss(&run->model) * (double)n;
     }
+    sum_over_processes(&loss, 1);
     run->val_loss = loss / (double)run->val_count;
     run->bits_per_byte = loss * (double)run->T / run->val_bytes / 0.6931471805599453;
 }
 
 // Sampling draws from a stream of the step's own, so that a resumed run draws the same.
 static void show_sample(Run* run, size_t tokens) {
-    if (!tokens) return;
+    if (!tokens || world.rank) return;
     Sampling s = {opt.temperature, opt.top_p, opt.top_k, tokens,
                   random_bits(random_bits(opt.seed, STREAM_SAMPLE), run->step)};
     int start = run->tokenizer.end_of_text >= 0 ? run->tokenizer.end_of_text
@@ -4031,7 +4307,8 @@ static void draw_curve(const Run* run) {
 }
 
 static void load_next_batch(Run* run) {
-    if (!run->batch_loaded) load_batch(&run->train, opt.seed, run->next, run->B, run->inputs, run->targets);
+    uint64_t own = run->next + (uint64_t)world.rank * run->B; // of `batch` windows
+    if (!run->batch_loaded) load_batch(&run->train, opt.seed, own, run->B, run->inputs, run->targets);
     run->batch_loaded = true;
 }
 
@@ -4049,7 +4326,7 @@ static double train_step(Run* run) {
     Model* model = &run->model;
     for (size_t i = 0; i < opt.accumulate; i++) {
         load_next_batch(run);
-        run->next += run->B;
+        run->next += opt.batch;
         run->batch_loaded = false;
         device->forward(model, &run->a, run->inputs, run->targets, run->B, run->T, 0, true);
         device->backward(model, &run->a, run->inputs, run->targets, run->B, run->T, 1 / (float)opt.accumulate);
@@ -4064,7 +4341,7 @@ static double train_step(Run* run) {
     return loss;
 }
 
-static double tokens_per_step(const Run* run) { return (double)opt.accumulate * (double)run->B * (double)run->T; }
+static double tokens_per_step(const Run* run) { return (double)opt.accumulate * (double)opt.batch * (double)run->T; }
 
 static void log_step(Run* run, double loss, double step_seconds, bool validated) {
     if (!run->log) return;
@@ -4093,7 +4370,7 @@ static void report(const Run* run, double loss, double step_seconds, bool valida
     snprintf(line, sizeof line, "step %*zu/%zu  loss %.4f%s  %.0f tok/s  %.1f ms  lr %.2e  norm %.2f  %.0f%% of peak",
              live ? 1 : 5, run->step, opt.steps, loss, progress, tokens_per_step(run) / step_seconds,
              step_seconds * 1e3, rate_at(run->step), run->model.gradient_norm,
-             100 * (double)opt.accumulate * step_operations(run->model.config, run->B, run->T) / step_seconds /
+             100 * (double)opt.accumulate * step_operations(run->model.config, opt.batch, run->T) / step_seconds /
                  run->peak);
     // What does not fit is left out, and the last column free, since some terminals do not show it at once.
     size_t columns = live ? terminal_columns() : sizeof line;
@@ -4114,7 +4391,13 @@ static bool due(size_t step, size_t every) { return step == opt.steps || (every 
 // The program's name, what is `asked` of it, and the options that a command about this run's model needs too, ready for a
 // shell: what is not plain stands in '...'.
 static void print_command(const char* asked) {
-    printf("./train_gpt%s%s", cuda_device ? "_cu" : "", asked);
+#ifdef WITH_MPI
+    const char* kind = "_mpi";
+#else
+    const char* kind = cuda_device ? "_cu" : "";
+#endif
+    if (world.size > 1 && opt.resume) printf("mpirun -n %d ", world.size);
+    printf("./train_gpt%s%s", kind, asked);
     const char* letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_./,:+=@%";
     for (const Option* o = options; o < options + OPTIONS; o++) {
         if (!(o->use & GIVEN_AGAIN) || !o->given) continue;
@@ -4129,7 +4412,7 @@ static void print_command(const char* asked) {
 // Saves the run when that is due. If it cannot be, training goes on, and saving is tried again after ten times as long
 // as it took to fail.
 static void save_when_due(Run* run) {
-    bool again = run->retry > 0 && seconds() >= run->retry;
+    bool again = run->retry > 0 && first_says(seconds() >= run->retry);
     if (!due(run->step, opt.save_every) && !again) return;
     double start = seconds();
     const char* error = save_run(run);
@@ -4162,7 +4445,7 @@ static int run_training(void) {
     static Run run;
     start_run(&run);
     double begin = seconds(), average = 0;
-    while (run.step < opt.steps && !signalled) {
+    while (run.step < opt.steps && !(world.size > 1 ? world.stopping : signalled)) {
         double start = seconds(), loss = train_step(&run), duration = seconds() - start;
         average = average ? 0.9 * average + 0.1 * duration : duration;
         run.train_sum[curve_column(&run)] += loss;
@@ -4179,6 +4462,7 @@ static int run_training(void) {
         if (due(run.step, opt.sample_every) || run.step == opt.sample_every / 10) // the first after seconds
             show_sample(&run, run.step == opt.steps ? opt.tokens : 96);
     }
+    if (world.stopping && !signalled) signalled = SIGTERM; // another process was
     clear_live_line();
     save_last(&run);
     if (signalled && run.step < opt.steps) {
@@ -4756,10 +5040,14 @@ static int train_gpt(int argc, char** argv) {
     close(fd);
     for (fd = STDOUT_FILENO; fd <= STDERR_FILENO; fd++) fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) & ~O_NONBLOCK);
     omp_set_num_threads((int)min_size((size_t)omp_get_max_threads(), 256 + 4 * (size_t)omp_get_num_procs()));
-    live = isatty(STDOUT_FILENO);
     parse_command_line(argc, argv);
     int status = 0;
     const Way* way = opt.help || opt.version ? NULL : chosen_way();
+    if (way || opt.help || opt.version || opt.compare) { // one does it
+        if (world.rank) return 0;
+        world.size = world.neighbours = 1;
+    }
+    live = isatty(STDOUT_FILENO) && world.size == 1;
     if (opt.help)
         print_help();
     else if (opt.version)
@@ -4806,8 +5094,36 @@ static void prepare_threads(char** argv) {
 }
 
 #ifndef NO_MAIN
+#ifdef WITH_MPI
+// Who the others are. What is printed is printed by the first.
+static void end_all(int status) { MPI_Abort(MPI_COMM_WORLD, status); }
+static void leave(void) { MPI_Finalize(); }
+
+static void join_processes(void) {
+    static char host[MPI_MAX_PROCESSOR_NAME];
+    int level, length;
+    MPI_Comm near;
+    MPI_Init_thread(NULL, NULL, MPI_THREAD_FUNNELED, &level);
+    atexit(leave);
+    MPI_Comm_rank(MPI_COMM_WORLD, &world.rank);
+    MPI_Comm_size(MPI_COMM_WORLD, &world.size);
+    MPI_Get_processor_name(host, &length);
+    MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &near);
+    MPI_Comm_size(near, &world.neighbours);
+    MPI_Comm_rank(near, &world.neighbour);
+    MPI_Comm_free(&near);
+    world.host = host, world.end = end_all;
+    int threads = (int)sysconf(_SC_NPROCESSORS_ONLN) / world.neighbours;
+    if (!getenv("OMP_NUM_THREADS") && threads < omp_get_max_threads()) omp_set_num_threads(threads > 1 ? threads : 1);
+    if (world.rank && !freopen("/dev/null", "w", stdout)) die("cannot open /dev/null");
+}
+#else
+static void join_processes(void) {}
+#endif
+
 int main(int argc, char** argv) {
     prepare_threads(argv);
+    join_processes();
     return train_gpt(argc, argv);
 }
 #endif

@@ -4,6 +4,7 @@
 //     make train_gpt_cu && ./train_gpt_cu       the same options, files and output as ./train_gpt
 //     ./train_gpt_cu --compare                  the CPU and the GPU side by side, kernel by kernel
 //     make train_gpt_cu PRECISION=fp32          all in float32, to compare numbers with the CPU's
+//     make train_gpt_cu MPI=1 && mpirun -n 8 ./train_gpt_cu     one model on eight GPUs; needs MPI and NCCL
 //
 // Read train_gpt.c first. Everything that is not arithmetic on tensors is taken from there. What follows are its layers
 // again, in the same order under the same names; the mathematics is explained there, and here only what is special to a
@@ -15,6 +16,7 @@
 //     layers                   embedding, layernorm, linear, gelu, cross-entropy
 //     attention                a warp's multiply in the matrix units, and the layer made of it
 //     model                    forward, backward and AdamW, recorded once and replayed
+//     several GPUs             NCCL adds up their gradients while the backward pass runs
 //     comparison               --compare
 //
 // A GPU runs a function, a "kernel", in very many threads at once. Threads come in blocks, which share some fast memory
@@ -38,6 +40,9 @@
 #include <cublasLt.h>
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
+#ifdef WITH_MPI
+#include <nccl.h>
+#endif
 #endif
 
 namespace gpu {
@@ -65,6 +70,13 @@ static void check_status(cublasStatus_t status, const char* call, int line) {
         die("%s failed: %s, for (%zu,%zu) times (%zu,%zu) (train_gpt.cu, line %d)", call, cublasLtGetStatusName(status),
             multiplied[0], multiplied[2], multiplied[2], multiplied[1], line);
 }
+#ifdef WITH_MPI
+static void check_status(ncclResult_t status, const char* call, int line) {
+    if (status)
+        die("%s failed: %s; NCCL_DEBUG=WARN tells more (train_gpt.cu, line %d)", call, ncclGetErrorString(status),
+            line);
+}
+#endif
 #define check(call) check_status(call, #call, __LINE__)
 
 static cudaStream_t stream; // all work is done in the order in which it is asked for
@@ -229,6 +241,8 @@ static void to_device(float* to, const float* from, size_t n) {
 
 static void to_host(float* to, const float* from, size_t n) { download(to, from, n * sizeof(float)); }
 
+static void join_gpus(void); // of several processes, each with one
+
 // Finds the GPU and takes what all models share. Returns its description.
 static const char* start(void) {
     static char description[320];
@@ -244,9 +258,12 @@ static const char* start(void) {
     if (status || !count)
         die("no NVIDIA GPU to use (%s); --device cpu does without",
             driver ? cudaGetErrorString(status ? status : cudaErrorNoDevice) : "there is no driver");
-    if (cuda_number >= count) die("there is no GPU %d, only 0 to %d", cuda_number, count - 1);
-    check(cudaSetDevice(cuda_number));
-    check(cudaGetDeviceProperties(&gpu, cuda_number));
+    int number = cuda_number + world.neighbour;
+    if (number >= count)
+        die("there is no GPU %d, only 0 to %d%s", number, count - 1,
+            world.size > 1 ? ", and each process needs one of its own" : "");
+    check(cudaSetDevice(number));
+    check(cudaGetDeviceProperties(&gpu, number));
     if (gpu.major < 8)
         die("%s has compute capability %d.%d, and 8.0 is needed; --device cpu does without", gpu.name, gpu.major,
             gpu.minor);
@@ -254,6 +271,7 @@ static const char* start(void) {
              sizeof(real) == 2 ? "bfloat16" : "float32");
     check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
     check(cublasLtCreate(&multiplier));
+    if (world.size > 1) join_gpus();
     workspace = device_memory<char>(WORKSPACE, "working space");
     column_sums = device_memory<float>(4 * MAX_SIZE, "sums of columns");
     for (auto& stage : staging) {
@@ -1499,10 +1517,10 @@ template <typename Work> static void replay(Recording* r, Work work) {
     check(cudaGraphLaunch(r->graph, stream));
 }
 
-// A part of a tensor, for one block of AdamW's.
+// A part of a tensor, for one block of AdamW's: where it begins in the parameters, and in the moments.
 enum { PIECE = 1 << 13 };
 struct Piece {
-    size_t first;
+    size_t first, moment;
     unsigned size;
     bool decays;
 };
@@ -1568,13 +1586,14 @@ static size_t memory(Config config, size_t B, size_t T, bool training) {
     describe_parameters(&model);
     size_t pieces = model.block_size / PIECE + model.tensor_count;
     free(model.tensors);
-    return model.block_size * (sizeof(real) + (training ? 4 : 1) * sizeof(float)) + pieces * sizeof(Piece) +
+    size_t floats = training ? 2 * (model.block_size + model.moment_size) : model.block_size;
+    return model.block_size * sizeof(real) + floats * sizeof(float) + pieces * sizeof(Piece) +
            activations_memory(config, B, T, training) + (training ? activations_memory(config, 1, T, false) : 0);
 }
 
-static float* zeroed_block(const Model* model, const char* what) {
-    float* block = device_memory<float>(model->block_size, what);
-    check(cudaMemsetAsync(block, 0, model->block_size * sizeof(float), stream));
+static float* zeroed_block(size_t size, const char* what) {
+    float* block = device_memory<float>(size, what);
+    check(cudaMemsetAsync(block, 0, size * sizeof(float), stream));
     return block;
 }
 
@@ -1585,7 +1604,7 @@ static void create_model(Model* model, bool training) {
     ModelExtra* e = (ModelExtra*)allocate(1, sizeof *e, "the model");
     model->extra = e;
     e->id = ++models;
-    model->weights = zeroed_block(model, "the parameters");
+    model->weights = zeroed_block(model->block_size, "the parameters");
     e->rounded = device_memory<real>(model->block_size, "the rounded parameters");
     e->factors = device_memory<Factors>(1, "numbers");
     e->results = device_memory<Results>(1, "results");
@@ -1597,14 +1616,14 @@ static void create_model(Model* model, bool training) {
         const Tensor* t = &model->tensors[i];
         real* rounded = e->rounded + t->offset;
         memcpy((char*)&e->w + t->slot, &rounded, sizeof rounded);
-        size_t end = i + 1 < model->tensor_count ? t[1].offset : model->block_size;
-        for (size_t at = t->offset; at < end; at += PIECE)
-            pieces[e->piece_count++] = {at, (unsigned)min_size(PIECE, end - at), t->rows > 0};
+        size_t n = cache_lines(t->owned * sizeof(float)) / sizeof(float), first = t->offset + t->own;
+        for (size_t at = 0; at < n; at += PIECE)
+            pieces[e->piece_count++] = {first + at, t->moment + at, (unsigned)min_size(PIECE, n - at), t->rows > 0};
     }
     if (training) {
-        model->gradients = zeroed_block(model, "the gradients");
-        model->moment1 = zeroed_block(model, "AdamW's first moments");
-        model->moment2 = zeroed_block(model, "AdamW's second moments");
+        model->gradients = zeroed_block(model->block_size, "the gradients");
+        model->moment1 = zeroed_block(model->moment_size, "AdamW's first moments");
+        model->moment2 = zeroed_block(model->moment_size, "AdamW's second moments");
         point_parameters(&model->d, model, model->gradients);
         e->pieces = device_memory<Piece>(e->piece_count, "pieces");
         upload(e->pieces, pieces, e->piece_count * sizeof(Piece));
@@ -1870,10 +1889,11 @@ __global__ static void adamw_kernel(float* w, real* rounded, float* d, float* m,
     float keep = piece.decays ? f.keep : 1, clip = results->clip, wi[4], di[4], mi[4], vi[4];
     const float zero[4] = {};
     for (size_t i = piece.first + threadIdx.x * 4; i < piece.first + piece.size; i += THREADS * 4) {
+        size_t j = i - piece.first + piece.moment;
         load(wi, w + i);
         load(di, d + i);
-        load(mi, m + i);
-        load(vi, v + i);
+        load(mi, m + j);
+        load(vi, v + j);
         for (int k = 0; k < 4; k++) {
             float g = clip * di[k];
             mi[k] = f.b1 * mi[k] + f.a1 * g;
@@ -1882,21 +1902,24 @@ __global__ static void adamw_kernel(float* w, real* rounded, float* d, float* m,
         }
         store(w + i, wi);
         store(rounded + i, wi);
-        store(m + i, mi);
-        store(v + i, vi);
+        store(m + j, mi);
+        store(v + j, vi);
         store(d + i, zero);
     }
 }
+
+static void sum_over_gpus(double* x, size_t n); // each number, over all processes
 
 static void update(Model* model, AdamW o) {
     ModelExtra* e = extra_of(model);
     Factors factors = adamw_factors(o);
     upload(e->factors, &factors, sizeof factors);
-    replay(&e->update, [&] {
+    replay(world.size > 1 ? NULL : &e->update, [&] { // NCCL's work is not recorded
         unsigned count = (unsigned)min_size(NORM_BLOCKS, blocks(model->block_size, THREADS * 4));
         double* partial = (double*)workspace;
         launch(norm_kernel, count, THREADS, GROUPS * sizeof(double), stream, partial, model->gradients,
                model->block_size);
+        if (world.size > 1) sum_over_gpus(partial, count);
         launch(clip_kernel, 1, THREADS, GROUPS * sizeof(double), stream, e->results, partial, count, e->factors);
         done("norm");
         launch(adamw_kernel, (unsigned)e->piece_count, THREADS, 0, stream, model->weights, e->rounded, model->gradients,
@@ -1982,6 +2005,143 @@ static const Device cuda = {start, available, memory, peak, create_model, create
                             free_model, free_activations, forward, backward, update, wait,
                             to_host, to_device, read_activation, beyond_gpt2};
 // clang-format on
+
+// ====================================================================================================================
+// Several GPUs
+//
+// As in train_gpt.c's room "several processes", with one GPU for each. What lies on the GPUs is moved by NCCL: from one to
+// the other, past the host, and added up on the way. NCCL works in a stream of its own, `messages`. When the backward
+// pass has come through a layer, an event in `stream` says so, and `messages`, which waits for it, adds up the layer's
+// gradients, while `stream` goes on with the layer below. Everything is started by the host in the order in which all
+// processes start it, as NCCL demands.
+//
+// Sums are taken in NCCL's order, which is the same for the same GPUs in the same places.
+
+#ifdef WITH_MPI
+static ncclComm_t processes;
+static cudaStream_t messages;
+static cudaEvent_t computed, moved; // in `stream`, in `messages`
+
+static void join_gpus(void) {
+    ncclUniqueId id;
+    if (!world.rank) check(ncclGetUniqueId(&id));
+    MPI_Bcast(&id, sizeof id, MPI_BYTE, 0, MPI_COMM_WORLD);
+    check(ncclCommInitRank(&processes, world.size, id, world.rank));
+    check(cudaStreamCreateWithFlags(&messages, cudaStreamNonBlocking));
+    check(cudaEventCreateWithFlags(&computed, cudaEventDisableTiming));
+    check(cudaEventCreateWithFlags(&moved, cudaEventDisableTiming));
+    world.neighbours = 1; // nobody shares this GPU's memory
+}
+
+// Does move() in `messages`, after what was started in `stream`.
+template <typename Move> static void send_off(Move move) {
+    check(cudaEventRecord(computed, stream));
+    check(cudaStreamWaitEvent(messages, computed, 0));
+    check(ncclGroupStart());
+    move();
+    check(ncclGroupEnd());
+}
+
+// What is started in `stream` from now on comes after what was sent off.
+static void await_messages(void) {
+    check(cudaEventRecord(moved, messages));
+    check(cudaStreamWaitEvent(stream, moved, 0));
+}
+
+static void sum_over_gpus(double* x, size_t n) {
+    send_off([&] { check(ncclAllReduce(x, x, n, ncclDouble, ncclSum, processes, messages)); });
+    await_messages();
+}
+
+typedef enum { REDUCE_SCATTER, ALL_GATHER } Move;
+
+// Of a tensor in a block, each part is summed up over all processes where it belongs; or is sent from there to all.
+static void move_tensor(Move move, float* block, const Tensor* t) {
+    float *whole = block + t->offset, *own = whole + t->own;
+    size_t lines = cache_lines(t->size * sizeof(float)) / 64, N = (size_t)world.size;
+    if (lines % N == 0) { // all parts are equal
+        size_t n = lines / N * 64 / sizeof(float);
+        if (move == REDUCE_SCATTER)
+            check(ncclReduceScatter(whole, own, n, ncclFloat, ncclSum, processes, messages));
+        else
+            check(ncclAllGather(own, whole, n, ncclFloat, processes, messages));
+        return;
+    }
+    for (int r = 0; r < world.size; r++) {
+        size_t from = cut(t->size, r), n = cut(t->size, r + 1) - from;
+        float* part = whole + from;
+        if (n && move == REDUCE_SCATTER)
+            check(ncclReduce(part, part, n, ncclFloat, ncclSum, r, processes, messages));
+        else if (n)
+            check(ncclBroadcast(part, part, n, ncclFloat, r, processes, messages));
+    }
+}
+
+static void exchange_layer(long layer) {
+    const Model* m = exchange.model;
+    send_off([&] {
+        for (size_t i = 0; i < m->tensor_count; i++)
+            if (m->tensors[i].layer == layer) move_tensor(REDUCE_SCATTER, m->gradients, &m->tensors[i]);
+    });
+}
+
+static void on_done(const char* name) {
+    if (!strcmp(name, "ln1")) exchange_layer(--exchange.layer); // the last of a layer's backward pass
+}
+
+static void shared_backward(Model* model, Activations* a, const int* tokens, const int* targets, size_t B, size_t T,
+                            float share) {
+    exchange.layer = (long)model->config.L;
+    layer_done = ++exchange.batches == opt.accumulate ? on_done : NULL;
+    backward(model, a, tokens, targets, B, T, share / (float)world.size);
+    layer_done = NULL;
+}
+
+static void shared_update(Model* model, AdamW o) {
+    double told = signalled != 0;
+    exchange_layer(-1); // what is no layer's, as embeddings
+    await_messages();
+    for (size_t i = 0; i < model->tensor_count; i++) { // what was sent away becomes 0
+        const Tensor* t = &model->tensors[i];
+        float* d = model->gradients + t->offset;
+        size_t end = t->own + t->owned;
+        check(cudaMemsetAsync(d, 0, t->own * sizeof(float), stream));
+        check(cudaMemsetAsync(d + end, 0, (t->size - end) * sizeof(float), stream));
+    }
+    sum_over_gpus(&extra_of(model)->results->loss, 1);
+    model->loss_count *= world.size;
+    update(model, o);
+    send_off([&] {
+        for (size_t i = 0; i < model->tensor_count; i++) move_tensor(ALL_GATHER, model->weights, &model->tensors[i]);
+    });
+    await_messages();
+    uploads++; // the others' weights are not rounded yet
+    sum_over_processes(&told, 1);
+    world.stopping = told > 0;
+    exchange.batches = 0;
+}
+
+// The gradients become all processes' moments or, with NULL, zero.
+static void gather_moments(const Model* model, const float* moments) {
+    if (!moments) return check(cudaMemsetAsync(model->gradients, 0, model->block_size * sizeof(float), stream));
+    for (const Tensor* t = model->tensors; t < model->tensors + model->tensor_count; t++)
+        check(cudaMemcpyAsync(model->gradients + t->offset + t->own, moments + t->moment, t->owned * sizeof(float),
+                              cudaMemcpyDeviceToDevice, stream));
+    send_off([&] {
+        for (size_t i = 0; i < model->tensor_count; i++) move_tensor(ALL_GATHER, model->gradients, &model->tensors[i]);
+    });
+    await_messages();
+    check(cudaStreamSynchronize(stream));
+}
+
+static void share(Device* together) {
+    together->backward = shared_backward, together->update = shared_update;
+    ::gather_moments = gather_moments;
+}
+#else
+static void join_gpus(void) {}
+static void sum_over_gpus(double*, size_t) {}
+#endif
 
 // ====================================================================================================================
 // Comparison
@@ -2234,5 +2394,8 @@ static int compare(void) {
 // Before main: this program's device is the GPU, unless --device says otherwise.
 __attribute__((constructor)) static void register_device(void) {
     device = cuda_device = &gpu::cuda;
+#ifdef WITH_MPI
+    share_gpu = gpu::share;
+#endif
     compare_devices = gpu::compare;
 }

@@ -14,10 +14,13 @@
 //                 are looked after on their other side. The host cannot touch the device's memory.
 //     copies      in the background (cp.async) destroy what they will overwrite at once, and arrive when waited for.
 //     streams     do nothing until somebody waits for them, each for itself. So what the host reads or overwrites too
-//                 soon is seen, and what one stream takes from another without waiting.
+//                 soon is seen, and what one stream takes from another without waiting. With CUDA_ON_CPU_ORDER=backward
+//                 all but the first are as early as they may be, instead: so is what they take before it is there.
 //     addresses   of more than a number at a time must be multiples of its size, which x86 would not ask for.
 //     multiplies  of bfloat16 cut off what the matrix units cut off, cuBLASLt adds in an order that depends on the
 //                 shape, and knows no way to multiply by a single row or column: all that it may do, too.
+//
+//     NCCL        is MPI's messages between as many such processes, in a program built with WITH_MPI.
 //
 // Every such error is one line on stderr and exit status 1.
 
@@ -385,8 +388,15 @@ static void run_kernel(const char* name, dim3 grid, dim3 block, size_t shared_by
 // stream called NULL waits for no other here: CUDA's does not wait for those made with cudaStreamNonBlocking.
 
 typedef std::function<void()> Task;
+typedef std::function<bool()> Condition;
+struct Work {
+    Task task;
+    Condition may_begin; // of what waits for another stream; else empty
+    Task wait;           // makes it so
+};
 struct Stream {
-    std::deque<Task> queue;
+    std::deque<Work> queue;
+    bool runs_early;
 };
 static Stream null_stream;
 static std::vector<Stream*> streams = {&null_stream};
@@ -395,23 +405,35 @@ static std::vector<Task>* captured; // by it
 
 static Stream* stream_of(Stream* stream) { return stream ? stream : &null_stream; }
 
-static void enqueue(Stream* stream, const Task& work) {
-    if (capturing == stream_of(stream))
-        captured->push_back(work);
-    else
-        stream_of(stream)->queue.push_back(work);
+static void work_early(Stream* stream) {
+    std::deque<Work>& queue = stream->queue;
+    bool was_open = memory_is_open;
+    while (!queue.empty() && (!queue.front().may_begin || queue.front().may_begin())) {
+        Task task = queue.front().task;
+        queue.pop_front();
+        open_memory(true);
+        task();
+    }
+    open_memory(was_open);
 }
 
-// Does what is queued, or only as much as makes `pending` 0. Memory then stays open, since opening and closing takes long.
-static void work_until(Stream* stream, const size_t* pending) {
-    std::deque<Task>& queue = stream_of(stream)->queue;
+static void enqueue(Stream* stream, const Task& task, const Condition& may_begin = {}, const Task& wait = {}) {
+    if (capturing == stream_of(stream)) return captured->push_back(task);
+    stream_of(stream)->queue.push_back({task, may_begin, wait});
+    if (stream && stream->runs_early) work_early(stream);
+}
+
+// Does what is queued, or only as much as makes `done` true. Memory then stays open, since opening and closing takes long.
+static void work_until(Stream* stream, const Condition& done = {}) {
+    std::deque<Work>& queue = stream_of(stream)->queue;
     if (!queue.empty()) open_memory(true);
-    while (!queue.empty() && !(pending && !*pending)) {
-        Task work = queue.front();
+    while (!queue.empty() && !(done && done())) {
+        Work work = queue.front();
         queue.pop_front();
-        work();
+        if (work.may_begin && !work.may_begin()) work.wait();
+        work.task();
     }
-    if (!pending) open_memory(false);
+    if (!done) open_memory(false);
 }
 
 static void expect_argument(const char* name, const void* p) {
@@ -655,7 +677,7 @@ struct cudaDeviceProp {
     size_t totalGlobalMem;
 };
 struct cuda_on_cpu_event {
-    size_t pending; // times it was recorded, but not reached
+    size_t recorded, reached; // times
     cuda_on_cpu::Stream* on;
     double time;
 };
@@ -681,9 +703,19 @@ static inline const char* cudaGetErrorString(cudaError_t error) {
         return "invalid argument";
     }
 }
-// There are two devices, so that the second can be asked for; they are the same.
-static inline cudaError_t cudaGetDeviceCount(int* count) { return *count = 2, cudaSuccess; }
-static inline cudaError_t cudaSetDevice(int i) { return i == 0 || i == 1 ? cudaSuccess : cudaErrorInvalidDevice; }
+// There are CUDA_ON_CPU_DEVICES devices, or two, so that the second can be asked for; they are the same.
+static inline cudaError_t cudaGetDeviceCount(int* count) {
+    const char* text = getenv("CUDA_ON_CPU_DEVICES");
+    return *count = text ? atoi(text) : 2, cudaSuccess;
+}
+namespace cuda_on_cpu {
+static int device_number;
+}
+static inline cudaError_t cudaSetDevice(int i) {
+    int count;
+    cudaGetDeviceCount(&count);
+    return cuda_on_cpu::device_number = i, i >= 0 && i < count ? cudaSuccess : cudaErrorInvalidDevice;
+}
 static inline cudaError_t cudaDriverGetVersion(int* version) { return *version = 13000, cudaSuccess; }
 static inline cudaError_t cudaRuntimeGetVersion(int* version) { return *version = 13000, cudaSuccess; }
 static inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp* p, int i) {
@@ -737,7 +769,7 @@ static inline cudaError_t cudaFree(void* p) {
     using namespace cuda_on_cpu;
     if (!p) return cudaSuccess;
     if (capturing) return cudaErrorStreamCaptureUnsupported;
-    for (Stream* stream : streams) work_until(stream, NULL);
+    for (Stream* stream : streams) work_until(stream);
     for (Region& r : regions)
         if (r.begin == p && !r.shared && !r.freed) {
             r.freed = true;
@@ -755,12 +787,14 @@ static inline cudaError_t cudaMallocHost(void** p, size_t bytes) {
 static inline cudaError_t cudaFreeHost(void* p) { return free(p), cudaSuccess; }
 
 static inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
-    cuda_on_cpu::streams.push_back(*stream = new cuda_on_cpu::Stream());
+    using namespace cuda_on_cpu;
+    streams.push_back(*stream = new Stream());
+    (*stream)->runs_early = streams.size() > 2 && chosen_order() == BACKWARD;
     return cudaSuccess;
 }
 static inline cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
     if (cuda_on_cpu::capturing) return cudaErrorStreamCaptureUnsupported;
-    cuda_on_cpu::work_until(stream, NULL);
+    cuda_on_cpu::work_until(stream);
     return cuda_on_cpu::has_failed ? cudaErrorIllegalAddress : cudaSuccess;
 }
 
@@ -793,7 +827,7 @@ static inline cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t byt
 static inline cudaError_t cudaMemcpy(void* to, const void* from, size_t bytes, cudaMemcpyKind kind) {
     using namespace cuda_on_cpu;
     expect_copy(to, from, bytes, kind);
-    work_until(NULL, NULL);
+    work_until(NULL);
     open_memory(true);
     if (kind == cudaMemcpyHostToDevice) {
         std::string staged((const char*)from, bytes);
@@ -817,7 +851,7 @@ static inline cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned)
 static inline cudaError_t cudaEventCreate(cudaEvent_t* event) { return cudaEventCreateWithFlags(event, 0); }
 static inline cudaError_t cudaEventSynchronize(cudaEvent_t event) {
     if (cuda_on_cpu::capturing) return cudaErrorStreamCaptureUnsupported;
-    cuda_on_cpu::work_until(event->on, &event->pending);
+    if (event->recorded) cuda_on_cpu::work_until(event->on, [=] { return event->reached == event->recorded; });
     return cuda_on_cpu::has_failed ? cudaErrorIllegalAddress : cudaSuccess;
 }
 static inline cudaError_t cudaEventDestroy(cudaEvent_t event) {
@@ -827,16 +861,27 @@ static inline cudaError_t cudaEventDestroy(cudaEvent_t event) {
 }
 static inline cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
     if (cuda_on_cpu::capturing) return cudaErrorStreamCaptureUnsupported;
-    event->pending++;
+    event->recorded++;
     event->on = stream;
     cuda_on_cpu::enqueue(stream, [=] {
-        event->pending--;
+        event->reached++;
         event->time = seconds();
     });
     return cudaSuccess;
 }
+// For what was recorded last, not for what will be, on a stream that does not change.
+static inline cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
+    using namespace cuda_on_cpu;
+    if (capturing) return cudaErrorStreamCaptureUnsupported;
+    size_t times = event->recorded;
+    Stream* on = event->on;
+    Condition reached = [=] { return event->reached >= times; };
+    enqueue(
+        stream, [] {}, reached, [=] { work_until(on, reached); });
+    return cudaSuccess;
+}
 static inline cudaError_t cudaEventElapsedTime(float* ms, cudaEvent_t begin, cudaEvent_t end) {
-    if (begin->pending || end->pending) return cudaErrorNotReady;
+    if (begin->reached < begin->recorded || end->reached < end->recorded) return cudaErrorNotReady;
     *ms = (float)(1e3 * (end->time - begin->time));
     return cudaSuccess;
 }
@@ -1104,3 +1149,120 @@ static inline cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc
     enqueue(stream, [=] { multiply_and_finish(p); });
     return CUBLAS_STATUS_SUCCESS;
 }
+
+// ====================================================================================================================
+// NCCL, over MPI. What a stream is given, it does when its turn comes, like everything else; so the processes meet where
+// they wait for their streams.
+
+#ifdef WITH_MPI
+enum ncclResult_t { ncclSuccess = 0, ncclInvalidArgument = 4, ncclInvalidUsage = 5 };
+enum ncclDataType_t { ncclFloat = 7, ncclDouble = 8 };
+enum ncclRedOp_t { ncclSum = 0 };
+struct ncclUniqueId {
+    char internal[128];
+};
+struct cuda_on_cpu_comm {
+    MPI_Comm mpi;
+    int rank, size;
+};
+typedef cuda_on_cpu_comm* ncclComm_t;
+
+namespace cuda_on_cpu {
+static int groups_open;
+static bool is_initialised; // one communicator a process is all that is supported
+
+static MPI_Datatype mpi_type(ncclDataType_t type) { return type == ncclFloat ? MPI_FLOAT : MPI_DOUBLE; }
+static size_t size_of(ncclDataType_t type) { return type == ncclFloat ? sizeof(float) : sizeof(double); }
+
+// Starts work(copy of `bytes` at `from`, to), where both are the device's, and the same or apart.
+template <typename F>
+static ncclResult_t communicate(const void* from, size_t bytes, void* to, size_t result, cudaStream_t stream, F work) {
+    expect_device(from, bytes, "what NCCL sends");
+    expect_device(to, result, "where NCCL puts what it receives");
+    enqueue(stream, [=] {
+        std::string copy((const char*)from, bytes);
+        work((void*)copy.data(), to);
+    });
+    return ncclSuccess;
+}
+static void expect_in_place(const void* part, const void* whole, size_t at, size_t bytes, const char* call) {
+    if ((const char*)part != (const char*)whole + at && (const char*)part < (const char*)whole + bytes &&
+        (const char*)whole < (const char*)part + bytes)
+        wrong("%s is given memory that overlaps, but not where it may", call);
+}
+} // namespace cuda_on_cpu
+
+static inline const char* ncclGetErrorString(ncclResult_t result) {
+    return result == ncclSuccess ? "no error" : result == ncclInvalidUsage ? "invalid usage" : "invalid argument";
+}
+static inline ncclResult_t ncclGetUniqueId(ncclUniqueId* id) {
+    for (size_t i = 0; i < sizeof id->internal; i++) id->internal[i] = (char)random_bits((uint64_t)getpid(), i);
+    return ncclSuccess;
+}
+static inline ncclResult_t ncclCommInitRank(ncclComm_t* comm, int size, ncclUniqueId id, int rank) {
+    using namespace cuda_on_cpu;
+    ncclUniqueId first = id;
+    if (is_initialised) wrong("a second communicator of NCCL is not supported here");
+    is_initialised = true;
+    *comm = new cuda_on_cpu_comm{MPI_COMM_NULL, rank, size};
+    MPI_Comm_split(MPI_COMM_WORLD, 0, rank, &(*comm)->mpi);
+    MPI_Bcast(&first, sizeof first, MPI_BYTE, 0, (*comm)->mpi);
+    if (memcmp(&first, &id, sizeof id)) wrong("ncclCommInitRank: rank %d has not the unique id of rank 0", rank);
+    int actual_rank, actual_size;
+    MPI_Comm_rank((*comm)->mpi, &actual_rank), MPI_Comm_size((*comm)->mpi, &actual_size);
+    if (rank != actual_rank || size != actual_size) wrong("ncclCommInitRank: rank %d of %d is wrong", rank, size);
+    std::vector<int> devices((size_t)size);
+    MPI_Allgather(&device_number, 1, MPI_INT, devices.data(), 1, MPI_INT, (*comm)->mpi);
+    for (int r = 0; r < rank; r++) // all processes run on one machine here
+        if (devices[(size_t)r] == device_number) return ncclInvalidUsage;
+    return ncclSuccess;
+}
+static inline ncclResult_t ncclGroupStart(void) { return cuda_on_cpu::groups_open++, ncclSuccess; }
+static inline ncclResult_t ncclGroupEnd(void) {
+    return cuda_on_cpu::groups_open-- > 0 ? ncclSuccess : ncclInvalidUsage;
+}
+static inline ncclResult_t ncclAllReduce(const void* from, void* to, size_t n, ncclDataType_t type, ncclRedOp_t,
+                                         ncclComm_t comm, cudaStream_t stream) {
+    using namespace cuda_on_cpu;
+    size_t bytes = n * size_of(type);
+    expect_in_place(to, from, 0, bytes, "ncclAllReduce");
+    return communicate(from, bytes, to, bytes, stream,
+                       [=](void* x, void* y) { MPI_Allreduce(x, y, (int)n, mpi_type(type), MPI_SUM, comm->mpi); });
+}
+static inline ncclResult_t ncclReduce(const void* from, void* to, size_t n, ncclDataType_t type, ncclRedOp_t, int root,
+                                      ncclComm_t comm, cudaStream_t stream) {
+    using namespace cuda_on_cpu;
+    size_t bytes = n * size_of(type);
+    expect_in_place(to, from, 0, bytes, "ncclReduce");
+    return communicate(from, bytes, to, bytes, stream,
+                       [=](void* x, void* y) { MPI_Reduce(x, y, (int)n, mpi_type(type), MPI_SUM, root, comm->mpi); });
+}
+static inline ncclResult_t ncclBroadcast(const void* from, void* to, size_t n, ncclDataType_t type, int root,
+                                         ncclComm_t comm, cudaStream_t stream) {
+    using namespace cuda_on_cpu;
+    size_t bytes = n * size_of(type);
+    expect_in_place(to, from, 0, bytes, "ncclBroadcast");
+    return communicate(from, bytes, to, bytes, stream, [=](void* x, void* y) {
+        MPI_Bcast(x, (int)n, mpi_type(type), root, comm->mpi);
+        memcpy(y, x, bytes);
+    });
+}
+static inline ncclResult_t ncclReduceScatter(const void* from, void* to, size_t n, ncclDataType_t type, ncclRedOp_t,
+                                             ncclComm_t comm, cudaStream_t stream) {
+    using namespace cuda_on_cpu;
+    size_t part = n * size_of(type), bytes = part * (size_t)comm->size;
+    expect_in_place(to, from, (size_t)comm->rank * part, bytes, "ncclReduceScatter");
+    return communicate(from, bytes, to, part, stream, [=](void* x, void* y) {
+        MPI_Reduce_scatter_block(x, y, (int)n, mpi_type(type), MPI_SUM, comm->mpi);
+    });
+}
+static inline ncclResult_t ncclAllGather(const void* from, void* to, size_t n, ncclDataType_t type, ncclComm_t comm,
+                                         cudaStream_t stream) {
+    using namespace cuda_on_cpu;
+    size_t part = n * size_of(type), bytes = part * (size_t)comm->size;
+    expect_in_place(from, to, (size_t)comm->rank * part, bytes, "ncclAllGather");
+    return communicate(from, part, to, bytes, stream, [=](void* x, void* y) {
+        MPI_Allgather(x, (int)n, mpi_type(type), y, (int)n, mpi_type(type), comm->mpi);
+    });
+}
+#endif

@@ -422,6 +422,33 @@ static void check_streams() {
     });
 }
 
+// A second stream adds 5 when it is told that a first one has written 1, and a third reads when it is told of that. If one
+// is not told, it is late or, in the other order, early.
+static void check_events(bool is_early) {
+    int* x = device_array<int>(1);
+    const int zero = 0, one = 1;
+    for (int missing = 0; missing < 3; missing++) {
+        cudaStream_t second;
+        cudaEvent_t written, added;
+        if (is_early) setenv("CUDA_ON_CPU_ORDER", "backward", 1);
+        cudaStreamCreateWithFlags(&second, cudaStreamNonBlocking);
+        unsetenv("CUDA_ON_CPU_ORDER");
+        cudaEventCreate(&written), cudaEventCreate(&added);
+        send(x, &zero, 1);
+        cudaMemcpyAsync(x, &one, sizeof one, cudaMemcpyHostToDevice, stream);
+        cudaEventRecord(written, stream);
+        if (missing != 1) cudaStreamWaitEvent(second, written, 0);
+        launch(add, 1, 1, 0, second, x, 5);
+        cudaEventRecord(added, second);
+        if (missing != 2) cudaStreamWaitEvent(stream, added, 0);
+        cudaEventRecord(written, stream); // again: what waits, waits for the time before
+        int got = fetch(x, 1)[0];
+        bool is_wrong = missing == 2 || (is_early && missing == 1);
+        expect(is_wrong ? got != 6 : got == 6, is_wrong ? "a missing wait is not seen" : "streams do not wait");
+        cudaStreamSynchronize(second);
+    }
+}
+
 // Against the definition: of the two neighbours, the nearer; of equally near ones, the even.
 static void check_rounding() {
     bool good = true;
@@ -451,6 +478,8 @@ int main(void) {
     check_warps();
     check_multiplies();
     check_streams();
+    check_events(false);
+    check_events(true);
     check_rounding();
     printf("%d passed, %d failed\n", passed, failed);
     return failed > 0;

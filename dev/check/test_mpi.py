@@ -1,0 +1,401 @@
+#!/usr/bin/env python3
+"""Train with several processes, and compare with one.
+
+    make train_gpt train_gpt_mpi
+    python3 dev/check/test_mpi.py [--mpirun mpirun] [--program ./train_gpt_mpi]
+
+`make test_mpi` does all of it. Small models are trained by 1, 2, 3 and 4 processes of one thread each: losses, gradient
+norms, weights and moments must be those of train_gpt but for rounding, with one process to the bit; a run must go on
+with any other number of processes. Then what can go wrong does: a process is killed, one is told to stop, one has other
+data, another command line, another program or too little memory, one dies and the disk is full. All must end
+within seconds with a line that names the rank, and leave the last checkpoint whole. Prints a line for each failure and
+in the end `N passed, N failed`; the exit status is 1 if something failed. The standard library is enough.
+"""
+
+import argparse
+import array
+import contextlib
+import json
+import math
+import os
+import resource
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+# Tensors of several cache lines a process and of less, in layers that are exchanged one after the other.
+MODEL = "--layers 3 --heads 2 --channels 40 --context 32 --seed 5".split()
+SCHEDULE = "--warmup 3 --val-every 6 --val-batches 3 --sample-every 6 --tokens 8 --lr 3e-3".split()
+SECONDS = 20  # in which all processes must have ended
+passed = failed = 0
+
+
+def check(good, what, output=""):
+    global passed, failed
+    passed += bool(good)
+    failed += not good
+    if not good:
+        print("failed: %s%s" % (what, "".join("\n    " + line for line in output.splitlines()[-12:])), flush=True)
+
+
+def read(path):
+    with open(path, "rb") as f:
+        return f.read()
+
+
+def rows_of(log):
+    """The log's columns but the times: step, loss, val_loss, lr, grad_norm."""
+    lines = read(log).decode().splitlines()[1:]
+    return [[float(x) if x else math.nan for x in line.split(",")[:5]] for line in lines]
+
+
+def tensors_of(checkpoint):
+    data = read(checkpoint)
+    length = struct.unpack("<Q", data[:8])[0]
+    header = json.loads(data[8:8 + length])
+    tensors = {}
+    for name, entry in header.items():
+        if entry.get("dtype") == "F32":
+            first, last = entry["data_offsets"]
+            tensors[name] = array.array("f", data[8 + length + first:8 + length + last])
+    return header["__metadata__"], tensors
+
+
+def distance(a, b):
+    """The largest difference of two logs' numbers, relative to the second's."""
+    if len(a) != len(b):
+        return math.inf
+    worst = 0.0
+    for x, y in zip(sum(a, []), sum(b, [])):
+        if math.isnan(x) != math.isnan(y):
+            return math.inf
+        if not math.isnan(x):
+            worst = max(worst, abs(x - y) / max(abs(y), 1e-30))
+    return worst
+
+
+def tensor_distance(a, b):
+    """The largest length of a difference of two tensors, relative to the tensor's; and the tensor's name."""
+    if a.keys() != b.keys():
+        return math.inf, "which there are"
+    worst = (0.0, "")
+    for name in b:
+        if len(a[name]) != len(b[name]):
+            return math.inf, name
+        length = math.fsum(y * y for y in b[name])
+        difference = math.fsum((x - y) * (x - y) for x, y in zip(a[name], b[name]))
+        worst = max(worst, (math.sqrt(difference / length) if length else math.inf * (difference > 0) if difference else 0.0, name))
+    return worst
+
+
+class Runs:
+    def __init__(self, options, folder):
+        self.options, self.folder = options, folder
+        version = subprocess.run([options.mpirun, "--version"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        self.openmpi = "HYDRA" not in version.stdout
+        self.environment = dict(os.environ, OMP_NUM_THREADS="1", OMPI_ALLOW_RUN_AS_ROOT="1",
+                                OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1", OMPI_MCA_mpi_yield_when_idle="1")
+        self.data = self.prepare("data", "train_gpt.c")
+        self.other_data = self.prepare("other", "test_gpt.c")
+
+    def prepare(self, name, text):
+        folder = self.path(name)
+        subprocess.run([sys.executable, os.path.join(ROOT, "prepare_data.py"), "--tokenizer", "bytes", "--out", folder,
+                        os.path.join(ROOT, text)], check=True, stdout=subprocess.DEVNULL)
+        return folder
+
+    def path(self, name):
+        return os.path.join(self.folder, name)
+
+    def files(self, name):
+        return ["--data", self.data, "--checkpoint", self.path(name), "--log", self.path(name + ".csv")]
+
+    def mpirun(self, *blocks):
+        """The command that starts each (processes, program and arguments) of blocks in one world."""
+        command = [self.options.mpirun] + (["--oversubscribe", "--bind-to", "none"] if self.openmpi else [])
+        for i, (count, arguments) in enumerate(blocks):
+            command += ([":"] if i else []) + ["-n", str(count)] + arguments
+        return command
+
+    def start(self, command):
+        # A group of its own, so that nothing is left behind whatever happens.
+        return subprocess.Popen(command, env=self.environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                                stderr=subprocess.STDOUT, text=True, start_new_session=True)
+
+    def end(self, process, seconds=SECONDS):
+        """Its status and what it printed; the status is None if it did not end in time."""
+        try:
+            output = process.communicate(timeout=seconds)[0]
+            return process.returncode, output
+        except subprocess.TimeoutExpired:
+            for pid in self.ranks(process) + [process.pid]:
+                with contextlib.suppress(OSError):
+                    os.kill(pid, signal.SIGKILL)
+            return None, process.communicate()[0]
+
+    def run(self, *blocks, seconds=60):
+        return self.end(self.start(self.mpirun(*blocks)), seconds)
+
+    def train(self, name, count, *arguments):
+        """Trains with so many processes of train_gpt_mpi, or with 0 by train_gpt."""
+        arguments = self.files(name) + list(arguments)
+        if count:
+            status, output = self.run((count, [self.options.program] + arguments))
+        else:
+            status, output = self.end(self.start([os.path.join(ROOT, "train_gpt")] + arguments), 60)
+        check(status == 0, "%s: status %s" % (name, status), output)
+        return output
+
+    def ranks(self, process):
+        """The process ids of train_gpt_mpi below mpirun, in the order of ranks."""
+        children = {}
+        for pid in filter(str.isdigit, os.listdir("/proc")):
+            with contextlib.suppress(OSError):
+                fields = read("/proc/%s/stat" % pid).decode("ascii", "replace").rsplit(")", 1)[1].split()
+                children.setdefault(int(fields[1]), []).append(int(pid))
+        found, below = [], [process.pid]
+        while below:
+            pid = below.pop()
+            below += children.get(pid, [])
+            with contextlib.suppress(OSError):
+                if os.path.basename(os.readlink("/proc/%d/exe" % pid)) == os.path.basename(self.options.program):
+                    found.append(pid)
+        return sorted(found)
+
+
+def test_same_training(runs):
+    """Losses, norms, weights and moments, with one batch a step and with two, and with clipping that takes hold."""
+    for case, arguments in (("plain", ["--batch", "12"]), ("accumulated", ["--batch", "12", "--accumulate", "2"]),
+                            ("clipped", ["--batch", "12", "--clip", "0.3", "--weight-decay", "1"])):
+        arguments = MODEL + SCHEDULE + ["--steps", "12"] + arguments
+        runs.train(case + "0", 0, *arguments)
+        log, (metadata, tensors) = rows_of(runs.path(case + "0.csv")), tensors_of(runs.path(case + "0"))
+        for count in (1, 2, 3, 4):
+            name = "%s%d" % (case, count)
+            output = runs.train(name, count, *arguments)
+            if not os.path.exists(runs.path(name)):
+                continue
+            if count == 1:
+                check(read(runs.path(name)) == read(runs.path(case + "0")), "%s: one process writes another checkpoint" % name)
+            d = distance(rows_of(runs.path(name + ".csv")), log)
+            check(d < 3e-6, "%s: the log differs by %g" % (name, d))
+            its_metadata, its_tensors = tensors_of(runs.path(name))
+            d, which = tensor_distance(its_tensors, tensors)
+            check(d < 1e-4, "%s: %s differs by %g" % (name, which, d))
+            for key in metadata.keys() | its_metadata.keys():
+                check(key == "loss" or metadata.get(key) == its_metadata.get(key),
+                      "%s: %s is %s, not %s" % (name, key, its_metadata.get(key), metadata.get(key)))
+            # Where there is one process, Open MPI gives it a terminal, on which it writes one line again and again.
+            check(count == 1 or output.count("step    12/12") == 1 and output.splitlines().count("---") == 4, "%s: progress or samples not once" % name, output)
+
+
+def test_same_bits(runs):
+    """Twice the same, with other numbers of threads and of steps between checkpoints."""
+    arguments = MODEL + SCHEDULE + ["--steps", "12", "--batch", "12"]
+    runs.environment["OMP_NUM_THREADS"] = "3"
+    runs.train("threads", 3, *arguments, "--save-every", "5")
+    runs.environment["OMP_NUM_THREADS"] = "1"
+    metadata, tensors = tensors_of(runs.path("threads"))
+    check(tensors == tensors_of(runs.path("plain3"))[1], "three threads or more saves change the bits")
+
+
+def test_resume(runs):
+    """Begun by some and ended by others is as good as begun and ended by the same."""
+    arguments = MODEL + SCHEDULE + ["--batch", "12"]
+    if not os.path.exists(runs.path("plain0")):
+        runs.train("plain0", 0, *arguments, "--steps", "12")
+    log, (_, tensors) = rows_of(runs.path("plain0.csv")), tensors_of(runs.path("plain0"))
+    for first, then in ((2, 3), (3, 0), (0, 4), (4, 1), (2, 2)):
+        name = "from%dto%d" % (first, then)
+        for path in (name, name + ".csv"):
+            if os.path.exists(runs.path(path)):
+                os.remove(runs.path(path))
+        # The learning rate depends on --steps: the first half ends by being told to, or is saved on the way.
+        half = runs.path(name + "_half")
+        process = runs.start(runs.mpirun((first, [runs.options.program] + runs.files(name) + arguments +
+                                          ["--steps", "12", "--save-every", "5"])) if first else
+                             [os.path.join(ROOT, "train_gpt")] + runs.files(name) + arguments +
+                             ["--steps", "12", "--save-every", "5"])
+        while process.poll() is None and not os.path.exists(half):
+            with contextlib.suppress(OSError):
+                os.link(runs.path(name), half)  # the checkpoint of step 5: the next one gets another file
+            time.sleep(0.0005)
+        runs.end(process, 60)
+        if not os.path.exists(half):
+            check(False, "%s: no checkpoint on the way" % name)
+            continue
+        step = int(tensors_of(half)[0]["step"])
+        check(step in (5, 10), "%s: the checkpoint on the way is of step %d" % (name, step))
+        os.replace(half, runs.path(name))
+        runs.train(name, then, "--resume", "--save-every", "0")
+        d = distance(rows_of(runs.path(name + ".csv")), log)
+        check(d < 3e-6, "%s: the log differs by %g" % (name, d))
+        d, which = tensor_distance(tensors_of(runs.path(name))[1], tensors)
+        check(d < 1e-4, "%s: %s differs by %g" % (name, which, d))
+        if first == then and os.path.exists(runs.path("plain2")):
+            check(tensors_of(runs.path(name))[1] == tensors_of(runs.path("plain2"))[1], "%s: other bits than uninterrupted" % name)
+
+
+def begin_long(runs, name, count, *arguments):
+    """A run that would take minutes, once it has saved something; its processes."""
+    command = [runs.options.program] + runs.files(name) + MODEL + ["--steps", "1000000", "--batch", "12", "--save-every", "20",
+                                                                   "--sample-every", "0", "--val-every", "0"] + list(arguments)
+    process = runs.start(runs.mpirun((count, command)))
+    limit = time.monotonic() + 60
+    while process.poll() is None and not os.path.exists(runs.path(name)) and time.monotonic() < limit:
+        time.sleep(0.02)
+    return process, runs.ranks(process)
+
+
+def whole(path):
+    try:
+        metadata, tensors = tensors_of(path)
+        return int(metadata["step"]) > 0 and all(map(math.isfinite, tensors["h.1.mlp.c_fc.weight"]))
+    except (OSError, ValueError, KeyError, struct.error):
+        return False
+
+
+def test_kill(runs):
+    for victim in (0, 2):
+        name = "killed%d" % victim
+        process, ranks = begin_long(runs, name, 3)
+        check(len(ranks) == 3, "%s: %d processes" % (name, len(ranks)))
+        if len(ranks) == 3:
+            os.kill(ranks[victim], signal.SIGKILL)
+        status, output = runs.end(process)
+        check(status not in (None, 0), "%s: status %s" % (name, status), output)
+        check(gone(ranks), "%s: processes are left" % name)
+        check(whole(runs.path(name)), "%s: the checkpoint is damaged" % name)
+        status, output = runs.run((2, [runs.options.program] + runs.files(name) +
+                                   ["--resume", "--steps", str(int(tensors_of(runs.path(name))[0]["step"]) + 2)]))
+        check(status == 0, "%s: cannot be resumed" % name, output)
+
+
+def alive(pid):
+    try:
+        return read("/proc/%d/stat" % pid).decode("ascii", "replace").rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def gone(pids):
+    limit = time.monotonic() + SECONDS
+    while any(map(alive, pids)) and time.monotonic() < limit:
+        time.sleep(0.05)
+    return not any(map(alive, pids))
+
+
+def test_stop(runs):
+    """One process, or mpirun, is told to stop: all save once, after the same step, and end."""
+    for number, whom in ((signal.SIGINT, 2), (signal.SIGTERM, 0), (signal.SIGINT, None)):
+        name = "stopped%s" % whom
+        # Open MPI's mpirun gives its processes one second from a signal to their end, if it is not told otherwise.
+        runs.environment["OMPI_MCA_odls_base_sigkill_timeout"] = "3"
+        process, ranks = begin_long(runs, name, 3)
+        if len(ranks) == 3:
+            os.kill(process.pid if whom is None else ranks[whom], number)
+        status, output = runs.end(process)
+        check(status not in (None, 0), "%s: status %s" % (name, status), output)
+        check(whole(runs.path(name)), "%s: the checkpoint is damaged" % name)
+        last = int(rows_of(runs.path(name + ".csv"))[-1][0])
+        check(int(tensors_of(runs.path(name))[0]["step"]) == last, "%s: the last step, %d, is not saved" % (name, last), output)
+        if whom is not None or not runs.openmpi:  # whose mpirun does not print any more then
+            check(output.count("stopped after step %d, saved" % last) == 1, "%s: not said once" % name, output)
+        check(gone(ranks), "%s: processes are left" % name)
+
+
+def expect(runs, name, wanted, *blocks):
+    """All end in time, with one line of train_gpt's, in which is what is wanted."""
+    start = time.monotonic()
+    status, output = runs.run(*blocks, seconds=SECONDS)
+    lines = [line for line in output.splitlines() if line.startswith("train_gpt:")]
+    check(status not in (None, 0), "%s: status %s after %.0f s" % (name, status, time.monotonic() - start), output)
+    check(len(lines) == 1 and all(w in lines[0] for w in wanted), "%s: not one line with %s" % (name, wanted), output)
+
+
+def test_refusals(runs):
+    program, host = runs.options.program, os.uname().nodename
+    train = [program] + runs.files("refused") + MODEL + ["--steps", "20", "--batch", "12"]
+
+    expect(runs, "a batch that is not divisible", ["rank 0 on " + host, "--batch 12", "5 processes"], (5, train))
+    expect(runs, "an unknown option", ["rank 0 on " + host, "--bach"], (2, train + ["--bach", "3"]))
+    expect(runs, "no data", ["rank 0 on " + host, "nowhere"], (2, train + ["--data", runs.path("nowhere")]))
+    expect(runs, "no data on one", ["rank 1 on " + host, "nowhere"], (1, train), (1, train + ["--data", runs.path("nowhere")]))
+    expect(runs, "other data", ["rank 1 on " + host, "text to train on"], (1, train), (2, train + ["--data", runs.other_data]))
+    expect(runs, "other validation data", ["rank 2 on " + host, "text to validate on"], (2, train),
+           (1, train + ["--val", os.path.join(runs.other_data, "val.bin")]))
+    expect(runs, "another learning rate", ["rank 1 on " + host, "command line"], (1, train), (1, train + ["--lr", "1e-3"]))
+    another = runs.path("another_" + os.path.basename(program))
+    shutil.copy(program, another)
+    with open(another, "ab") as f:
+        f.write(b"other")
+    expect(runs, "another program", ["rank 1 on " + host, "program"], (1, train), (1, [another] + train[1:]))
+    for name, seed in (("begin", "5"), ("begin_other", "6")):
+        runs.train(name, 0, *(MODEL + SCHEDULE + ["--steps", "1", "--batch", "12", "--seed", seed]))
+    common = [program, "--data", runs.data, "--batch", "12", "--steps", "20"]
+    out = ["--checkpoint", runs.path("refused")]
+    expect(runs, "other weights", ["rank 1 on " + host, "weights"], (1, common + out + ["--init", runs.path("begin")]),
+           (1, common + out + ["--init", runs.path("begin_other")]))
+    limited = ["sh", "-c", 'ulimit -v 1500000; exec "$@"', "sh"]
+    large = [program, "--data", runs.data, "--layers", "6", "--heads", "8", "--channels", "1024", "--context", "256", "--batch", "12",
+             "--steps", "3", "--checkpoint", runs.path("refused")]
+    expect(runs, "no memory on one", ["rank 1 on " + host, "memory"], (1, large), (1, limited + large))
+    expect(runs, "a folder that is not there", ["rank 0 on " + host, "cannot write"],
+           (2, train + ["--checkpoint", runs.path("nowhere/c")]))
+    status, output = runs.run((3, [program, "--generate", "a", "--tokens", "5", "--checkpoint", runs.path("begin")]))
+    check(status == 0 and len(output.strip()) < 200, "generation with three processes", output)
+
+
+def test_full_disk(runs):
+    """From some time on rank 0 can write no file of that size: training goes on, and the checkpoint before is whole."""
+    command = [runs.options.program, "--data", runs.data, "--checkpoint", runs.path("full")] + MODEL + \
+        "--steps 1000000 --batch 12 --save-every 20 --sample-every 0 --val-every 0".split()
+    process = runs.start(runs.mpirun((3, command)))
+    limit = time.monotonic() + 60
+    while process.poll() is None and not os.path.exists(runs.path("full")) and time.monotonic() < limit:
+        time.sleep(0.02)
+    ranks = runs.ranks(process)
+    if len(ranks) == 3:
+        resource.prlimit(ranks[0], resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))
+        time.sleep(2)
+        check(process.poll() is None, "a full disk ends the run")
+        before = read(runs.path("full"))
+        os.kill(ranks[1], signal.SIGTERM)
+    status, output = runs.end(process)
+    check(status not in (None, 0), "a full disk: status %s" % status, output)
+    check("training goes on" in output, "a full disk is not said", output)
+    lines = [line for line in output.splitlines() if line.startswith("train_gpt:")]
+    check(len(lines) == 1 and "rank 0 on" in lines[0] and "cannot write" in lines[0], "a full disk: not one line", output)
+    check(whole(runs.path("full")) and read(runs.path("full")) == before, "a full disk: the checkpoint before is gone")
+
+
+def main():
+    arguments = argparse.ArgumentParser(description="Train with several processes, and compare with one.")
+    arguments.add_argument("--mpirun", default="mpirun", help="default: mpirun")
+    arguments.add_argument("--program", default=os.path.join(ROOT, "train_gpt_mpi"), help="default: ./train_gpt_mpi")
+    arguments.add_argument("tests", nargs="*", help="those of these names, default: all")
+    options = arguments.parse_args()
+    options.program = os.path.abspath(options.program)
+    for program in (options.program, os.path.join(ROOT, "train_gpt")):
+        if not os.access(program, os.X_OK):
+            sys.exit("test_mpi.py: %s is not built; `make %s` builds it" % (program, os.path.basename(program)))
+    if not shutil.which(options.mpirun):
+        sys.exit("test_mpi.py: %s is not installed" % options.mpirun)
+    with tempfile.TemporaryDirectory() as folder:
+        runs = Runs(options, folder)
+        for test in (test_same_training, test_same_bits, test_resume, test_kill, test_stop, test_refusals, test_full_disk):
+            if not options.tests or test.__name__[5:] in options.tests:
+                start = time.monotonic()
+                test(runs)
+                print("%s: %.1f s" % (test.__name__[5:], time.monotonic() - start), flush=True)
+    print("%d passed, %d failed" % (passed, failed))
+    sys.exit(failed > 0)
+
+
+if __name__ == "__main__":
+    main()
