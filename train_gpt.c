@@ -1567,7 +1567,7 @@ static void fail(int status, const char* format, ...) {
         if ((unsigned char)*p < ' ' || *p == 127) *p = '?';
     if (signalled && status == 1) status = 128 + signalled;
     if (world.size > 1) {
-        usleep(100000 * (unsigned)min_size((size_t)world.rank, 9)); // what all fail at, the first says for all
+        usleep(500000 * (unsigned)min_size((size_t)world.rank, 4)); // what all fail at, the first says for all
         fprintf(stderr, "train_gpt: rank %d on %s: %s\n", world.rank, world.host, line);
         world.end(status);
     }
