@@ -2085,6 +2085,11 @@ static void write_tokenizer(const char* path, const Vocabulary* v, size_t ranges
     fclose(f);
 }
 
+static void free_tokenizer(Tokenizer* t) {
+    free(t->slots), free(t->classes);
+    unmap_file(&t->file);
+}
+
 // Pieces as a plain loop makes them: the pair that makes the lowest token is joined, the leftmost first.
 static size_t encode_plainly(const Tokenizer* t, const uint8_t* s, size_t n, int* tokens) {
     for (size_t i = 0; i < n; i++) tokens[i] = find_token(t, s + i, 1);
@@ -2093,12 +2098,10 @@ static size_t encode_plainly(const Tokenizer* t, const uint8_t* s, size_t n, int
         size_t at = 0;
         for (size_t i = 0; i + 1 < n; i++) {
             uint8_t pair[64];
-            size_t first, second;
-            const uint8_t* string = token_string(t, tokens[i], &first);
-            memcpy(pair, string, first);
-            string = token_string(t, tokens[i + 1], &second);
-            memcpy(pair + first, string, second);
-            int joined = find_token(t, pair, first + second);
+            Bytes first = token_string(t, tokens[i]), second = token_string(t, tokens[i + 1]);
+            memcpy(pair, first.p, first.n);
+            memcpy(pair + first.n, second.p, second.n);
+            int joined = find_token(t, pair, first.n + second.n);
             if (joined >= 0 && joined < best) best = joined, at = i;
         }
         if (best == INT32_MAX) return n;
@@ -2109,12 +2112,12 @@ static size_t encode_plainly(const Tokenizer* t, const uint8_t* s, size_t n, int
 }
 
 static bool decodes_to(const Tokenizer* t, const int* tokens, size_t count, const uint8_t* text, size_t n) {
-    size_t at = 0, length;
+    size_t at = 0;
     for (size_t i = 0; i < count; i++) {
         if (tokens[i] < 0 || (size_t)tokens[i] >= t->V) return false;
-        const uint8_t* string = token_string(t, tokens[i], &length);
-        if (length > n - at || memcmp(string, text + at, length)) return false;
-        at += length;
+        Bytes s = token_string(t, tokens[i]);
+        if (s.n > n - at || memcmp(s.p, text + at, s.n)) return false;
+        at += s.n;
     }
     return at == n;
 }
@@ -2746,6 +2749,19 @@ typedef struct {
 static void free_builder(Builder* b) {
     free(b->text), free(b->data);
     memset(b, 0, sizeof *b);
+}
+
+static void append(char** text, size_t* length, const char* format, ...) {
+    va_list args;
+    va_start(args, format);
+    char* more;
+    int n = vasprintf(&more, format, args);
+    va_end(args);
+    if (n >= 0) *text = (char*)realloc(*text, *length + (size_t)n + 1);
+    if (n < 0 || !*text) die("no memory for a test's text");
+    memcpy(*text + *length, more, (size_t)n + 1);
+    *length += (size_t)n;
+    free(more);
 }
 
 // shape and offsets as they stand in the file, so that they may be wrong; data may be NULL: any numbers.
@@ -4056,10 +4072,9 @@ static void test_validation(void) {
         for (size_t i = 0; i < count; i++) {
             int inputs[T], targets[T];
             for (size_t j = 0; j < T; j++) {
-                size_t at = i * WINDOWS / count * T + j, length;
+                size_t at = i * WINDOWS / count * T + j;
                 inputs[j] = tokens[at], targets[j] = tokens[at + 1];
-                token_string(&t, targets[j], &length);
-                bytes += (double)length;
+                bytes += (double)token_string(&t, targets[j]).n;
             }
             device->forward(&m, &a, inputs, targets, 1, T, 0, false);
             loss += take_loss(&m);
@@ -4786,14 +4801,13 @@ static void test_cli_tokenize(void) {
 static void open_view(View* v, Model model, const int* tokens, size_t n) {
     memset(v, 0, sizeof *v);
     v->model = model;
-    int* own = (int*)allocate(n, sizeof(int), "a test");
+    int* own = (int*)allocate(n + 1, sizeof(int), "a test");
     memcpy(own, tokens, n * sizeof(int));
-    create_view(v, own, n);
-    read_model_outputs(v);
+    look_at(v, own, n);
 }
 
 static void close_view(View* v) {
-    free_view(v);
+    device->free_activations(&v->a);
     device->free_model(&v->model);
 }
 

@@ -39,6 +39,7 @@
 #include <fcntl.h>
 #include <float.h>
 #include <glob.h>
+#include <libgen.h>
 #include <limits.h>
 #include <math.h>
 #ifdef WITH_MPI
@@ -1556,10 +1557,8 @@ static void fail(int status, const char* format, ...) {
     if (rescue) {
         const char* (*save)(void) = rescue;
         rescue = NULL;
-        n = strlen(line);
-        snprintf(line + n, sizeof line - n, "; ");
-        const char* outcome = save();
-        snprintf(line + n + 2, sizeof line - n - 2, "%s", outcome);
+        strncat(line, "; ", sizeof line - strlen(line) - 1);
+        strncat(line, save(), sizeof line - strlen(line) - 1);
     }
     clear_live_line();
     fflush(stdout);
@@ -1602,9 +1601,7 @@ static void* allocate(size_t count, size_t size, const char* what) {
     size_t unit = bytes < HUGE_PAGE ? 64 : HUGE_PAGE, blocks = bytes ? (bytes + unit - 1) / unit : 1;
     char* p = (char*)aligned_alloc(unit, blocks * unit);
     if (!p) die("no memory for %s (%.1f MB)", what, (double)bytes / 1e6);
-#ifdef MADV_HUGEPAGE
     if (unit == HUGE_PAGE) madvise(p, blocks * unit, MADV_HUGEPAGE);
-#endif
 #pragma omp parallel for schedule(static) if (unit == HUGE_PAGE)
     for (size_t i = 0; i < blocks; i++) memset(p + i * unit, 0, unit);
     return p;
@@ -1653,11 +1650,8 @@ static const char* name_of(const char* path) {
 // The folder that a file is in, until the next call.
 static const char* folder_of(const char* path) {
     static char folder[MAX_PATH];
-    int n = 0;
-    for (int i = 0; path[i]; i++)
-        if (path[i] == '/') n = i + 1;
-    snprintf(folder, sizeof folder, "%.*s%s", n, path, n ? "" : "./");
-    return folder;
+    snprintf(folder, sizeof folder, "%s", path);
+    return dirname(folder);
 }
 
 // folder/name, until the next call.
@@ -1745,7 +1739,7 @@ static void output_open(Output* out, const char* path, size_t size) {
     if (out->error) return;
     const char* folder = folder_of(out->path);
     mode_t mode = there ? info.st_mode & 0777 : 0666;
-    snprintf(out->temporary, sizeof out->temporary, "%strain_gpt.%x.tmp", folder,
+    snprintf(out->temporary, sizeof out->temporary, "%s/train_gpt.%x.tmp", folder,
              (unsigned)random_bits((uint64_t)getpid(), (uint64_t)(1e9 * seconds())));
     int fd = open(folder, O_TMPFILE | O_WRONLY | O_CLOEXEC, mode);
     if (fd < 0) {
@@ -1773,8 +1767,8 @@ static void output_close(Output* out) {
     if (out->stream && fclose(out->stream)) output_failed(out, strerror(errno));
 }
 
-// Whether it could be written: then it stands in the other's place.
-static bool output_replace(Output* out) {
+// Puts what was written, if it could be, in the other's place.
+static void output_replace(Output* out) {
     output_close(out);
     if (!out->error && rename(out->temporary, out->path)) output_failed(out, strerror(errno));
     if (out->error && out->named) unlink(out->temporary);
@@ -1783,13 +1777,47 @@ static bool output_replace(Output* out) {
         fsync(fd);
         close(fd);
     }
-    return !out->error;
 }
 
 // The same for what nothing can go on without.
 static void output_finish(Output* out) {
-    if (!output_replace(out))
-        die("cannot write %s: %s; whatever stood there before is untouched", out->path, out->error);
+    output_replace(out);
+    if (out->error) die("cannot write %s: %s; whatever stood there before is untouched", out->path, out->error);
+}
+
+static void write_whole(const char* path, const void* data, size_t size) {
+    Output out;
+    output_open(&out, path, size);
+    output_write(&out, data, size);
+    output_finish(&out);
+}
+
+// A text that is put together in memory: begin_text() gives the stream to write it to, end_text() makes it whole.
+typedef struct {
+    char* text;
+    size_t length;
+    FILE* stream;
+} Text;
+
+static FILE* begin_text(Text* t) {
+    memset(t, 0, sizeof *t);
+    t->stream = open_memstream(&t->text, &t->length);
+    if (!t->stream) die("no memory for a text");
+    return t->stream;
+}
+
+static void end_text(Text* t, const char* what) {
+    bool failed = ferror(t->stream);
+    if (fclose(t->stream) || failed || !t->text) die("no memory for %s", what);
+}
+
+// That a file can be written is tried before the work that it is to keep.
+static void try_output(const char* path, size_t size) {
+    Output out;
+    output_open(&out, path, size);
+    output_close(&out);
+    if (out.named) unlink(out.temporary);
+    if (out.error) die("cannot write %s: %s", path, out.error);
 }
 
 // The file that a name leads to, until the next call: a link's end, else the name itself.
@@ -2129,18 +2157,22 @@ static uint64_t fingerprint(const uint8_t* data, size_t n) { // FNV-1a
     return hash;
 }
 
-static const uint8_t* token_string(const Tokenizer* t, int token, size_t* length) {
-    *length = t->offsets[token + 1] - t->offsets[token];
-    return t->strings + t->offsets[token];
+typedef struct {
+    const uint8_t* p;
+    size_t n;
+} Bytes;
+
+static Bytes token_string(const Tokenizer* t, int token) {
+    Bytes s = {t->strings + t->offsets[token], t->offsets[token + 1] - t->offsets[token]};
+    return s;
 }
 
 // The slot of the token with this string, or the empty slot where it would stand.
 static uint32_t* find_slot(const Tokenizer* t, const uint8_t* s, size_t n) {
     for (uint64_t i = fingerprint(s, n) % SLOTS;; i = (i + 1) % SLOTS) {
         if (!t->slots[i]) return &t->slots[i];
-        size_t length;
-        const uint8_t* string = token_string(t, (int)t->slots[i] - 1, &length);
-        if (length == n && !memcmp(string, s, n)) return &t->slots[i];
+        Bytes token = token_string(t, (int)t->slots[i] - 1);
+        if (token.n == n && !memcmp(token.p, s, n)) return &t->slots[i];
     }
 }
 
@@ -2174,10 +2206,9 @@ static Tokenizer read_tokenizer(const File* file) {
             die("%s is damaged: its tokens' offsets are out of order", path);
     t.slots = (uint32_t*)allocate(SLOTS, sizeof *t.slots, "the tokenizer");
     for (size_t i = 0; i < t.V; i++) {
-        size_t n;
-        const uint8_t* s = token_string(&t, (int)i, &n);
+        Bytes s = token_string(&t, (int)i);
         if ((int)i == t.end_of_text) continue; // never made by joining
-        uint32_t* slot = find_slot(&t, s, n);
+        uint32_t* slot = find_slot(&t, s.p, s.n);
         if (*slot) die("%s is damaged: tokens %u and %zu are the same", path, *slot - 1, i);
         *slot = (uint32_t)i + 1;
     }
@@ -2196,11 +2227,6 @@ static Tokenizer load_tokenizer(const char* path) {
 }
 
 static uint64_t tokenizer_mark(const Tokenizer* t) { return fingerprint(t->file.data, t->file.size); }
-
-static void free_tokenizer(Tokenizer* t) {
-    free(t->slots), free(t->classes);
-    unmap_file(&t->file);
-}
 
 // Length of the UTF-8 character at s, of n > 0 bytes, and its code point. A byte that begins none is a character of its
 // own with a code of no class: UNFINISHED if more bytes could make it one, else BROKEN, as overlong forms and surrogates
@@ -2278,13 +2304,12 @@ static void push_join(const Tokenizer* t, const uint8_t* s, size_t n, const uint
 // two new ones are pushed.
 static size_t encode_piece(const Tokenizer* t, const uint8_t* s, size_t n, uint32_t* size, uint64_t* heap,
                            int* tokens) {
-    size_t made = 0, length;
+    size_t made = 0;
     for (size_t i = 0; i < n; i++) size[i] = 1;
     for (size_t i = 0; i < n; i++) push_join(t, s, n, size, heap, i);
     while (heap[0]) {
         uint64_t join = heap_pop(heap);
-        size_t left = join & UINT32_MAX, right = left + size[left];
-        token_string(t, (int)(join >> 32), &length);
+        size_t left = join & UINT32_MAX, right = left + size[left], length = token_string(t, (int)(join >> 32)).n;
         // Parts that have been joined with others since are not what was pushed.
         if (right >= n || size[left] + size[right] != length) continue;
         size[left] = (uint32_t)length;
@@ -2348,9 +2373,8 @@ static Utf8Printer generated;
 static bool is_end_of_text(const Tokenizer* t, int token) { return token == t->end_of_text; }
 
 static void print_token(const Tokenizer* t, int token) {
-    size_t length;
-    const uint8_t* string = token_string(t, token, &length);
-    utf8_print(&generated, string, length, false);
+    Bytes s = token_string(t, token);
+    utf8_print(&generated, s.p, s.n, false);
     check_output();
 }
 
@@ -2360,10 +2384,10 @@ static void print_rest(void) { utf8_print(&generated, NULL, 0, true); }
 // Data loader
 //
 // A shard is a file of tokens: 256 int32 of header (20240520, 1, number of tokens, and in two words the fingerprint of
-// its tokenizer.bin, or 0), then uint16 each. Shards are cut
-// into windows of T tokens, whose targets are the same tokens one further on. An epoch visits every window once, in an
-// order of its own and with the cuts shifted by an amount of its own. All of that is computed from the seed and the
-// number of windows taken so far, which is therefore the loader's whole state.
+// its tokenizer.bin, or 0), then uint16 each. Shards are cut into windows of T tokens, whose targets are the same tokens
+// one further on. An epoch visits every window once, in an order of its own and with the cuts shifted by an amount of
+// its own. All of that is computed from the seed and the number of windows taken so far, which is therefore the
+// loader's whole state.
 
 typedef struct {
     File file;
@@ -2392,15 +2416,16 @@ static Shard open_shard(const char* path, size_t T) {
     return s;
 }
 
-// pattern: a file, or a glob that matches several; T: tokens in a window.
+// pattern: a file, or if there is none of that name a glob that matches several; T: tokens in a window.
 static Data open_data(const char* pattern, size_t T, size_t V) {
     Data d = {NULL, 0, 0, 0, T, V};
     glob_t found;
-    if (glob(pattern, GLOB_NOCHECK, NULL, &found)) die("no memory to look for %s", pattern);
+    bool file = !access(pattern, F_OK); // whatever glob() would make of its name
+    if (glob(file ? "" : pattern, GLOB_NOCHECK, NULL, &found)) die("no memory to look for %s", pattern);
     d.shard_count = found.gl_pathc;
     d.shards = (Shard*)allocate(d.shard_count, sizeof(Shard), "the list of shards");
     for (size_t i = 0; i < d.shard_count; i++) {
-        d.shards[i] = open_shard(found.gl_pathv[i], T);
+        d.shards[i] = open_shard(file ? pattern : found.gl_pathv[i], T);
         d.windows += d.shards[i].windows;
         d.token_count += d.shards[i].count;
     }
@@ -2573,12 +2598,11 @@ typedef struct {
     const uint8_t* data;
 } Entry;
 
-typedef struct Checkpoint {
+typedef struct {
     File file;
-    size_t entry_count, part_count;
+    size_t entry_count;
     Entry* entries;
     Json json;
-    struct Checkpoint* parts; // of a model in several files
 } Checkpoint;
 
 static size_t type_size(const char* type) {
@@ -2613,11 +2637,12 @@ static Checkpoint open_file(const char* path, const char* advice) {
     c.file = map_file(path, advice);
     uint64_t length = 0;
     if (c.file.size >= 8) memcpy(&length, c.file.data, 8);
-    if (c.file.size < 10 || length > c.file.size - 8 || length > 100000000 || c.file.data[8] != '{')
-        die("%s is not a safetensors file, or is cut off%s", path,
-            c.file.size > 2 && !memcmp(c.file.data, "PK", 2)
-                ? " (it looks like PyTorch's: transformers' save_pretrained writes model.safetensors)"
-                : "");
+    if (c.file.size < 10 || length > c.file.size - 8 || length > 100000000 || c.file.data[8] != '{') {
+        if (c.file.size >= 2 && (!memcmp(c.file.data, "PK", 2) || !memcmp(c.file.data, "\x80\x02", 2)))
+            die("%s is in Python's own format, which may run programs: python3 dev/check/to_safetensors.py %s", path,
+                path);
+        die("%s is not a safetensors file, or is cut off", path);
+    }
     size_t size = c.file.size - 8 - length, used = 0;
     c.json = read_json(path, c.file.data + 8, length);
     c.entries = (Entry*)allocate(c.json.count, sizeof(Entry), "the list of tensors");
@@ -2635,36 +2660,27 @@ static Checkpoint open_file(const char* path, const char* advice) {
 }
 
 // A model in several files, as transformers saves large ones: {"weight_map": {"name": "file", ...}} says which tensor is
-// in which. Each file is opened once, and all their tensors are put into one list.
+// in which. Each file is opened once, and all their tensors are put into one list, which points into them: they stay open.
 static Checkpoint open_index(const char* path, const char* advice) {
-    enum { MAX_PARTS = 256 };
     Checkpoint c;
     memset(&c, 0, sizeof c);
     c.file = map_file(path, advice);
-    c.json = read_json(path, c.file.data, c.file.size);
-    c.parts = (Checkpoint*)allocate(MAX_PARTS, sizeof *c.parts, "the list of files");
-    char folder[MAX_PATH];
-    const char* slash = strrchr(path, '/');
-    snprintf(folder, sizeof folder, "%.*s", slash ? (int)(slash - path) : 1, slash ? path : ".");
-    path = c.file.path; // path_in() may have made the other
+    c.json = read_json(c.file.path, c.file.data, c.file.size);
     for (const Pair* pair = c.json.pairs; pair < c.json.pairs + c.json.count; pair++) {
         if (strncmp(pair->key, "weight_map/", 11)) continue;
-        if (strchr(pair->value, '/')) die("%s names a file in another folder: %s", path, pair->value);
-        const char* name = path_in(folder, pair->value);
-        bool seen = false;
-        for (size_t i = 0; i < c.part_count; i++) seen = seen || !strcmp(c.parts[i].file.path, name);
-        if (seen) continue;
-        if (c.part_count == MAX_PARTS) die("%s lists over %d files", path, MAX_PARTS);
-        Checkpoint* part = &c.parts[c.part_count++];
-        *part = open_file(name, "");
-        c.entries = (Entry*)realloc(c.entries, (c.entry_count + part->entry_count + 1) * sizeof(Entry));
+        if (strchr(pair->value, '/')) die("%s names a file in another folder: %s", c.file.path, pair->value);
+        const Pair* first = c.json.pairs; // to name this file
+        while (strncmp(first->key, "weight_map/", 11) || strcmp(first->value, pair->value)) first++;
+        if (first < pair) continue;
+        Checkpoint part = open_file(path_in(folder_of(c.file.path), pair->value), "");
+        c.entries = (Entry*)realloc(c.entries, (c.entry_count + part.entry_count + 1) * sizeof(Entry));
         if (!c.entries) die("no memory for the list of tensors");
-        memcpy(c.entries + c.entry_count, part->entries, part->entry_count * sizeof(Entry));
-        c.entry_count += part->entry_count;
+        memcpy(c.entries + c.entry_count, part.entries, part.entry_count * sizeof(Entry));
+        c.entry_count += part.entry_count;
     }
     for (const Entry* e = c.entries; e < c.entries + c.entry_count; e++)
         for (const Entry* other = c.entries; other < e; other++)
-            if (!strcmp(e->name, other->name)) die("%s: tensor %s is in two files", path, e->name);
+            if (!strcmp(e->name, other->name)) die("%s: tensor %s is in two files", c.file.path, e->name);
     return c;
 }
 
@@ -2673,8 +2689,6 @@ static Checkpoint open_checkpoint(const char* path, const char* advice) {
 }
 
 static void close_checkpoint(Checkpoint* c) {
-    for (size_t i = 0; i < c->part_count; i++) close_checkpoint(&c->parts[i]);
-    free(c->parts);
     free(c->entries);
     free(c->json.pairs);
     unmap_file(&c->file);
@@ -2771,8 +2785,8 @@ static void check_foreign(const Checkpoint* c, const Model* model) {
 
 // The head count in the config.json beside a weights file, or 0. It may ask for nothing that this model would compute
 // otherwise.
-static size_t heads_from_config(const char* directory, size_t C) {
-    const char* path = path_in(directory, "config.json");
+static size_t heads_from_config(const char* weights, size_t C) {
+    const char* path = path_in(folder_of(weights), "config.json");
     if (access(path, R_OK)) return 0;
     File file = map_file(path, "");
     Json j = read_json(file.path, file.data, file.size);
@@ -2813,10 +2827,7 @@ static Config read_config(const Checkpoint* c) {
     config.L = 0;
     for (char name[32]; snprintf(name, sizeof name, "h.%zu.ln_1.weight", config.L), find_entry(c, "", name); config.L++)
         if (config.L == MAX_LAYERS) die("%s has more than %d layers", path, MAX_LAYERS);
-    const char* slash = strrchr(path, '/');
-    char directory[MAX_PATH] = ".";
-    if (slash) snprintf(directory, sizeof directory, "%.*s", (int)(slash - path), path);
-    if (!metadata(c, "--heads")) config.H = heads_from_config(directory, config.C);
+    if (!metadata(c, "--heads")) config.H = heads_from_config(path, config.C);
     if (!config.H) {
         config.H = config.C / 64;
         note("%s does not say how many heads it has, nor does a config.json: %zu are taken, as in GPT-2", path,
@@ -2829,47 +2840,36 @@ static Config read_config(const Checkpoint* c) {
     return config;
 }
 
-static void append(char** text, size_t* length, const char* format, ...) {
-    va_list args;
-    va_start(args, format);
-    char* more;
-    int n = vasprintf(&more, format, args);
-    va_end(args);
-    if (n >= 0) *text = (char*)realloc(*text, *length + (size_t)n + 1);
-    if (n < 0 || !*text) die("no memory for the checkpoint's header");
-    memcpy(*text + *length, more, (size_t)n + 1);
-    *length += (size_t)n;
-    free(more);
-}
-
 // Writes weights, and with `training` the moments. more_metadata: JSON pairs that go into the metadata, each
 // beginning with a comma. tokenizer: the file that goes with it, or NULL. Returns what went wrong, or NULL; numbers that
 // are not finite are never saved.
 static const char* save_checkpoint(const char* path, const Model* model, bool training, const char* more_metadata,
                                    const File* tokenizer) {
     static const char* const prefixes[] = {"", "adam.m.", "adam.v."};
-    char* text = NULL;
-    size_t length = 0, at = 0, n = model->tensor_count, count = training ? 3 * n : n;
-    append(&text, &length, "{\"__metadata__\":{\"format\":\"pt\"%s}", more_metadata);
+    Text text;
+    FILE* f = begin_text(&text);
+    size_t at = 0, n = model->tensor_count, count = training ? 3 * n : n;
+    fprintf(f, "{\"__metadata__\":{\"format\":\"pt\"%s}", more_metadata);
     for (size_t i = 0; i < count; i++) {
         const Tensor* t = &model->tensors[i % n];
-        append(&text, &length, ",\"%s%s\":{\"dtype\":\"F32\",\"shape\":[", prefixes[i / n], t->name);
-        if (t->rows) append(&text, &length, "%zu,", t->rows);
-        append(&text, &length, "%zu],\"data_offsets\":[%zu,%zu]}", t->columns, at, at + 4 * t->size);
+        fprintf(f, ",\"%s%s\":{\"dtype\":\"F32\",\"shape\":[", prefixes[i / n], t->name);
+        if (t->rows) fprintf(f, "%zu,", t->rows);
+        fprintf(f, "%zu],\"data_offsets\":[%zu,%zu]}", t->columns, at, at + 4 * t->size);
         at += 4 * t->size;
     }
     if (tokenizer) {
-        append(&text, &length, ",\"tokenizer.bin\":{\"dtype\":\"U8\",\"shape\":[%zu],\"data_offsets\":[%zu,%zu]}",
-               tokenizer->size, at, at + tokenizer->size);
+        fprintf(f, ",\"tokenizer.bin\":{\"dtype\":\"U8\",\"shape\":[%zu],\"data_offsets\":[%zu,%zu]}", tokenizer->size,
+                at, at + tokenizer->size);
         at += tokenizer->size;
     }
-    append(&text, &length, "}%*s", (int)(7 - length % 8), ""); // tensors begin at a multiple of 8 bytes
+    fprintf(f, "}%*s", (int)(7 - ftell(f) % 8), ""); // tensors begin at a multiple of 8 bytes
+    end_text(&text, "the checkpoint's header");
     Output out;
-    uint64_t header = length;
-    output_open(&out, path, 8 + length + at);
+    uint64_t header = text.length;
+    output_open(&out, path, 8 + header + at);
     output_write(&out, &header, sizeof header);
-    output_write(&out, text, length);
-    free(text);
+    output_write(&out, text.text, header);
+    free(text.text);
     static float buffer[16384];
     const float* block = model->weights;
     for (size_t i = 0; i < count && !out.error; i++) {
@@ -2887,30 +2887,8 @@ static const char* save_checkpoint(const char* path, const Model* model, bool tr
     return out.error;
 }
 
-static void write_whole(const char* path, const void* data, size_t size) {
-    Output out;
-    output_open(&out, path, size);
-    output_write(&out, data, size);
-    output_finish(&out);
-}
-
-// The file in the folder, with what was written into a memory stream, which it closes.
-typedef struct {
-    char* text;
-    size_t length;
-    FILE* stream;
-} Text;
-
-static FILE* begin_text(Text* t) {
-    memset(t, 0, sizeof *t);
-    t->stream = open_memstream(&t->text, &t->length);
-    if (!t->stream) die("no memory for a text");
-    return t->stream;
-}
-
-static void end_text(Text* t, const char* directory, const char* name) {
-    bool failed = ferror(t->stream);
-    if (fclose(t->stream) || failed || !t->text) die("no memory for %s", name);
+static void export_text(Text* t, const char* directory, const char* name) {
+    end_text(t, name);
     write_whole(path_in(directory, name), t->text, t->length);
     free(t->text);
 }
@@ -2933,11 +2911,10 @@ static void write_letters(FILE* f, const uint8_t* s, size_t n, bool json) {
 }
 
 static void write_vocabulary(FILE* f, const Tokenizer* t) {
-    size_t length;
     for (size_t i = 0; i < t->V; i++) {
-        const uint8_t* s = token_string(t, (int)i, &length);
+        Bytes s = token_string(t, (int)i);
         fputs(i ? ",\n\"" : "{\n\"", f);
-        write_letters(f, s, length, true);
+        write_letters(f, s.p, s.n, true);
         fprintf(f, "\": %zu", i);
     }
     fputs("\n}", f);
@@ -2945,17 +2922,15 @@ static void write_vocabulary(FILE* f, const Tokenizer* t) {
 
 // All pairs of tokens that make a token, those of the lowest rank first: what encode() joins.
 static void write_merges(FILE* f, const Tokenizer* t, bool json) {
-    size_t length;
     const char* between = "\n";
     for (size_t i = 0; i < t->V; i++) {
-        const uint8_t* s = token_string(t, (int)i, &length);
-        for (size_t cut = 1; cut < length && (int)i != t->end_of_text; cut++) {
-            if (find_token(t, s, cut) < 0 || find_token(t, s + cut, length - cut) < 0) continue;
-            fputs(json ? between : "", f);
-            fputs(json ? "\"" : "", f);
-            write_letters(f, s, cut, json);
+        Bytes s = token_string(t, (int)i);
+        for (size_t cut = 1; cut < s.n && (int)i != t->end_of_text; cut++) {
+            if (find_token(t, s.p, cut) < 0 || find_token(t, s.p + cut, s.n - cut) < 0) continue;
+            if (json) fprintf(f, "%s\"", between);
+            write_letters(f, s.p, cut, json);
             putc(' ', f);
-            write_letters(f, s + cut, length - cut, json);
+            write_letters(f, s.p + cut, s.n - cut, json);
             fputs(json ? "\"" : "\n", f);
             between = ",\n";
         }
@@ -2967,15 +2942,16 @@ static void write_merges(FILE* f, const Tokenizer* t, bool json) {
 static void export_tokenizer(const char* directory, const Tokenizer* t, Config c) {
     Text text;
     FILE* f = begin_text(&text);
-    size_t length = 0;
-    const char* end = t->end_of_text < 0 ? "" : (const char*)token_string(t, t->end_of_text, &length);
-    int n = (int)length;
+    Bytes s = {NULL, 0};
+    if (t->end_of_text >= 0) s = token_string(t, t->end_of_text);
+    const char* end = (const char*)s.p;
+    int n = (int)s.n;
     write_vocabulary(f, t);
-    end_text(&text, directory, "vocab.json");
+    export_text(&text, directory, "vocab.json");
     f = begin_text(&text);
     fputs("#version: 0.2\n", f);
     write_merges(f, t, false);
-    end_text(&text, directory, "merges.txt");
+    export_text(&text, directory, "merges.txt");
     f = begin_text(&text);
     fputs("{\n\"version\": \"1.0\", \"truncation\": null, \"padding\": null,\n\"added_tokens\": [", f);
     if (n)
@@ -2995,34 +2971,30 @@ static void export_tokenizer(const char* directory, const Tokenizer* t, Config c
     fputs(",\n\"merges\": [", f);
     write_merges(f, t, true);
     fputs("]}\n}\n", f);
-    end_text(&text, directory, "tokenizer.json");
+    export_text(&text, directory, "tokenizer.json");
     f = begin_text(&text);
     fputs("{\n  \"tokenizer_class\": \"PreTrainedTokenizerFast\",\n  \"clean_up_tokenization_spaces\": false,\n"
           "  \"model_input_names\": [\"input_ids\", \"attention_mask\"],\n",
           f);
     if (n) fprintf(f, "  \"bos_token\": \"%.*s\",\n  \"eos_token\": \"%.*s\",\n", n, end, n, end);
     fprintf(f, "  \"model_max_length\": %zu\n}\n", c.T);
-    end_text(&text, directory, "tokenizer_config.json");
+    export_text(&text, directory, "tokenizer_config.json");
 }
 
-// That a file which an export would replace is one of an export, and begins so.
-static void check_exported(const char* path, const char* key, const void* start, size_t size) {
+// That a file which an export would replace is one of an export, and begins so; a model's has a number before.
+static void check_exported(const char* path, const void* start, size_t size) {
     if (access(path, F_OK)) return;
     File file = map_file(path, "");
-    bool own = file.size >= size && !memcmp(file.data, start, size);
-    if (own && key) {
-        Checkpoint c = open_checkpoint(path, "");
-        own = metadata(&c, key) && !find_entry(&c, "adam.m.", "wte.weight");
-        close_checkpoint(&c);
-    }
+    if (!memmem(file.data, min_size(file.size, sizeof(uint64_t) + size), start, size))
+        die("%s is not of an earlier export and would be replaced: export to another folder", path);
     unmap_file(&file);
-    if (!own) die("%s is not of an earlier export and would be replaced: export to another folder", path);
 }
 
 // A folder that transformers' from_pretrained opens. t: NULL if there is none that belongs to the model. Nothing in it is
 // replaced but what an earlier export wrote.
 static void export_model(const char* directory, const Model* model, const Tokenizer* t) {
-    static const char* const texts[][2] = {
+    static const char* const starts[][2] = {
+        {"model.safetensors", "{\"__metadata__\":{\"format\":\"pt\",\"--heads\":"},
         {"config.json", "{\n  \"architectures\": [\"GPT2LMHeadModel\"],\n  \"model_type\": \"gpt2\",\n"},
         {"generation_config.json", "{\n  \"bos_token_id\": "},
         {"vocab.json", "{\n\""},
@@ -3032,11 +3004,10 @@ static void export_model(const char* directory, const Model* model, const Tokeni
     const char* beyond = beyond_gpt2(model->config);
     if (beyond) die("a model made with %s is not one that transformers' GPT-2 computes", beyond);
     if (mkdir(directory, 0777) && errno != EEXIST) die("cannot make the folder %s: %s", directory, strerror(errno));
-    check_exported(path_in(directory, "model.safetensors"), "--heads", "", 0);
-    for (size_t i = 0; i < sizeof texts / sizeof *texts; i++)
-        check_exported(path_in(directory, texts[i][0]), NULL, texts[i][1], strlen(texts[i][1]));
+    for (size_t i = 0; i < sizeof starts / sizeof *starts; i++)
+        check_exported(path_in(directory, starts[i][0]), starts[i][1], strlen(starts[i][1]));
     if (t && access(path_in(directory, "vocab.json"), F_OK)) // else of an earlier export, and not that of a text
-        check_exported(path_in(directory, "tokenizer.bin"), NULL, t->file.data, t->file.size);
+        check_exported(path_in(directory, "tokenizer.bin"), t->file.data, t->file.size);
     char more[128];
     int n = snprintf(more, sizeof more, ",\"--heads\":\"%zu\"", model->config.H);
     if (t)
@@ -3055,10 +3026,10 @@ static void export_model(const char* directory, const Model* model, const Tokeni
             "  \"activation_function\": \"gelu_new\",\n  \"layer_norm_epsilon\": 1e-05,\n"
             "  \"bos_token_id\": %s,\n  \"eos_token_id\": %s,\n  \"tie_word_embeddings\": true,\n"
             "  \"torch_dtype\": \"float32\"\n}\n",
-            texts[0][1], c.V, c.T, c.T, c.C, c.L, c.H, end_of_text, end_of_text);
-    end_text(&text, directory, "config.json");
+            starts[1][1], c.V, c.T, c.T, c.C, c.L, c.H, end_of_text, end_of_text);
+    export_text(&text, directory, "config.json");
     fprintf(begin_text(&text), "{\n  \"bos_token_id\": %s,\n  \"eos_token_id\": %s\n}\n", end_of_text, end_of_text);
-    end_text(&text, directory, "generation_config.json");
+    export_text(&text, directory, "generation_config.json");
     if (!t) return;
     export_tokenizer(directory, t, c);
     write_whole(path_in(directory, "tokenizer.bin"), t->file.data, t->file.size);
@@ -3189,28 +3160,19 @@ static Option* find_option(const char* name) {
 
 static bool given(const char* name) { return find_option(name)->given; }
 
-// Levenshtein's distance: the fewest insertions, deletions and replacements of a character that turn a into b.
-static size_t edit_distance(const char* a, const char* b) {
-    size_t row[64], n = min_size(strlen(b), 63);
-    for (size_t j = 0; j <= n; j++) row[j] = j;
-    for (size_t i = 1; a[i - 1]; i++) {
-        size_t diagonal = row[0];
-        row[0] = i;
-        for (size_t j = 1; j <= n; j++) {
-            size_t replaced = diagonal + (a[i - 1] != b[j - 1]);
-            diagonal = row[j];
-            row[j] = min_size(replaced, 1 + min_size(row[j], row[j - 1]));
-        }
-    }
-    return row[n];
+// Whether no more than so many insertions, deletions and replacements of a character turn a into b (Levenshtein).
+static bool alike(const char* a, const char* b, int edits) {
+    while (*a && *a == *b) a++, b++;
+    if (!*a && !*b) return true;
+    return edits > 0 && ((*a && alike(a + 1, b, edits - 1)) || (*b && alike(a, b + 1, edits - 1)) ||
+                         (*a && *b && alike(a + 1, b + 1, edits - 1)));
 }
 
 __attribute__((noreturn)) static void unknown_option(const char* name) {
-    const Option* nearest = options;
-    for (int i = 0; i < OPTIONS; i++)
-        if (edit_distance(name, options[i].name) < edit_distance(name, nearest->name)) nearest = &options[i];
-    if (edit_distance(name, nearest->name) <= 3)
-        fail(2, "unknown option %s; did you mean %s? (--help lists all)", name, nearest->name);
+    for (int edits = 1; edits <= 3; edits++)
+        for (const Option* o = options; o < options + OPTIONS; o++)
+            if (alike(name, o->name, edits))
+                fail(2, "unknown option %s; did you mean %s? (--help lists all)", name, o->name);
     fail(2, "unknown option %s (--help lists all)", name);
 }
 
@@ -3245,38 +3207,6 @@ static void derive_options(void) {
     if (!given("--min-lr")) opt.min_lr = opt.lr / 50;
     if (!given("--warmup")) opt.warmup = opt.steps / 10;
     if (opt.min_lr > opt.lr) fail(2, "--min-lr %g is above --lr %g", opt.min_lr, opt.lr);
-}
-
-// Each way to use the program, and which options mean something there. Training takes all but what is for looking or measuring.
-#define LOOKS    " --layer --head --html --ablate --live "
-#define MEASURES " --stride --json "
-static const struct {
-    const char *way, *takes;
-} ways[] = {
-    {"--memory", " --context --device "},
-    {"--tokenize", " --data --checkpoint "},
-    {"--export", " --data --init --checkpoint --context --device "},
-    {"--generate", " --data --init --checkpoint --context --device --seed --tokens --temperature --top-k --top-p "},
-    {"--attention", " --data --init --checkpoint --context --device --tokens" LOOKS},
-    {"--eval", " --data --init --checkpoint --context --device --batch" MEASURES}};
-
-// An option that changes nothing is a misunderstanding, and said.
-static void check_effects(void) {
-    const char *way = NULL, *takes = LOOKS MEASURES;
-    for (size_t i = 0; i < sizeof ways / sizeof *ways; i++)
-        if (given(ways[i].way)) {
-            if (way) fail(2, "%s or %s: give one of them", way, ways[i].way);
-            way = ways[i].way, takes = ways[i].takes;
-        }
-    for (const Option* o = options; o < options + OPTIONS; o++) {
-        char name[64];
-        snprintf(name, sizeof name, " %s ", o->name);
-        if (!o->given || (way && !strcmp(o->name, way))) continue;
-        bool shape = o->use & SHAPE && strcmp(way ? way : "", "--memory");
-        if (way && !strstr(takes, name) && !shape) fail(2, "%s has no effect with %s", o->name, way);
-        if (!way && strstr(takes, name))
-            fail(2, "%s has no effect without %s", o->name, strstr(LOOKS, name) ? "--attention" : "--eval");
-    }
 }
 
 static void parse_command_line(int argc, char** argv) {
@@ -3529,27 +3459,14 @@ static void catch_signals(void) {
 
 static const char* data_path(const char* name) { return path_in(opt.data, name); }
 
-// The same for glob(): a folder's name is no pattern.
-static const char* data_pattern(const char* name) {
-    static char pattern[2 * MAX_PATH];
-    size_t n = 0;
-    for (const char* p = data_path(name); *p; pattern[n++] = *p++)
-        if (strchr("*?[\\", *p)) pattern[n++] = '\\';
-    pattern[n] = 0;
-    return pattern;
-}
-
 // Where --init points: a file, or in a folder the model.safetensors, or the index of several.
 static const char* weights_path(void) {
-    static const char old[] = "pytorch_model.bin";
-    static const char* const names[] = {"model.safetensors", "model.safetensors.index.json", old, "model.safetensors"};
+    static const char* const names[] = {"model.safetensors", "model.safetensors.index.json", "pytorch_model.bin",
+                                        "model.safetensors"};
     const char* path = opt.init;
     struct stat info;
     if (!stat(path, &info) && S_ISDIR(info.st_mode))
         for (int i = 0; i < 4 && (i == 0 || access(path, R_OK)); i++) path = path_in(opt.init, names[i]);
-    if (!strcmp(name_of(path), old))
-        die("%s is in Python's own format, which may run programs: python3 dev/check/to_safetensors.py %s", old,
-            opt.init);
     return path;
 }
 
@@ -3665,14 +3582,11 @@ static Config choose_config(const Tokenizer* t, const Checkpoint* from) {
 static bool find_tokenizer(const Checkpoint* c, Tokenizer* t, bool needed) {
     const Entry* e = find_entry(c, "", "tokenizer.bin");
     const char *wanted = metadata(c, "tokenizer"), *path = c->file.path;
-    char beside[2 * MAX_PATH];
-    snprintf(beside, sizeof beside, "%stokenizer.bin", folder_of(path));
+    const char* beside = path_in(folder_of(path), "tokenizer.bin");
     if (e) {
         File copy = c->file; // at an address that suits its numbers
         copy.size = e->to - e->from;
-        void* p = mmap(NULL, copy.size + 1, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-        if (p == MAP_FAILED) die("no memory for the tokenizer of %s", path);
-        copy.data = (const uint8_t*)memcpy(p, e->data, copy.size);
+        copy.data = (const uint8_t*)memcpy(allocate(copy.size, 1, "the tokenizer"), e->data, copy.size);
         *t = read_tokenizer(&copy);
     } else if (!access(beside, F_OK) && !given("--data"))
         *t = load_tokenizer(beside);
@@ -3705,7 +3619,7 @@ static bool load_for_use(Model* model, Tokenizer* t, bool needed, bool training)
     return found;
 }
 
-// What these hold is static, and given back by the end of the program.
+// What a way to use the program holds is given back by the end of it.
 static void run_generate(void) {
     static Model model;
     static Activations a;
@@ -3721,7 +3635,6 @@ static void run_generate(void) {
     fflush(stdout);
     generate(&model, &a, &t, prompt, count, &s);
     putchar('\n');
-    free(prompt);
 }
 
 static void run_tokenize(void) {
@@ -3730,7 +3643,6 @@ static void run_tokenize(void) {
     int* tokens = (int*)allocate(file.size, sizeof(int), "tokens");
     size_t n = encode(&t, file.data, file.size, tokens);
     for (size_t i = 0; i < n; i++) printf("%d\n", tokens[i]);
-    free(tokens), unmap_file(&file), free_tokenizer(&t);
 }
 
 // A text in windows of the model's context, each beginning --stride tokens after the last. A window scores the tokens
@@ -3757,14 +3669,10 @@ static double score_text(Model* model, const Tokenizer* t, const int* tokens, si
         device->read_activation(losses, &a, a.losses, B * rows);
         for (size_t b = 0; b < B && reached < n; b++, begin += stride)
             for (; reached < min_size(begin + T, n); reached++) {
-                size_t length;
-                token_string(t, tokens[reached], &length);
-                *bytes += length;
+                *bytes += token_string(t, tokens[reached]).n;
                 sum += losses[b * rows + reached - 1 - begin];
             }
     }
-    device->free_activations(&a);
-    free(inputs), free(losses);
     return sum;
 }
 
@@ -3786,7 +3694,6 @@ static void run_eval(void) {
                              : "%zu tokens of %zu bytes, context %zu, stride %zu: loss %.4f, perplexity %.3f, "
                                "%.4f bits a byte\n";
     printf(format, n - 1, bytes, T, stride, loss, exp(loss), sum / log(2) / (double)bytes);
-    free(tokens), unmap_file(&file);
 }
 
 static void run_export(void) {
@@ -3843,20 +3750,21 @@ static const char* write_run(Run* run) {
     const char* error = is_foreign(run) ? keep_old(run->checkpoint) : NULL;
     if (error) return error;
     stat(run->checkpoint, &run->own); // what is there now has another name, too
-    char* text = NULL;
-    size_t length = 0;
-    append(&text, &length, ",\"step\":\"%zu\",\"windows\":\"%llu\",\"loss\":\"%.9g\"", run->step,
-           (unsigned long long)run->taken, run->loss);
-    append(&text, &length, ",\"tokenizer\":\"%016llx\",\"tokens\":\"%zu\",\"text\":\"%016llx\"",
-           (unsigned long long)tokenizer_mark(&run->tokenizer), run->train.token_count,
-           (unsigned long long)run->text_mark);
+    Text text;
+    FILE* f = begin_text(&text);
+    fprintf(f, ",\"step\":\"%zu\",\"windows\":\"%llu\",\"loss\":\"%.9g\"", run->step, (unsigned long long)run->taken,
+            run->loss);
+    fprintf(f, ",\"tokenizer\":\"%016llx\",\"tokens\":\"%zu\",\"text\":\"%016llx\"",
+            (unsigned long long)tokenizer_mark(&run->tokenizer), run->train.token_count,
+            (unsigned long long)run->text_mark);
     for (const Option* o = options; o < options + OPTIONS; o++) {
         if (!(o->use & SAVED) || (!o->initial && !o->given)) continue;
         if (o->use & SHAPE && !*o->whole) continue; // as in GPT-2
-        append(&text, &length, ",\"%s\":\"%.17g\"", o->name, o->whole ? (double)*o->whole : *o->real);
+        fprintf(f, ",\"%s\":\"%.17g\"", o->name, o->whole ? (double)*o->whole : *o->real);
     }
-    error = save_checkpoint(run->checkpoint, &run->model, true, text, &run->tokenizer.file);
-    free(text);
+    end_text(&text, "what the checkpoint says of the run");
+    error = save_checkpoint(run->checkpoint, &run->model, true, text.text, &run->tokenizer.file);
+    free(text.text);
     if (!error) stat(run->checkpoint, &run->own);
     return error;
 }
@@ -3936,10 +3844,8 @@ static void open_log(Run* run, File* old) {
     if (!run->log) die("cannot write %s: %s", opt.log, strerror(errno));
 }
 
-// That the checkpoint can be written is tried before the work that it is to keep. It may take a checkpoint's place,
-// which is then kept, but no other file's.
+// The checkpoint may take another's place, which is then kept, but no other file's.
 static void try_checkpoint(Run* run) {
-    Output out;
     if (opt.resume) {
         stat(run->checkpoint, &run->own);
     } else if (!access(run->checkpoint, F_OK)) {
@@ -3951,10 +3857,7 @@ static void try_checkpoint(Run* run) {
                 opt.checkpoint);
         unmap_file(&there);
     }
-    output_open(&out, run->checkpoint, 3 * sizeof(float) * run->model.parameter_count);
-    output_close(&out);
-    if (out.named) unlink(out.temporary);
-    if (out.error) die("cannot write %s: %s", opt.checkpoint, out.error);
+    try_output(run->checkpoint, 3 * sizeof(float) * run->model.parameter_count);
 }
 
 // Everything that a run would lose if it ended now.
@@ -4001,8 +3904,8 @@ static void check_shards(const Data* d, const Tokenizer* t) {
 
 // The text to learn from, and room for a batch of it.
 static void open_texts(Run* run, size_t V, const Checkpoint* resumed) {
-    run->train = open_data(opt.train ? opt.train : data_pattern("train.bin"), run->T, V);
-    run->val = open_data(opt.val ? opt.val : data_pattern("val.bin"), run->T, V);
+    run->train = open_data(opt.train ? opt.train : data_path("train.bin"), run->T, V);
+    run->val = open_data(opt.val ? opt.val : data_path("val.bin"), run->T, V);
     check_shards(&run->train, &run->tokenizer);
     check_shards(&run->val, &run->tokenizer);
     if (resumed && run->train.token_count != metadata_number(resumed, "tokens"))
@@ -4017,11 +3920,7 @@ static void open_texts(Run* run, size_t V, const Checkpoint* resumed) {
     run->val_count = min_size(run->val.windows, opt.val_batches * opt.batch);
     for (size_t i = 0; i < run->val_count; i++) {
         load_val_window(run, i, 0);
-        for (size_t t = 0; t < run->T; t++) {
-            size_t length;
-            token_string(&run->tokenizer, run->targets[t], &length);
-            run->val_bytes += (double)length;
-        }
+        for (size_t t = 0; t < run->T; t++) run->val_bytes += (double)token_string(&run->tokenizer, run->targets[t]).n;
     }
 }
 
@@ -4427,35 +4326,14 @@ typedef struct {
     Model model;
     Tokenizer tokenizer;
     Activations a;
-    Attention shape;
     size_t n, L, H;
-    int *tokens, *targets;      // (n); a target is the next token, and the last one's is not counted
-    float *qkv, *lse, *weights; // (L,n,3C), (L,n,H), (L,H,n,n)
-    float* logits;              // (n,V)
-    HeadView* heads;            // (L,H)
-    size_t layer, head;         // which map is drawn
-    double loss, correlation;   // of the text; of the measured and the predicted rise of the loss
+    const int *tokens, *targets; // (n); a target is the next token, and the last one's is not counted
+    float *qkv, *lse, *weights;  // (L,n,3C), (L,n,H), (L,H,n,n)
+    float* logits;               // (n,V)
+    HeadView* heads;             // (L,H)
+    size_t layer, head;          // which map is drawn
+    double loss, correlation;    // of the text; of the measured and the predicted rise of the loss
 } View;
-
-// Room for what is shown of n > 1 tokens, which become the view's, under the view's model.
-static void create_view(View* v, int* tokens, size_t n) {
-    Config c = v->model.config;
-    v->n = n, v->L = c.L, v->H = c.H, v->shape = attention_of(c, 1, n, 0);
-    v->tokens = tokens;
-    v->targets = (int*)allocate(n, sizeof(int), "the text");
-    for (size_t i = 0; i < n; i++) v->targets[i] = tokens[min_size(i + 1, n - 1)];
-    device->create_activations(&v->a, &v->model, 1, n, true);
-    v->qkv = (float*)allocate(c.L * n * 3 * c.C, sizeof(float), "queries and keys");
-    v->lse = (float*)allocate(c.L * n * c.H, sizeof(float), "log-sum-exps");
-    v->weights = (float*)allocate(c.L * c.H * n * n, sizeof(float), "attention's weights");
-    v->logits = (float*)allocate(n * c.V, sizeof(float), "logits");
-    v->heads = (HeadView*)allocate(c.L * c.H, sizeof(HeadView), "the table of heads");
-}
-
-static void free_view(View* v) {
-    device->free_activations(&v->a);
-    free(v->tokens), free(v->targets), free(v->qkv), free(v->lse), free(v->weights), free(v->logits), free(v->heads);
-}
 
 static float* view_weights(const View* v, size_t l, size_t h) { return v->weights + (l * v->H + h) * v->n * v->n; }
 
@@ -4465,20 +4343,28 @@ static double text_loss(View* v) {
     return take_loss(&v->model);
 }
 
-static void read_model_outputs(View* v) {
+// What the view's model computes of n > 1 tokens. There is room for one more.
+static void look_at(View* v, const int* tokens, size_t n) {
     Config c = v->model.config;
-    device->forward(&v->model, &v->a, v->tokens, v->targets, 1, v->n, 0, true);
+    v->n = n, v->L = c.L, v->H = c.H, v->tokens = tokens, v->targets = tokens + 1;
+    v->qkv = (float*)allocate(c.L * n * 3 * c.C, sizeof(float), "queries and keys");
+    v->lse = (float*)allocate(c.L * n * c.H, sizeof(float), "log-sum-exps");
+    v->weights = (float*)allocate(c.L * c.H * n * n, sizeof(float), "attention's weights");
+    v->logits = (float*)allocate(n * c.V, sizeof(float), "logits");
+    v->heads = (HeadView*)allocate(c.L * c.H, sizeof(HeadView), "the table of heads");
+    device->create_activations(&v->a, &v->model, 1, n, true);
+    device->forward(&v->model, &v->a, v->tokens, v->targets, 1, n, 0, true);
     take_loss(&v->model);
-    for (size_t l = 0; l < v->L; l++) {
-        float *qkv = v->qkv + l * v->n * 3 * c.C, *lse = v->lse + l * v->n * v->H;
-        device->read_activation(qkv, &v->a, v->a.qkv[l], v->n * 3 * c.C);
-        device->read_activation(lse, &v->a, v->a.lse[l], v->n * v->H);
-        for (size_t h = 0; h < v->H; h++) {
-            attention_weights(view_weights(v, l, h), qkv, lse, v->shape, h);
-            v->heads[l * v->H + h] = describe_head(view_weights(v, l, h), v->tokens, v->n);
+    for (size_t l = 0; l < c.L; l++) {
+        float *qkv = v->qkv + l * n * 3 * c.C, *lse = v->lse + l * n * c.H;
+        device->read_activation(qkv, &v->a, v->a.qkv[l], n * 3 * c.C);
+        device->read_activation(lse, &v->a, v->a.lse[l], n * c.H);
+        for (size_t h = 0; h < c.H; h++) {
+            attention_weights(view_weights(v, l, h), qkv, lse, attention_of(c, 1, n, 0), h);
+            v->heads[l * c.H + h] = describe_head(view_weights(v, l, h), tokens, n);
         }
     }
-    device->read_activation(v->logits, &v->a, v->a.logits, v->n * c.V);
+    device->read_activation(v->logits, &v->a, v->a.logits, n * c.V);
     v->loss = text_loss(v);
 }
 
@@ -4534,22 +4420,21 @@ static void ablate(View* v) {
         squares += ranks * ranks;
     }
     v->correlation = count > 1 ? 1 - 6 * squares / ((double)count * ((double)count * (double)count - 1)) : NAN;
-    free(w), free(att), free(cut), free(means);
 }
 
 // The first characters of a token's text for a map's edge, each by itself, and their number. Each must be one column
 // wide: code points of which that is not certain become '?'.
 enum { LABEL = 10 };
 static size_t label(const View* v, size_t i, char shown[LABEL][5]) {
-    size_t n, count = 0, length;
-    const uint8_t* s = token_string(&v->tokenizer, v->tokens[i], &n);
-    for (size_t at = 0; at < n && count < LABEL; at += length) {
+    size_t count = 0, length;
+    Bytes s = token_string(&v->tokenizer, v->tokens[i]);
+    for (size_t at = 0; at < s.n && count < LABEL; at += length) {
         uint32_t code;
-        length = utf8_character(s + at, n - at, &code);
+        length = utf8_character(s.p + at, s.n - at, &code);
         bool narrow = (code > 0x20 && code < 0x7F) || (code > 0xA0 && code < 0x300 && code != 0xAD) ||
                       (code >= 0x370 && code < 0x483) || (code >= 0x48A && code < 0x530);
         const char* other = code == ' ' ? "\xC2\xB7" : code == '\n' ? "\xE2\x86\xB5" : "?"; // a middle dot, an arrow
-        snprintf(shown[count++], 5, "%.*s", narrow ? (int)length : 4, narrow ? (const char*)s + at : other);
+        snprintf(shown[count++], 5, "%.*s", narrow ? (int)length : 4, narrow ? (const char*)s.p + at : other);
     }
     return count;
 }
@@ -4644,17 +4529,17 @@ static void print_heads(const View* v) {
 #define PAGE_DATA "@DATA@" // of the data in the template
 
 // A JSON string that is safe within a page's script: what could end that is escaped, what is no UTF-8 replaced.
-static void write_text(FILE* f, const uint8_t* s, size_t n) {
+static void write_text(FILE* f, Bytes s) {
     putc('"', f);
-    for (size_t at = 0, length; at < n; at += length) {
+    for (size_t at = 0, length; at < s.n; at += length) {
         uint32_t code;
-        length = utf8_character(s + at, n - at, &code);
+        length = utf8_character(s.p + at, s.n - at, &code);
         if (code >= BROKEN)
             fputs("\\ufffd", f);
         else if (code < 0x20 || code == 0x7F || strchr("\"\\<>&", (int)min_size(code, 0x80)))
             fprintf(f, "\\u%04x", code);
         else
-            fwrite(s + at, 1, length, f);
+            fwrite(s.p + at, 1, length, f);
     }
     putc('"', f);
 }
@@ -4698,37 +4583,34 @@ static void write_live(FILE* f, const View* v) {
     fputs("},\n\"tokenizer\":", f);
     write_base64(f, v->tokenizer.file.data, v->tokenizer.file.size);
     fputs("}", f);
-    free(w), free(half);
 }
 
-// After each position: the true next token's rank and bits, and the likeliest.
+// After each position: the true next token's rank and bits, and the likeliest, which are taken out of the logits.
 static void write_next(FILE* f, const View* v) {
     enum { SHOWN = 10 };
-    size_t V = v->model.config.V, length;
+    size_t V = v->model.config.V;
     fputs(",\n\"next\":[", f);
     for (size_t i = 0; i < v->n; i++) {
-        const float* row = v->logits + i * V;
-        float largest = row[0];
+        float *row = v->logits + i * V, largest = row[0];
         double sum = 0;
-        size_t rank = 1, top[SHOWN], count = 0;
+        size_t rank = 1;
         for (size_t t = 0; t < V; t++) largest = fmaxf(largest, row[t]);
         for (size_t t = 0; t < V; t++) {
             sum += exp((double)row[t] - largest);
             rank += row[t] > row[v->targets[i]];
-            size_t k = count < SHOWN ? count++ : SHOWN;
-            for (; k > 0 && row[t] > row[top[k - 1]]; k--)
-                if (k < SHOWN) top[k] = top[k - 1];
-            if (k < SHOWN) top[k] = t;
         }
         fprintf(f, "%s\n{", i ? "," : "");
         if (i + 1 < v->n)
             fprintf(f, "\"rank\":%zu,\"bits\":%.6g,", rank, (log(sum) + largest - row[v->targets[i]]) / log(2));
         fputs("\"top\":[", f);
-        for (size_t k = 0; k < count; k++) {
-            const uint8_t* s = token_string(&v->tokenizer, (int)top[k], &length);
-            fprintf(f, "%s[%.6g,", k ? "," : "", exp((double)row[top[k]] - largest) / sum);
-            write_text(f, s, length);
+        for (size_t k = 0; k < min_size(SHOWN, V); k++) {
+            size_t best = 0;
+            for (size_t t = 0; t < V; t++)
+                if (row[t] > row[best]) best = t;
+            fprintf(f, "%s[%.6g,", k ? "," : "", exp((double)row[best] - largest) / sum);
+            write_text(f, token_string(&v->tokenizer, (int)best));
             fputs("]", f);
+            row[best] = -INFINITY;
         }
         fputs("]}", f);
     }
@@ -4739,20 +4621,19 @@ static void write_next(FILE* f, const View* v) {
 // q . k and log-sum-exps as they are, from which the page computes its weights anew.
 static void write_data(FILE* f, const View* v) {
     Config c = v->model.config;
-    size_t n = v->n, D = c.C / c.H, count = 0, length;
-    const uint8_t* s;
+    size_t n = v->n, D = c.C / c.H, count = 0;
     uint8_t* bytes = (uint8_t*)allocate(v->L * v->H * n * n, 1, "weights in 8 bits");
     float* chosen = (float*)allocate(n * n + n, sizeof(float), "scores");
     fputs("{\"model\":", f);
     const char *path = opt.init ? opt.init : opt.checkpoint, *name = name_of(path);
     if (!*name) name = path; // else not the folders: pages are given away
-    write_text(f, (const uint8_t*)name, strlen(name));
+    Bytes shown = {(const uint8_t*)name, strlen(name)};
+    write_text(f, shown);
     fprintf(f, ",\"V\":%zu,\"T\":%zu,\"C\":%zu,\"H\":%zu,\"L\":%zu,\"n\":%zu,\"loss\":%.9g,\n\"tokens\":[", c.V, c.T,
             c.C, c.H, c.L, n, v->loss);
     for (size_t i = 0; i < n; i++) {
         if (i) putc(',', f);
-        s = token_string(&v->tokenizer, v->tokens[i], &length);
-        write_text(f, s, length);
+        write_text(f, token_string(&v->tokenizer, v->tokens[i]));
     }
     fputs("],\n\"ids\":[", f);
     for (size_t i = 0; i < n; i++) fprintf(f, "%s%d", i ? "," : "", v->tokens[i]);
@@ -4788,16 +4669,11 @@ static void write_data(FILE* f, const View* v) {
     write_next(f, v);
     if (opt.live) write_live(f, v);
     fputs("}", f);
-    free(bytes), free(chosen);
 }
 
 // That a page may be written: what it would replace must be one already, and not the template itself.
 static void check_page(const char* path) {
-    Output out;
-    output_open(&out, path, 0);
-    output_close(&out);
-    if (out.named) unlink(out.temporary);
-    if (out.error) die("cannot write %s: %s", path, out.error);
+    try_output(path, 0);
     if (access(path, F_OK)) return;
     File old = map_file(path, "");
     if (old.size && (!memmem(old.data, min_size(old.size, 1000), PAGE_MARK, strlen(PAGE_MARK)) ||
@@ -4808,9 +4684,9 @@ static void check_page(const char* path) {
 
 static void write_page(const View* v, const char* path) {
     static const char here[] = "dev/view/attention.html", word[] = PAGE_DATA;
-    char program[MAX_PATH], beside[2 * MAX_PATH];
+    char program[MAX_PATH];
     if (!realpath("/proc/self/exe", program)) program[0] = 0;
-    snprintf(beside, sizeof beside, "%s%s", folder_of(program), here);
+    const char* beside = path_in(folder_of(program), here);
     const char* searched = access(beside, R_OK) && !access(here, R_OK) ? here : beside;
     if (access(searched, R_OK)) {
         if (given("--html") || opt.live)
@@ -4824,16 +4700,13 @@ static void write_page(const View* v, const char* path) {
     if (!at) die("%s is not the template of the page: it lacks %s", searched, word);
     check_page(path);
     Text text;
-    write_data(begin_text(&text), v);
-    if (fclose(text.stream)) die("no memory for the page");
-    Output out;
-    output_open(&out, path, file.size - strlen(word) + text.length);
-    output_write(&out, begin, (size_t)(at - begin));
-    output_write(&out, text.text, text.length);
-    output_write(&out, at + strlen(word), (size_t)(end - at) - strlen(word));
-    output_finish(&out);
-    printf("\nAll heads, for a browser (%.1f MB):\n%s\n", (double)(file.size + text.length - strlen(word)) / 1e6, path);
-    free(text.text), unmap_file(&file);
+    FILE* f = begin_text(&text);
+    fwrite(begin, 1, (size_t)(at - begin), f);
+    write_data(f, v);
+    fwrite(at + strlen(word), 1, (size_t)(end - at) - strlen(word), f);
+    end_text(&text, "the page");
+    write_whole(path, text.text, text.length);
+    printf("\nAll heads, for a browser (%.1f MB):\n%s\n", (double)text.length / 1e6, path);
 }
 
 // The head whose map is shown: the one asked for, or that of least entropy which does not look at the first token.
@@ -4867,18 +4740,55 @@ static void run_attention(void) {
     if (opt.live && weights > 20000000)
         die("--live puts the weights into the page, which %.0f MB are too many for: at most 20 MB",
             (double)weights / 1e6);
-    create_view(&v, tokens, n);
-    read_model_outputs(&v);
+    look_at(&v, tokens, n);
     if (opt.ablate) ablate(&v);
     choose_head(&v);
     print_heads(&v);
     print_map(&v);
     write_page(&v, opt.html);
-    free_view(&v);
 }
 
 // ====================================================================================================================
 // The program
+
+// Each way to use the program, which options mean something there, and what does it. Training, which has no name, takes
+// all but what is for looking or measuring.
+#define LOOKS    " --layer --head --html --ablate --live "
+#define MEASURES " --stride --json "
+typedef struct {
+    const char *name, *takes;
+    void (*run)(void);
+} Way;
+static const Way ways[] = {
+    {"--memory", " --context --device ", run_memory},
+    {"--tokenize", " --data --checkpoint ", run_tokenize},
+    {"--export", " --data --init --checkpoint --context --device ", run_export},
+    {"--generate", " --data --init --checkpoint --context --device --seed --tokens --temperature --top-k --top-p ",
+     run_generate},
+    {"--attention", " --data --init --checkpoint --context --device --tokens" LOOKS, run_attention},
+    {"--eval", " --data --init --checkpoint --context --device --batch" MEASURES, run_eval}};
+
+// The way that was asked for, or NULL. An option that changes nothing is a misunderstanding, and said.
+static const Way* chosen_way(void) {
+    const Way* way = NULL;
+    for (size_t i = 0; i < sizeof ways / sizeof *ways; i++) {
+        if (!given(ways[i].name)) continue;
+        if (way) fail(2, "%s or %s: give one of them", way->name, ways[i].name);
+        way = &ways[i];
+    }
+    for (const Option* o = options; o < options + OPTIONS; o++) {
+        char name[64];
+        snprintf(name, sizeof name, " %s ", o->name);
+        // A file brings the model's shape along, which may be repeated.
+        bool takes =
+            way ? strstr(way->takes, name) || !strcmp(o->name, way->name) || (o->use & SHAPE && way->run != run_memory)
+                : !strstr(LOOKS MEASURES, name);
+        if (!o->given || takes) continue;
+        if (way) fail(2, "%s has no effect with %s", o->name, way->name);
+        fail(2, "%s has no effect without %s", o->name, strstr(LOOKS, name) ? "--attention" : "--eval");
+    }
+    return way;
+}
 
 // Tests call it under this name.
 static int train_gpt(int argc, char** argv) {
@@ -4898,28 +4808,17 @@ static int train_gpt(int argc, char** argv) {
     omp_set_num_threads((int)min_size((size_t)omp_get_max_threads(), 256 + 4 * (size_t)omp_get_num_procs()));
     parse_command_line(argc, argv);
     int status = 0;
-    bool trains = !(opt.help || opt.version || opt.tokenize || opt.export_to || opt.prompt || opt.attention ||
-                    opt.eval || opt.memory || opt.compare);
+    const Way* way = opt.help || opt.version ? NULL : chosen_way();
+    bool trains = !(opt.help || opt.version || opt.compare || way);
     if (!trains && world.rank) return 0;
     if (!trains) world.size = world.neighbours = 1; // one does it
     live = isatty(STDOUT_FILENO) && world.size == 1;
-    if (!opt.help && !opt.version) check_effects();
     if (opt.help)
         print_help();
     else if (opt.version)
         puts("train_gpt " VERSION);
-    else if (opt.tokenize)
-        run_tokenize();
-    else if (opt.export_to)
-        run_export();
-    else if (opt.prompt)
-        run_generate();
-    else if (opt.attention)
-        run_attention();
-    else if (opt.eval)
-        run_eval();
-    else if (opt.memory)
-        run_memory();
+    else if (way)
+        way->run();
     else
         status = opt.compare ? compare_devices() : run_training();
     if (!status) check_output();

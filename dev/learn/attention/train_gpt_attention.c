@@ -8,10 +8,10 @@
 size_t train_gpt_attention(float* out, float* lse, const float* qkv, int T, int D);
 
 // out (T,D), lse (T) from qkv (T,3D): one causal head, on as many threads as OpenMP has. Returns how many bytes a
-// thread has for itself beside these: packed queries, a tile's scores, and what matmul_tile packs.
+// thread has for itself beside these: keys, values, queries and sums, turned or dense, a tile's scores, and a product.
 size_t train_gpt_attention(float* out, float* lse, const float* qkv, int T, int D) {
     Attention a = {.B = 1, .T = (size_t)T, .start = 0, .H = 1, .D = (size_t)D};
     attention_forward_fast(out, lse, qkv, a);
-    size_t tile = TILE * TILE + 3 * TILE, packed = MR * NR + MR * TILE + NR * TILE;
-    return (TILE * (size_t)D + tile + packed) * sizeof(float);
+    size_t rows = even_part(a.T, a.T, TILE) + TILE, tile = TILE * TILE + MR + 3 * TILE + MR * NR;
+    return (rows * (a.D + dense_width(a.D)) + tile) * sizeof(float);
 }
