@@ -76,10 +76,11 @@ __attribute__((noreturn, format(printf, 2, 3))) static void fail(int status, con
 // count * size bytes of zeroed memory for `what`, or the program ends and says so. Freed with free().
 static void* allocate(size_t count, size_t size, const char* what);
 
-static inline float exp_(float x);                      // e^x; loops over it vectorise, which libm's do not
-static uint64_t random_bits(uint64_t key, uint64_t i);  // number i of the stream called key
-static double random_uniform(uint64_t key, uint64_t i); // the same, uniform in (0,1)
-static float random_normal(uint64_t key, uint64_t i);   // the same, normal with mean 0 and variance 1
+static inline float exp_(float x);                       // e^x; loops over it vectorise, which libm's do not
+static inline float weight_at(const float* w, size_t i); // w[i], which generation may keep in 16 bits
+static uint64_t random_bits(uint64_t key, uint64_t i);   // number i of the stream called key
+static double random_uniform(uint64_t key, uint64_t i);  // the same, uniform in (0,1)
+static float random_normal(uint64_t key, uint64_t i);    // the same, normal with mean 0 and variance 1
 static size_t min_size(size_t a, size_t b) { return a < b ? a : b; }
 
 typedef struct Tokenizer Tokenizer;
@@ -157,9 +158,8 @@ static void embedding_forward(float* x, const int* tokens, const float* wte, con
                               size_t start, size_t C) {
 #pragma omp parallel for schedule(static)
     for (size_t i = 0; i < B * T; i++) {
-        const float* token = wte + (size_t)tokens[i] * C;
-        const float* position = wpe + (start + i % T) * C;
-        for (size_t c = 0; c < C; c++) x[i * C + c] = token[c] + position[c];
+        size_t token = (size_t)tokens[i] * C, position = (start + i % T) * C;
+        for (size_t c = 0; c < C; c++) x[i * C + c] = weight_at(wte, token + c) + weight_at(wpe, position + c);
     }
 }
 
@@ -1040,6 +1040,112 @@ __attribute__((always_inline)) static inline void pack(float* __restrict__ out, 
             out[whole * depth + k * width + x] = whole + x < count ? m.p[(whole + x) * m.row + k * m.column] : 0;
 }
 
+// With --precision bf16 the operands of products are bfloat16s: float32s without their lower 16 bits, of the same range
+// but with 8 bits of precision for 24, which some processors multiply faster. Numbers are rounded as they are packed;
+// what is kept, and every sum, stays float32 (Kalamkar et al. 2019, "A study of BFLOAT16 for deep learning training"). What
+// is not packed is multiplied in float32: a row by itself, as fast as memory anyway, and attention's tiles.
+//
+// The processors' instructions take pairs: they add two products to each lane of a vector of sums. So in a panel two
+// steps of k share the 32 bits of a float, the first of them in the upper half, and a kernel for pairs is kernel() with
+// another instruction and half the steps. Where that is no faster, kernel() itself multiplies the rounded numbers. As a
+// product of two bfloat16s is exact in float32, its results are the same bits as AVX512-BF16's, unless a sum is smaller
+// than 2^-126, which that takes for 0. BFDOT's differ.
+typedef void PairKernel(size_t pairs, const float* a, const float* b, float* tile);
+
+static bool bf16;               // --precision bf16
+static PairKernel* pair_kernel; // what then multiplies; NULL: kernel()
+
+#if defined(__AVX512F__) && !defined(__CUDACC__)
+#include <immintrin.h>
+static const char pairs_name[] = "AVX512-BF16";
+
+// VDPBF16PS: sum += upper half of b * upper half of a, then the same of the lower halves, each rounded to the nearest
+// float32 like a fused multiply-add.
+__attribute__((target("avx512bf16"))) static void kernel_avx512_bf16(size_t pairs, const float* a, const float* b,
+                                                                     float* tile) {
+    __m512 sum[MR][2];
+    memset(sum, 0, sizeof sum);
+    for (size_t k = 0; k < pairs; k++, a += MR, b += NR) {
+        __m512bh b0 = (__m512bh)_mm512_loadu_ps(b), b1 = (__m512bh)_mm512_loadu_ps(b + LANES);
+#pragma GCC unroll 8
+        for (size_t i = 0; i < MR; i++) {
+            __m512bh pair = (__m512bh)_mm512_set1_ps(a[i]);
+            sum[i][0] = _mm512_dpbf16_ps(sum[i][0], b0, pair);
+            sum[i][1] = _mm512_dpbf16_ps(sum[i][1], b1, pair);
+        }
+    }
+    memcpy(tile, sum, sizeof sum);
+}
+
+// The processor's kernel for pairs, or NULL; `faster`: only if it is faster than kernel(). Not so on Intel's processors,
+// which start one VDPBF16PS every other cycle, and two multiply-adds every cycle (measured on a Xeon).
+static PairKernel* find_pair_kernel(bool faster) {
+    return __builtin_cpu_supports("avx512bf16") && !(faster && __builtin_cpu_is("intel")) ? kernel_avx512_bf16 : NULL;
+}
+#elif defined(__aarch64__) && !defined(__CUDACC__) && (!defined(__clang__) || __clang_major__ >= 16)
+#include <arm_neon.h>
+static const char pairs_name[] = "BFDOT";
+
+// BFDOT: adds up the two products, and then that and the sum. The last bit of an addition that is not exact becomes 1
+// ("rounding to odd"), and what is smaller than 2^-126 is taken for 0.
+__attribute__((target("arch=armv8.2-a+bf16"))) static void kernel_neon_bf16(size_t pairs, const float* a,
+                                                                            const float* b, float* tile) {
+    float32x4_t sum[MR][2];
+    memset(sum, 0, sizeof sum);
+    for (size_t k = 0; k < pairs; k++, a += MR, b += NR) {
+        bfloat16x8_t b0 = vreinterpretq_bf16_f32(vld1q_f32(b)), b1 = vreinterpretq_bf16_f32(vld1q_f32(b + LANES));
+#pragma GCC unroll 8
+        for (size_t i = 0; i < MR; i++) {
+            bfloat16x8_t pair = vreinterpretq_bf16_f32(vdupq_n_f32(a[i]));
+            sum[i][0] = vbfdotq_f32(sum[i][0], b0, pair);
+            sum[i][1] = vbfdotq_f32(sum[i][1], b1, pair);
+        }
+    }
+    memcpy(tile, sum, sizeof sum);
+}
+
+// The processor's kernel for pairs, or NULL.
+static PairKernel* find_pair_kernel(bool faster) {
+    (void)faster;
+    return getauxval(AT_HWCAP2) & HWCAP2_BF16 ? kernel_neon_bf16 : NULL;
+}
+#else
+static const char pairs_name[] = "";
+static PairKernel* find_pair_kernel(bool faster) { return (void)faster, (PairKernel*)NULL; }
+#endif
+
+static const char* multiplies_bf16(PairKernel* by) { return by ? pairs_name : "float32's instructions"; }
+
+// x rounded to a bfloat16: to the nearest, of two equally near ones to the even one. NaN stays NaN, and what is smaller
+// than 2^-126 becomes 0, as the instructions take it.
+static inline uint32_t bfloat16_bits(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    uint32_t size = bits & 0x7FFFFFFFu, rounded = bits + 0x7FFFu + (bits >> 16 & 1);
+    rounded = size > 0x7F800000u ? bits | 0x400000u : rounded;
+    rounded = size < 0x00800000u ? bits & 0x80000000u : rounded;
+    return rounded & 0xFFFF0000u;
+}
+
+static inline void put_bits(float* to, uint32_t bits) { memcpy(to, &bits, sizeof bits); }
+
+// Panels as pack() has left them, rounded in place. A panel of pairs takes the first half of its place.
+__attribute__((always_inline)) static inline void round_panels(float* panels, size_t count, size_t width,
+                                                               size_t depth) {
+    static const float zeros[NR]; // the partner of an odd depth's last row
+    for (size_t i = 0; i < count; i += width) {
+        float* panel = panels + i * depth;
+        for (size_t x = 0; x < width * depth && !pair_kernel; x++) put_bits(panel + x, bfloat16_bits(panel[x]));
+        for (size_t k = 0; k < depth && pair_kernel; k += 2) {
+            const float *first = panel + k * width, *second = k + 1 < depth ? first + width : zeros;
+            float* pairs = panel + k / 2 * width;
+#pragma omp simd
+            for (size_t x = 0; x < width; x++)
+                put_bits(pairs + x, bfloat16_bits(first[x]) | bfloat16_bits(second[x]) >> 16);
+        }
+    }
+}
+
 // The first n sums of a tile's row into c, plus bias, plus add, each of which may be NULL.
 __attribute__((always_inline)) static inline void store_row(float* c, const float* sums, const float* bias,
                                                             const float* add, size_t n) {
@@ -1068,7 +1174,10 @@ static void multiply_packed(float* c, size_t width, const float* a, const float*
                 size_t at = i * width + j, tile_rows = min_size(MR, rows - i);
                 for (size_t x = 0; x < tile_rows; x++)
                     for (size_t y = 0; y < NR; y += 16) __builtin_prefetch(c + at + x * width + y, 1);
-                kernel(depth, transposed(a + i * depth, MR), b + j * depth, NR, tile);
+                if (pair_kernel)
+                    pair_kernel((depth + 1) / 2, a + i * depth, b + j * depth, tile);
+                else
+                    kernel(depth, transposed(a + i * depth, MR), b + j * depth, NR, tile);
                 store_tile(c + at, width, tile, bias ? bias + j : NULL, add ? add + at : NULL, tile_rows,
                            min_size(NR, columns - j));
             }
@@ -1103,22 +1212,68 @@ __attribute__((always_inline)) static inline void add_rows(float* sum, const flo
     }
 }
 
-// One row times a matrix: every number of B is used once, so this runs at the speed of memory, and packing would only
-// add to the traffic. Each thread takes columns. If they are dense, each is a dot product; else rows are, of which
-// eight are read side by side.
+// Generation reads every weight for every token, and so writes twice as many tokens a second if they take half the
+// room: with --precision bf16 it keeps all tensors with rows, being all but biases and layernorms, as bfloat16s. They
+// are made float32s again as they are read, by 16 bits of zeros after the 16.
+static bool in_16_bits; // they are kept so
+static inline float widened(uint16_t x) {
+    uint32_t bits = (uint32_t)x << 16;
+    float y;
+    memcpy(&y, &bits, sizeof y);
+    return y;
+}
+static inline float weight_at(const float* w, size_t i) {
+    return in_16_bits ? widened(((const uint16_t*)(const void*)w)[i]) : w[i];
+}
+
+// w[i] to w[i + n - 1], where they lie or in `wide`. Widening leaves a processor less time to look ahead, so it is told
+// that those which lie `ahead` of them will be wanted; what lies beyond the end is harmless.
+static inline const float* weights_from(const float* w, size_t i, size_t n, size_t ahead, float* __restrict__ wide) {
+    enum { LINE = 32 }; // numbers in a cache line
+    if (!in_16_bits) return w + i;
+    const uint16_t* from = (const uint16_t*)(const void*)w + i;
+    for (size_t j0 = 0; j0 < n; j0 += LINE) {
+        __builtin_prefetch(from + ahead + j0);
+        if (n - j0 >= LINE)
+            for (size_t j = 0; j < LINE; j++) wide[j0 + j] = widened(from[j0 + j]);
+        else
+            for (size_t j = j0; j < n; j++) wide[j] = widened(from[j]);
+    }
+    return wide;
+}
+
+// The same for a matrix of so many numbers, which is freed where it is not b's own.
+static float* widen_matrix(Matrix* b, size_t size) {
+    float* wide = (float*)allocate(size, sizeof(float), "a matrix of weights");
+#pragma omp parallel for schedule(static)
+    for (size_t i = 0; i < size; i++) wide[i] = weight_at(b->p, i);
+    b->p = wide;
+    return wide;
+}
+
+// One row times a matrix of weights: every number of B is used once, so this runs at the speed of memory, and packing
+// would only add to the traffic. Each thread takes columns. If they are dense, each is a dot product; else rows are, of
+// which eight are read side by side.
 static void multiply_row(float* c, Matrix a, Matrix b, const float* bias, const float* add, size_t N, size_t K) {
     enum { COLUMNS = 128, ROWS = 8 };
-    float* x = workspace(K);
+    float* x = workspace(K + (size_t)omp_get_max_threads() * K);
     for (size_t k = 0; k < K; k++) x[k] = a.p[k * a.column];
 #pragma omp parallel for schedule(static)
     for (size_t j0 = 0; j0 < N; j0 += COLUMNS) {
-        size_t n = min_size(COLUMNS, N - j0), k = 0;
-        float sum[COLUMNS] = {0};
+        size_t n = min_size(COLUMNS, N - j0);
+        float sum[COLUMNS] = {0}, rows[ROWS * COLUMNS], *column = x + (1 + (size_t)omp_get_thread_num()) * K;
         if (b.row == 1)
-            for (size_t j = 0; j < n; j++) sum[j] = dot(x, b.p + (j0 + j) * b.column, K);
-        else {
-            for (; k + ROWS <= K; k += ROWS) add_rows(sum, x + k, block_at(b, k, j0), ROWS, n);
-            for (; k < K; k++) add_rows(sum, x + k, block_at(b, k, j0), 1, n);
+            for (size_t j = 0; j < n; j++)
+                sum[j] = dot(x, weights_from(b.p, (j0 + j) * b.column, K, 2 * b.column, column), K);
+        for (size_t k = 0; k < K && b.row != 1; k += ROWS) {
+            size_t at = k * b.row + j0, count = min_size(ROWS, K - k);
+            for (size_t i = 0; i < count && in_16_bits; i++)
+                weights_from(b.p, at + i * b.row, n, 2 * ROWS * b.row, rows + i * COLUMNS);
+            Matrix block = in_16_bits ? matrix(rows, COLUMNS) : matrix(b.p + at, b.row);
+            if (count == ROWS)
+                add_rows(sum, x + k, block, ROWS, n);
+            else
+                add_rows(sum, x + k, block, count, n);
         }
         for (size_t j = 0; j < n; j++) c[j0 + j] = sum[j] + (bias ? bias[j0 + j] : 0) + (add ? add[j0 + j] : 0);
     }
@@ -1139,10 +1294,13 @@ typedef struct {
 // Packs `count` lines from i on, `depth` long from k on.
 static void pack_lines(float* out, Factor f, size_t i, size_t count, size_t k, size_t depth) {
     Matrix m = block_at(f.lines, i, k);
-    if (f.panel == MR)
+    if (f.panel == MR) {
         pack(out, m, count, MR, depth);
-    else
+        if (bf16) round_panels(out, count, MR, depth);
+    } else {
         pack(out, m, count, NR, depth);
+        if (bf16) round_panels(out, count, NR, depth);
+    }
 }
 
 // As matmul_plain. The factor with fewer lines is packed whole, for all threads; the `cut` one in parts. A piece of c
@@ -1324,38 +1482,66 @@ static void attention_forward_tiles(float* out, float* lse, const float* qkv, At
             }
 }
 
+// Has n floats brought near, where the processor does not foresee that they will be wanted.
+static inline void prefetch(const float* x, size_t n) {
+    for (size_t i = 0; i < n; i += 16) __builtin_prefetch(x + i);
+}
+
 // Only the last position asks, as in generation: it has no other query to share keys with, and reads each once, at the
-// speed of memory.
+// speed of memory. That is highest where reading goes on where it left off, so a row of keys or values is read whole,
+// all heads of it, and threads share out the rows, KEYS at a time. Such a piece ends, for each head, in the largest
+// score, the sum and the sum of values over its keys, and those are put together, in order, as above.
 static void attention_forward_last(float* out, float* lse, const float* qkv, Attention a) {
-    size_t T = a.T, D = a.D, C = a.H * D;
-    float scale = 1 / sqrtf((float)D);
-#pragma omp parallel for collapse(2) schedule(static)
-    for (size_t b = 0; b < a.B; b++)
-        for (size_t h = 0; h < a.H; h++) {
-            const float *q = qkv + (b * T + T - 1) * 3 * C + h * D, *keys = qkv + b * T * 3 * C + C + h * D;
-            float *o = out + b * C + h * D, largest = -FLT_MAX, sum = 0, s[TILE];
-            Range seen = visible_keys(a, T - 1);
-            memset(o, 0, D * sizeof(float));
-            for (size_t j0 = seen.first; j0 < seen.end; j0 += TILE) {
-                const float *k = keys + j0 * 3 * C, *v = k + C;
-                size_t n = min_size(TILE, seen.end - j0);
-                float before = largest;
-                for (size_t j = 0; j < n; j++) {
-                    s[j] = scale * dot(q, k + j * 3 * C, D);
-                    largest = fmaxf(largest, s[j]);
+    enum { KEYS = 32 };
+    size_t T = a.T, D = a.D, H = a.H, C = H * D, room = C + (2 + KEYS) * H;
+    Range seen = visible_keys(a, T - 1);
+    size_t pieces = (seen.end - seen.first + KEYS - 1) / KEYS;
+    float scale = 1 / sqrtf((float)D), *all = workspace(a.B * pieces * room);
+#pragma omp parallel
+    {
+#pragma omp for collapse(2) schedule(static)
+        for (size_t b = 0; b < a.B; b++)
+            for (size_t piece = 0; piece < pieces; piece++) {
+                size_t j0 = seen.first + piece * KEYS, n = min_size(KEYS, seen.end - j0);
+                const float *q = qkv + (b * T + T - 1) * 3 * C, *k = qkv + (b * T + j0) * 3 * C + C, *v = k + C;
+                float* o = all + (b * pieces + piece) * room;             // (H,D); then (H) largest scores, (H) sums
+                float *largest = o + C, *sum = largest + H, *p = sum + H; // p (H,KEYS)
+                memset(o, 0, (C + 2 * H) * sizeof(float));
+                for (size_t i = 0; i < H * KEYS; i++) p[i] = -INFINITY;
+                for (size_t j = 0; j < n; j++)
+                    for (size_t h = 0; h < H; h++) {
+                        size_t at = j * 3 * C + h * D;
+                        p[h * KEYS + j] = scale * dot(q + h * D, k + at, D);
+                        prefetch(k + at + 3 * C, D); // what comes next
+                        prefetch(v + at, D);         // and what comes then
+                    }
+                for (size_t h = 0; h < H; h++) {
+                    float *row = p + h * KEYS, most = -FLT_MAX, total = 0;
+                    for (size_t j = 0; j < KEYS; j++) most = row[j] > most ? row[j] : most;
+                    for (size_t j = 0; j < KEYS; j++) row[j] = exp_(row[j] - most);
+                    for (size_t j = 0; j < KEYS; j++) total += row[j];
+                    largest[h] = most, sum[h] = total;
                 }
-                float shrink = exp_(before - largest);
-                for (size_t c = 0; c < D; c++) o[c] *= shrink;
-                sum *= shrink;
-                for (size_t j = 0; j < n; j++) {
-                    float p = exp_(s[j] - largest);
-                    for (size_t c = 0; c < D; c++) o[c] += p * v[j * 3 * C + c];
-                    sum += p;
-                }
+                for (size_t j = 0; j < n; j++)
+                    for (size_t h = 0; h < H; h++)
+                        add_rows(o + h * D, p + h * KEYS + j, matrix(v + j * 3 * C + h * D, D), 1, D);
             }
-            for (size_t c = 0; c < D; c++) o[c] /= sum;
-            lse[b * a.H + h] = largest + logf(sum);
-        }
+#pragma omp for collapse(2) schedule(static)
+        for (size_t b = 0; b < a.B; b++)
+            for (size_t h = 0; h < H; h++) {
+                const float *first = all + b * pieces * room, *end = first + pieces * room;
+                float *o = out + b * C + h * D, m = -FLT_MAX, sum = 0;
+                for (const float* piece = first; piece < end; piece += room) m = fmaxf(m, piece[C + h]);
+                memset(o, 0, D * sizeof(float));
+                for (const float* piece = first; piece < end; piece += room) {
+                    float share = exp_(piece[C + h] - m);
+                    sum += share * piece[C + H + h];
+                    for (size_t c = 0; c < D; c++) o[c] += share * piece[h * D + c];
+                }
+                for (size_t c = 0; c < D; c++) o[c] /= sum;
+                lse[b * H + h] = m + logf(sum);
+            }
+    }
 }
 
 static void attention_forward_fast(float* out, float* lse, const float* qkv, Attention a) {
@@ -1435,7 +1621,9 @@ static void attention_backward_fast(float* dqkv, const float* dout, const float*
 #endif
 
 static void matmul(float* c, Matrix a, Matrix b, const float* bias, const float* add, size_t M, size_t N, size_t K) {
+    float* wide = in_16_bits && (PLAIN || M > 1) ? widen_matrix(&b, K * N) : NULL;
     (PLAIN ? matmul_plain : matmul_fast)(c, a, b, bias, add, M, N, K);
+    free(wide);
 }
 
 static void attention_forward(float* out, float* lse, const float* qkv, Attention a) {
@@ -1566,7 +1754,9 @@ static void fail(int status, const char* format, ...) {
         if ((unsigned char)*p < ' ' || *p == 127) *p = '?';
     if (signalled && status == 1) status = 128 + signalled;
     if (world.size > 1) {
-        usleep(500000 * (unsigned)min_size((size_t)world.rank, 4)); // what all fail at, the first says for all
+        // What all fail at, the first says for all. A signal, with which they are ended then, does not wake the others.
+        while (usleep(250000 * (unsigned)min_size((size_t)world.rank, 3))) {
+        }
         fprintf(stderr, "train_gpt: rank %d on %s: %s\n", world.rank, world.host, line);
         world.end(status);
     }
@@ -1950,7 +2140,8 @@ static void describe_parameters(Model* model) {
             t->offset = model->block_size;
             t->size = (t->rows ? t->rows : 1) * t->columns;
             size_t room = t->slot == offsetof(Parameters, wte) ? padded(c.V) * c.C : t->size;
-            model->block_size += cache_lines(room * sizeof(float)) / sizeof(float);
+            size_t width = in_16_bits && t->rows ? sizeof(uint16_t) : sizeof(float);
+            model->block_size += cache_lines(room * width) / sizeof(float);
             model->parameter_count += t->size;
         }
     share_out(model);
@@ -2032,10 +2223,28 @@ static void cpu_free_model(Model* model) {
     free(model->arriving);
 }
 
+// The same where the processor multiplies pairs of bfloat16s, by its kernel, with panels from the nearest cache.
+static double pair_peak(void) {
+    enum { PAIRS = 128, CALLS = 20000 };
+    double best = 0;
+    for (int trial = 0; trial < 3; trial++) {
+        double start = seconds();
+#pragma omp parallel
+        {
+            float a[PAIRS * MR] = {0}, b[PAIRS * NR] = {0}, tile[MR * NR];
+            for (int call = 0; call < CALLS; call++) pair_kernel(PAIRS, a, b, tile);
+        }
+        double rate = 4.0 * PAIRS * MR * NR * CALLS * omp_get_max_threads() / (seconds() - start);
+        if (rate > best) best = rate;
+    }
+    return best;
+}
+
 // The machine's rate of multiply-adds with nothing to load or store, all threads, operations a second.
 static double cpu_peak(void) {
     enum { CHAINS = 12, STEPS = 400000 }; // more sums than multiply-adds that are under way at a time
     double best = 0;
+    if (pair_kernel) return pair_peak();
     for (int trial = 0; trial < 3; trial++) {
         double start = seconds();
         float total = 0;
@@ -2057,8 +2266,9 @@ static double cpu_peak(void) {
 }
 
 static const char* cpu_start(void) {
-    static char name[64];
-    snprintf(name, sizeof name, "CPU, %d threads", omp_get_max_threads());
+    static char name[96];
+    int n = snprintf(name, sizeof name, "CPU, %d threads", omp_get_max_threads());
+    if (bf16) snprintf(name + n, sizeof name - (size_t)n, ", bfloat16 by %s", multiplies_bf16(pair_kernel));
     return name;
 }
 
@@ -2725,8 +2935,8 @@ static bool all_finite(const float* x, size_t n) {
     return finite;
 }
 
-// Copies `count` numbers of a file's tensor, from number `first` on, to `to` on the device.
-static void load_tensor(const Checkpoint* c, const Entry* e, size_t first, size_t count, float* to) {
+// Copies `count` numbers of a file's tensor, from number `first` on, to `to` on the device, or rounded to 16 bits here.
+static void load_tensor(const Checkpoint* c, const Entry* e, size_t first, size_t count, float* to, bool round) {
     float buffer[4096];
     size_t width = type_size(e->type);
     const uint8_t* from = e->data + first * width;
@@ -2742,12 +2952,15 @@ static void load_tensor(const Checkpoint* c, const Entry* e, size_t first, size_
                 memcpy(&buffer[j], &bits, sizeof bits);
         }
         if (!all_finite(buffer, n)) die("%s: tensor %s holds numbers that are not finite", c->file.path, e->name);
-        device->to_device(to + i, buffer, n);
+        if (round)
+            for (size_t j = 0; j < n; j++) ((uint16_t*)(void*)to)[i + j] = (uint16_t)(bfloat16_bits(buffer[j]) >> 16);
+        else
+            device->to_device(to + i, buffer, n);
     }
 }
 
-// Fills a block of the model (weights, or this process's part of moments under their prefix) from a file. Embeddings of more positions or
-// tokens than the model has are cut.
+// Fills a block of the model (weights, or this process's part of moments under their prefix) from a file. Embeddings of
+// more positions or tokens than the model has are cut.
 static void load_block(const Checkpoint* c, const Model* model, const char* prefix, float* block) {
     for (size_t i = 0; i < model->tensor_count; i++) {
         const Tensor* t = &model->tensors[i];
@@ -2760,9 +2973,9 @@ static void load_block(const Checkpoint* c, const Model* model, const char* pref
         if (e->dimensions != (t->rows ? 2 : 1) || columns != t->columns || (rows != t->rows && !cut))
             die("%s: tensor %s has not the shape (%zu,%zu) of this model", c->file.path, e->name, t->rows, t->columns);
         if (*prefix)
-            load_tensor(c, e, t->own, t->owned, block + t->moment);
+            load_tensor(c, e, t->own, t->owned, block + t->moment, false);
         else
-            load_tensor(c, e, 0, t->size, block + t->offset);
+            load_tensor(c, e, 0, t->size, block + t->offset, in_16_bits && t->rows);
     }
 }
 
@@ -3043,7 +3256,7 @@ static void export_model(const char* directory, const Model* model, const Tokeni
 
 static struct {
     const char *data, *train, *val, *preset, *init, *log, *checkpoint, *export_to, *prompt, *tokenize, *device,
-        *attention, *html, *eval;
+        *attention, *html, *eval, *precision;
     Config model;
     size_t steps, batch, accumulate, warmup, seed, val_every, val_batches, sample_every, save_every, tokens, top_k,
         layer, head, stride;
@@ -3065,7 +3278,7 @@ typedef struct {
     bool given;
 } Option;
 
-// The end of an option's row. Checkpoints keep numbers, so a text cannot be SAVED.
+// The end of an option's row. A text that is SAVED must be one of a few plain words, known to this program.
 #define WHOLE(value, least, most, use) value, NULL, NULL, NULL, least, most, use, false
 #define REAL(value, least, most, use)  NULL, value, NULL, NULL, least, most, use, false
 #define TEXT(value, use)               NULL, NULL, value, NULL, 0, 0, use, false
@@ -3084,6 +3297,7 @@ static Option options[] = {
     {"training", "--steps", "N", "5000", "optimiser steps", WHOLE(&opt.steps, 1, 1e12, SAVED)},
     {"", "--batch", "N", "8", "sequences in a batch", WHOLE(&opt.batch, 1, MAX_SIZE, SAVED)},
     {"", "--accumulate", "N", "1", "batches in a step", WHOLE(&opt.accumulate, 1, 1 << 20, SAVED)},
+    {"", "--precision", "NAME", NULL, "of what linear layers multiply: fp32 or bf16 [fp32]", TEXT(&opt.precision, SAVED)},
     {"", "--recompute", NULL, NULL, "compute layernorms and GELU twice instead of keeping them", FLAG(&recompute)},
     {"", "--lr", "X", "2e-3", "highest learning rate", REAL(&opt.lr, 0, 1e3, SAVED)},
     {"", "--min-lr", "X", NULL, "learning rate of the last step [lr/50]", REAL(&opt.min_lr, 0, 1e3, SAVED)},
@@ -3148,7 +3362,8 @@ static void print_help(void) {
         if (o->initial) printf(" [%s]", o->initial);
         putchar('\n');
     }
-    puts("\nOMP_NUM_THREADS sets the number of threads; the result is the same for any.\n"
+    printf("\n--precision bf16 multiplies by %s here.\n", multiplies_bf16(find_pair_kernel(true)));
+    puts("OMP_NUM_THREADS sets the number of threads; the result is the same for any.\n"
          "mpirun -n 8 ./train_gpt_mpi trains with eight processes (make train_gpt_mpi); --batch is that of all.");
 }
 
@@ -3209,6 +3424,16 @@ static void derive_options(void) {
     if (opt.min_lr > opt.lr) fail(2, "--min-lr %g is above --lr %g", opt.min_lr, opt.lr);
 }
 
+// The precision asked for. From here on its name is one of ours: a checkpoint's is gone when the file is closed.
+static void choose_precision(int status, const char* where) {
+    bf16 = opt.precision && !strcmp(opt.precision, "bf16");
+    if (opt.precision && !bf16 && strcmp(opt.precision, "fp32"))
+        fail(status, "%s--precision is fp32 or bf16, not '%s'", where, opt.precision);
+    if (PLAIN && bf16) fail(status, "%sa program built with PLAIN=1 multiplies in float32 only", where);
+    opt.precision = bf16 ? "bf16" : "fp32";
+    pair_kernel = bf16 ? find_pair_kernel(true) : NULL;
+}
+
 static void parse_command_line(int argc, char** argv) {
     for (int i = 0; i < OPTIONS; i++)
         if (options[i].initial) set_option(&options[i], options[i].initial, 2, "");
@@ -3250,6 +3475,9 @@ static void parse_command_line(int argc, char** argv) {
     if ((on_gpu || opt.compare) && !cuda_device)
         fail(2, "this program is the CPU's; `make train_gpt_cu` builds the GPU's");
     if (opt.device) device = on_gpu ? cuda_device : &cpu;
+    choose_precision(2, "");
+    if (given("--precision") && cuda_device && device == cuda_device && !opt.compare)
+        fail(2, "--precision is for --device cpu; the GPU's is that of `make train_gpt_cu PRECISION=...`");
     cuda_number = atoi(number);
 }
 
@@ -3624,6 +3852,7 @@ static void run_generate(void) {
     static Model model;
     static Activations a;
     static Tokenizer t;
+    in_16_bits = bf16;
     load_for_use(&model, &t, true, false);
     device->create_activations(&a, &model, 1, model.config.T, false);
     size_t n = strlen(opt.prompt);
@@ -3760,7 +3989,11 @@ static const char* write_run(Run* run) {
     for (const Option* o = options; o < options + OPTIONS; o++) {
         if (!(o->use & SAVED) || (!o->initial && !o->given)) continue;
         if (o->use & SHAPE && !*o->whole) continue; // as in GPT-2
-        fprintf(f, ",\"%s\":\"%.17g\"", o->name, o->whole ? (double)*o->whole : *o->real);
+        fprintf(f, ",\"%s\":", o->name);
+        if (o->text)
+            fprintf(f, "\"%s\"", *o->text);
+        else
+            fprintf(f, "\"%.17g\"", o->whole ? (double)*o->whole : *o->real);
     }
     end_text(&text, "what the checkpoint says of the run");
     error = save_checkpoint(run->checkpoint, &run->model, true, text.text, &run->tokenizer.file);
@@ -3788,6 +4021,7 @@ static void resume_options(Run* run, const Checkpoint* c) {
         set_option(o, value, 1, "the checkpoint is damaged: ");
         o->given = true;
     }
+    choose_precision(1, "the checkpoint is damaged: ");
     derive_options();
     run->step = metadata_number(c, "step");
     run->taken = metadata_number(c, "windows");
@@ -4227,7 +4461,8 @@ static int run_training(void) {
         log_step(&run, loss, duration, validated);
         report(&run, loss, average, validated);
         save_when_due(&run);
-        if (due(run.step, opt.sample_every)) show_sample(&run, run.step == opt.steps ? opt.tokens : 96);
+        if (due(run.step, opt.sample_every) || run.step == opt.sample_every / 10) // the first after seconds
+            show_sample(&run, run.step == opt.steps ? opt.tokens : 96);
     }
     if (world.stopping && !signalled) signalled = SIGTERM; // another process was
     clear_live_line();
@@ -4763,10 +4998,11 @@ static const Way ways[] = {
     {"--memory", " --context --device ", run_memory},
     {"--tokenize", " --data --checkpoint ", run_tokenize},
     {"--export", " --data --init --checkpoint --context --device ", run_export},
-    {"--generate", " --data --init --checkpoint --context --device --seed --tokens --temperature --top-k --top-p ",
+    {"--generate",
+     " --data --init --checkpoint --context --device --precision --seed --tokens --temperature --top-k --top-p ",
      run_generate},
     {"--attention", " --data --init --checkpoint --context --device --tokens" LOOKS, run_attention},
-    {"--eval", " --data --init --checkpoint --context --device --batch" MEASURES, run_eval}};
+    {"--eval", " --data --init --checkpoint --context --device --batch --precision" MEASURES, run_eval}};
 
 // The way that was asked for, or NULL. An option that changes nothing is a misunderstanding, and said.
 static const Way* chosen_way(void) {
@@ -4809,9 +5045,10 @@ static int train_gpt(int argc, char** argv) {
     parse_command_line(argc, argv);
     int status = 0;
     const Way* way = opt.help || opt.version ? NULL : chosen_way();
-    bool trains = !(opt.help || opt.version || opt.compare || way);
-    if (!trains && world.rank) return 0;
-    if (!trains) world.size = world.neighbours = 1; // one does it
+    if (way || opt.help || opt.version || opt.compare) { // one does it
+        if (world.rank) return 0;
+        world.size = world.neighbours = 1;
+    }
     live = isatty(STDOUT_FILENO) && world.size == 1;
     if (opt.help)
         print_help();

@@ -33,6 +33,7 @@ static Option choices[] = {
     {"", "--vocab", "N", NULL, "", WHOLE(&want.vocab, 1, MAX_SIZE, 0)},
     {"", "--context", "N", NULL, "", WHOLE(&want.context, 2, MAX_SIZE, 0)},
     {"", "--batch", "N", NULL, "", WHOLE(&want.batch, 1, MAX_SIZE, 0)},
+    {"", "--precision", "NAME", NULL, "fp32 or bf16, as train_gpt's", TEXT(&opt.precision, 0)},
     {"what", "--step", NULL, NULL, "a training step, layer by layer: done if nothing else is asked for", FLAG(&want.step)},
     {"", "--scaling", NULL, NULL, "the step with 1, 2, 4, ... threads", FLAG(&want.scaling)},
     {"", "--matmul", NULL, NULL, "the multiply alone: a chosen model's shapes, or many if none is chosen", FLAG(&want.matmul)},
@@ -93,6 +94,7 @@ static Config read_options(int argc, char** argv) {
                 or_else(want.channels, models[i].C), or_else(want.heads, models[i].H),
                 or_else(want.layers, models[i].L)};
     if (c.C % c.H) fail(2, "--channels %zu is not divisible by --heads %zu", c.C, c.H);
+    choose_precision(2, "");
     if (!want.batch) want.batch = models[i].B;
     want.step = want.step || !(want.matmul || want.generate || want.scaling);
     return c;
@@ -150,8 +152,12 @@ static bool another_round(size_t done, double begin) {
 
 // n floats, each first touched by the thread that will use it, so that it lies in the memory nearest to that.
 static float* touched(size_t n) {
-    float* p = (float*)aligned_alloc(64, cache_lines(n * sizeof(float)));
+    size_t bytes = (n * sizeof(float) + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE;
+    float* p = (float*)aligned_alloc(HUGE_PAGE, bytes);
     if (!p) die("no memory for %.0f MB", (double)n * 4e-6);
+#ifdef MADV_HUGEPAGE
+    madvise(p, bytes, MADV_HUGEPAGE); // as allocate() does
+#endif
 #pragma omp parallel for schedule(static)
     for (size_t i = 0; i < n; i++) p[i] = (float)(i % 1021) / 1021 - 0.5f;
     return p;
@@ -183,6 +189,7 @@ static void measure_machine(void) {
 static double bandwidth(void) { return fmax(median(&reading), median(&copying)); }
 
 static void print_machine(void) {
+    if (bf16) printf("precision  bf16 in linear layers, by %s\n", multiplies_bf16(pair_kernel));
     printf("machine    %d threads, %.0f GFLOP/s of multiply-adds, memory: %.1f GB/s read, %.1f GB/s copied\n\n",
            threads, median(&peak) / 1e9, median(&reading) / 1e9, median(&copying) / 1e9);
 }
@@ -287,7 +294,7 @@ static void create(Config config, size_t B, bool training) {
     model.config = config;
     device->create_model(&model, training);
     device->create_activations(&activations, &model, B, config.T, training);
-    initialize(&model, 1);
+    if (!in_16_bits) initialize(&model, 1); // zeros take as long
     inputs = (int*)allocate(B * config.T, sizeof(int), "tokens");
     targets = (int*)allocate(B * config.T, sizeof(int), "tokens");
     describe_layers(config, B, (double)model.parameter_count);
@@ -509,37 +516,59 @@ static double advance(size_t from, size_t to) {
     return seconds() - start;
 }
 
+// With weights of 32 bits and of 16, taking turns; the CPU's alone can be of 16.
 static void bench_generate(Config config) {
+    enum { STRIDE = 10 }; // one by one, so many positions are left out between two that are timed
+    static Model kept[2];
+    static Activations caches[2];
+    static Samples token[2], batch, single;
+    int kinds = device == &cpu && !PLAIN ? 2 : 1;
     if (!want.context) config.T = 1024;
-    create(config, 1, false);
     size_t T = config.T, prompt = (T * 125 + 127) / 128; // 1,000 of 1,024
-    for (size_t i = 0; i < T; i++) inputs[i] = (int)(random_bits(1, i) % config.V);
-    static Samples token, batch, single;
-    advance(0, T); // every page of the cache touched
+    for (int kind = 0; kind < kinds; kind++) {
+        in_16_bits = kind;
+        create(config, 1, false);
+        kept[kind] = model, caches[kind] = activations;
+        for (size_t i = 0; i < T; i++) inputs[i] = (int)(random_bits(1, i) % config.V);
+        advance(0, T); // every page of the cache touched
+    }
     double begin = seconds();
     for (size_t round = 0; another_round(round, begin); round++) {
         measure_machine();
-        add(&batch, advance(0, prompt));
-        double start = seconds();
-        for (size_t i = 0; i < prompt; i++) advance(i, i + 1);
-        add(&single, seconds() - start);
-        start = seconds();
-        do add(&token, advance(T - 1, T));
-        while (seconds() - start < ROUND);
+        for (int kind = 0; kind < kinds; kind++) {
+            in_16_bits = kind, model = kept[kind], activations = caches[kind];
+            double start = seconds();
+            do add(&token[kind], advance(T - 1, T));
+            while (seconds() - start < ROUND);
+            if (kind == 1) continue;
+            add(&batch, advance(0, prompt));
+            double sum = 0;
+            for (size_t i = prompt % STRIDE / 2; i < prompt; i += STRIDE) sum += STRIDE * advance(i, i + 1);
+            add(&single, sum);
+        }
     }
-    // All weights, of wpe but one row; the keys and values of all positions.
-    double weights = (double)(model.parameter_count - (T - 1) * config.C),
-           cache = 2.0 * (double)(config.L * T * config.C);
-    double one = median(&token), moved = 4 * (weights + cache), rate = moved / one;
     print_machine();
-    printf("token      %.3f ms with %zu in the cache: %.1f MB read, %.1f GB/s, %.0f%% of the memory's\n"
-           "prompt     %zu tokens: %.1f ms as one batch, %.1f ms one by one, %.1f times as long\n",
-           1e3 * one, T - 1, moved / 1e6, rate / 1e9, 100 * rate / bandwidth(), prompt, 1e3 * median(&batch),
-           1e3 * median(&single), median(&single) / median(&batch));
-    json("'generate': {'cached': %zu, 'ms_per_token': %.9g, 'bytes': %.0f, 'gb_per_s': %.9g, 'of_bandwidth': %.9g, "
-         "'prompt': %zu, 'prompt_ms': %.9g, 'one_by_one_ms': %.9g}",
-         T - 1, 1e3 * one, moved, rate / 1e9, rate / bandwidth(), prompt, 1e3 * median(&batch), 1e3 * median(&single));
-    destroy();
+    json("'generate': {");
+    for (int kind = 0; kind < kinds; kind++) {
+        // All weights, of wpe but one row; the keys and values of all positions. Biases and layernorms count as the rest.
+        double weights = (double)(kept[kind].parameter_count - (T - 1) * config.C),
+               cache = 2.0 * (double)(config.L * T * config.C);
+        double one = median(&token[kind]), moved = (kind ? 2 : 4) * weights + 4 * cache, rate = moved / one;
+        printf("token      weights of %d bits: %.3f ms with %zu in the cache: %.1f MB read, %.1f GB/s, %.0f%% of what "
+               "can be read\n",
+               kind ? 16 : 32, 1e3 * one, T - 1, moved / 1e6, rate / 1e9, 100 * rate / median(&reading));
+        json("'cached%s': %zu, 'ms_per_token%s': %.9g, 'bytes%s': %.0f, 'of_bandwidth%s': %.9g", kind ? "_16" : "",
+             T - 1, kind ? "_16" : "", 1e3 * one, kind ? "_16" : "", moved, kind ? "_16" : "", rate / median(&reading));
+    }
+    printf("prompt     %zu tokens: %.1f ms as one batch, %.1f ms one by one, %.1f times as long\n", prompt,
+           1e3 * median(&batch), 1e3 * median(&single), median(&single) / median(&batch));
+    json("'prompt': %zu, 'prompt_ms': %.9g, 'one_by_one_ms': %.9g}", prompt, 1e3 * median(&batch),
+         1e3 * median(&single));
+    for (int kind = 0; kind < kinds; kind++) {
+        model = kept[kind], activations = caches[kind];
+        device->free_model(&model), device->free_activations(&activations);
+    }
+    in_16_bits = false;
 }
 
 int main(int argc, char** argv) {

@@ -129,8 +129,8 @@ def learning_rate(step, a):
     return a.min_lr + 0.5 * (1 + math.cos(math.pi * done)) * (a.lr - a.min_lr)
 
 
-def matmul_gflops(n=1024):
-    x = torch.rand(n, n)
+def matmul_gflops(dtype=torch.float32, n=1024):
+    x = torch.rand(n, n).to(dtype)
     best = min(timeit.repeat(lambda: x @ x, number=1, repeat=4))
     return 2 * n**3 / best / 1e9
 

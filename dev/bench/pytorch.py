@@ -10,6 +10,9 @@ random tokens. PyTorch is run as it comes (eager), with its linear layers given 
 where that works; with its own attention kernel and its fused AdamW where the version has them. A round times train_gpt (build/bench), then each of these; the
 ratio is the median of the rounds' ratios, since what disturbs a round disturbs all of it.
 
+--bf16: both multiply in bfloat16 and keep everything else in float32, PyTorch by autocast, train_gpt with --precision
+bf16. PyTorch's autocast also rounds activations and gradients between layers, and its attention.
+
 On a GPU, against train_gpt.cu:
 
     make train_gpt_cu && python3 dev/bench/pytorch.py --device cuda --preset gpt2 --batch 16 --context 1024
@@ -253,7 +256,7 @@ def ours(a):
     """build/bench's figures for the step of the same model, timed for about as long."""
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "bench.json")
-        command = [BENCH, "--json", path, "--seconds", str(a.seconds)]
+        command = [BENCH, "--json", path, "--seconds", str(a.seconds), *(["--precision", "bf16"] if a.bfloat16 else [])]
         for name in SIZES:
             command += ["--" + name, str(getattr(a, name))]
         try:
@@ -287,21 +290,23 @@ def parse_args():
     p.add_argument("--rounds", type=int, default=5, metavar="N", help="default: 5")
     p.add_argument("--seconds", type=float, default=2, metavar="X", help="for each in a round; default: 2")
     p.add_argument("--threads", type=int, default=os.cpu_count(), metavar="N", help="default: all")
+    p.add_argument("--bf16", action="store_true", help="on the CPU: multiply in bfloat16")
     p.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     a = p.parse_args()
-    a.bfloat16, presets = a.device == "cuda", dict(PRESETS)
-    if a.bfloat16:
+    on_gpu, presets = a.device == "cuda", dict(PRESETS)
+    a.bfloat16 = on_gpu or a.bf16
+    if on_gpu:
         presets = {name: (*sizes, 50257, 1024, 16) for name, sizes in GPU_PRESETS.items()}
     if a.preset not in presets:
         p.error(f"--preset {a.preset} is not for --device {a.device}")
-    if a.bfloat16 and a.vocab:
+    if on_gpu and a.vocab:
         p.error("--vocab is GPT-2's on a GPU")
     for name, value in zip(SIZES, presets[a.preset]):
         if getattr(a, name) is None:
             setattr(a, name, value)
         if getattr(a, name) < 1:
             p.error(f"--{name} must be at least 1")
-    a.padding = -a.vocab % 128 if a.bfloat16 else 0
+    a.padding = -a.vocab % 128 if on_gpu else 0
     if a.channels % a.heads:
         p.error("--channels must be a multiple of --heads")
     if a.rounds < 1 or a.threads < 1:
@@ -319,13 +324,13 @@ def main():
         peak = cuda_matmul_tflops()
         print(f"PyTorch {torch.__version__}, {torch.cuda.get_device_name()}, matrix multiply {peak:.0f} TFLOP/s")
     else:
-        peak = matmul_gflops() / 1000
+        peak = matmul_gflops(torch.bfloat16 if a.bfloat16 else torch.float32) / 1000
         print(f"PyTorch {torch.__version__}, {blas()}, {a.threads} threads, matrix multiply {1000 * peak:.0f} GFLOP/s")
     print(", ".join(f"{name} {getattr(a, name)}" for name in SIZES), flush=True)
     theirs = their_steps(a)
     times = {name: [] for name in ["train_gpt", *theirs, *(["llm.c"] if a.llmc else [])]}
     for _ in range(a.rounds):
-        figures = twins(a) if a.bfloat16 else ours(a)
+        figures = twins(a) if a.device == "cuda" else ours(a)
         if figures["parameters"] != theirs["eager"].parameters:
             sys.exit(f"pytorch.py: different models, {figures['parameters']} parameters and "
                      f"{theirs['eager'].parameters}")
