@@ -1132,7 +1132,7 @@ static inline void put_bits(float* to, uint32_t bits) { memcpy(to, &bits, sizeof
 // Panels as pack() has left them, rounded in place. A panel of pairs takes the first half of its place.
 __attribute__((always_inline)) static inline void round_panels(float* panels, size_t count, size_t width,
                                                                size_t depth) {
-    static const float zeros[NR]; // the partner of an odd depth's last row
+    static const float zeros[NR] = {0}; // the partner of an odd depth's last row
     for (size_t i = 0; i < count; i += width) {
         float* panel = panels + i * depth;
         for (size_t x = 0; x < width * depth && !pair_kernel; x++) put_bits(panel + x, bfloat16_bits(panel[x]));
