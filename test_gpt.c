@@ -3881,7 +3881,7 @@ static void generate_in_16_bits(const char* path) {
                          (char*)path,         (char*)"--generate",
                          (char*)"x",          (char*)"--data",
                          (char*)make_data(),  (char*)"--precision=bf16",
-                         (char*)"--tokens=1", NULL};
+                         (char*)"--tokens=0", NULL};
     train_gpt(9, arguments);
     printf("kept in 16 bits: %d\n", in_16_bits);
 }
