@@ -30,7 +30,7 @@ NVCCFLAGS = -std=c++17 -O3 -arch=$(NVCC_ARCH) -Xcompiler "$(filter-out -std=%,$(
 PRECISION = bf16
 FP32      = $(if $(filter fp32,$(PRECISION)),-DPRECISION_FP32)
 # MPI=1: for several GPUs, with MPI and NCCL; NCCL=DIR if that is elsewhere. mpi.h's C++ is not wanted.
-MPICXX    = mpicxx
+MPICXX   ?= mpicxx
 WITH_MPI  = -DWITH_MPI -DOMPI_SKIP_MPICXX -DMPICH_SKIP_MPICXX
 NVCC_MPI  = $(if $(MPI),-ccbin $(MPICXX) $(WITH_MPI) $(if $(NCCL),-I$(NCCL)/include -L$(NCCL)/lib))
 ON_CPU    = $(if $(MPI),$(MPICXX) $(WITH_MPI),$(CXX)) -x c++ -DCUDA_ON_CPU $(CXXFLAGS) -Wno-unknown-pragmas -Wno-unused-function
@@ -153,6 +153,7 @@ test: build/test_gpt build/test_plain build/by_hand
 	elif ! command -v $(CXX) >/dev/null; then echo "skipped: train_gpt.cu's tests; $(CXX) is not installed"; \
 	else $(MAKE) --no-print-directory test_twin; fi
 	$(PYTHON) dev/check/test_prepare_data.py
+	$(PYTHON) dev/bench/scale.py --check
 	$(MAKE) --no-print-directory -C dev/learn/attention test
 
 # The twin's checks, with its kernels on the CPU.
@@ -191,7 +192,7 @@ build/nccl_bf16 build/nccl_fp32: build/nccl_%: $(TWIN) | tools data
 
 test_nccl:
 	@if command -v $(MPICXX) >/dev/null; then $(MAKE) --no-print-directory MPI=1 build/nccl_fp32 build/nccl_bf16; fi
-	$(PYTHON) dev/check/test_nccl.py build/nccl_fp32 build/nccl_bf16
+	MPIRUN=$(MPIRUN) $(PYTHON) dev/check/test_nccl.py build/nccl_fp32 build/nccl_bf16
 
 build/test_gpt_cu_bf16 build/test_gpt_cu_fp32: build/test_gpt_cu_%: test_gpt.c train_gpt.cu train_gpt.c Makefile build/compile_cu | nvcc
 	$(NVCC) $(NVCCFLAGS) $(if $(filter fp32,$*),-DPRECISION_FP32) -x cu -DTWIN='"train_gpt.cu"' $< -o $@ -lcublasLt

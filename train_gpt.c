@@ -1754,7 +1754,9 @@ static void fail(int status, const char* format, ...) {
         if ((unsigned char)*p < ' ' || *p == 127) *p = '?';
     if (signalled && status == 1) status = 128 + signalled;
     if (world.size > 1) {
-        usleep(500000 * (unsigned)min_size((size_t)world.rank, 4)); // what all fail at, the first says for all
+        // What all fail at, the first says for all. A signal, with which they are ended then, does not wake the others.
+        while (usleep(250000 * (unsigned)min_size((size_t)world.rank, 3))) {
+        }
         fprintf(stderr, "train_gpt: rank %d on %s: %s\n", world.rank, world.host, line);
         world.end(status);
     }
