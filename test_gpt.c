@@ -3886,6 +3886,7 @@ static void generate_in_16_bits(const char* path) {
                          (char*)"x",          (char*)"--data",
                          (char*)make_data(),  (char*)"--precision=bf16",
                          (char*)"--tokens=0", NULL};
+    omp_set_num_threads(1); // a forked process has none of its parent's, and would wait for them
     train_gpt(9, arguments);
     printf("kept in 16 bits: %d\n", in_16_bits);
 }
