@@ -23,7 +23,9 @@
 //     checkpoint               safetensors, with Hugging Face's names for GPT-2's weights
 //     command line             the options
 //     several processes        one model trained by many that send messages, on one machine or on a cluster
-//     training                 the loop
+//     training loop            start, step, validate, report, save, resume
+//     looking at attention     what every head attends to, as a table and as a page
+//     the program              which of these is asked for
 //
 // Letters used throughout: B sequences in a batch, T tokens in a sequence, C channels, H heads, D = C/H channels
 // of a head, V tokens in the vocabulary, L layers. A comment such as "x (B,T,C)" gives a tensor's shape, the last
@@ -962,9 +964,9 @@ static void generate(Model* model, Activations* a, const Tokenizer* t, const int
 //    Copying costs K*(M+N) moves against M*N*K multiply-adds. It also makes any layout of A and B equal: a matrix is
 //    a pointer and two strides, and a transpose just swaps them. So y = x W, dx = dy W^T and dW = x^T dy are all this
 //    one routine.
-//  - Panels are used from cache. Of A's rows and B's columns, the fewer are packed once, all of them, by all threads for
-//    all. The others are packed a few at a time by the thread that goes on to use them, and so pass from memory into
-//    its second-level cache once. KC steps of k at a time, NC columns of B beside MC rows of A fit there.
+//  - Panels are used from cache. Of A's rows and B's columns, the fewer are packed once, all of them, by all threads
+//    for all. The others are packed a few at a time by the thread that goes on to use them, and so pass from memory
+//    into its second-level cache once. KC steps of k at a time, NC columns of B beside MC rows of A fit there.
 //
 // The scheme is Goto and van de Geijn's (2008). Vectors are GCC's and Clang's vector extension: a `vec` is LANES
 // floats and +, * work on all of them, so one source serves AVX-512, AVX2 and NEON.
@@ -1042,8 +1044,8 @@ __attribute__((always_inline)) static inline void pack(float* __restrict__ out, 
 
 // With --precision bf16 the operands of products are bfloat16s: float32s without their lower 16 bits, of the same range
 // but with 8 bits of precision for 24, which some processors multiply faster. Numbers are rounded as they are packed;
-// what is kept, and every sum, stays float32 (Kalamkar et al. 2019, "A study of BFLOAT16 for deep learning training"). What
-// is not packed is multiplied in float32: a row by itself, as fast as memory anyway, and attention's tiles.
+// what is kept, and every sum, stays float32 (Kalamkar et al. 2019, "A study of BFLOAT16 for deep learning training").
+// What is not packed is multiplied in float32: a row by itself, as fast as memory anyway, and attention's tiles.
 //
 // The processors' instructions take pairs: they add two products to each lane of a vector of sums. So in a panel two
 // steps of k share the 32 bits of a float, the first of them in the upper half, and a kernel for pairs is kernel() with
@@ -1077,8 +1079,8 @@ __attribute__((target("avx512bf16"))) static void kernel_avx512_bf16(size_t pair
     memcpy(tile, sum, sizeof sum);
 }
 
-// The processor's kernel for pairs, or NULL; `faster`: only if it is faster than kernel(). Not so on Intel's processors,
-// which start one VDPBF16PS every other cycle, and two multiply-adds every cycle (measured on a Xeon).
+// The processor's kernel for pairs, or NULL; `faster`: only if it is faster than kernel(). Not so on Intel's
+// processors, which start one VDPBF16PS every other cycle, and two multiply-adds every cycle (measured on a Xeon).
 static PairKernel* find_pair_kernel(bool faster) {
     return __builtin_cpu_supports("avx512bf16") && !(faster && __builtin_cpu_is("intel")) ? kernel_avx512_bf16 : NULL;
 }
@@ -1129,7 +1131,7 @@ static inline uint32_t bfloat16_bits(float x) {
 
 static inline void put_bits(float* to, uint32_t bits) { memcpy(to, &bits, sizeof bits); }
 
-// Panels as pack() has left them, rounded in place. A panel of pairs takes the first half of its place.
+// Panels as pack() has left them, rounded in place. A panel of pairs takes the first half of its place, rounded up.
 __attribute__((always_inline)) static inline void round_panels(float* panels, size_t count, size_t width,
                                                                size_t depth) {
     static const float zeros[NR] = {0}; // the partner of an odd depth's last row
@@ -1164,7 +1166,8 @@ __attribute__((always_inline)) static inline void store_tile(float* c, size_t wi
 }
 
 // c (rows,columns), rows `width` apart: packed a times packed b, plus bias (columns), plus add (shaped and strided
-// like c, may be c itself). The tile's place in c is asked for before its sums are taken, to be near when they are done.
+// like c, may be c itself). The tile's place in c is asked for before its sums are taken, to be near when they are
+// done.
 static void multiply_packed(float* c, size_t width, const float* a, const float* b, const float* bias, const float* add,
                             size_t rows, size_t columns, size_t depth) {
     float tile[MR * NR] __attribute__((aligned(64)));
@@ -1212,8 +1215,8 @@ __attribute__((always_inline)) static inline void add_rows(float* sum, const flo
     }
 }
 
-// Generation reads every weight for every token, and so writes twice as many tokens a second if they take half the
-// room: with --precision bf16 it keeps all tensors with rows, being all but biases and layernorms, as bfloat16s. They
+// Generation reads every weight for every token, and so writes the more tokens a second the less room they take: with
+// --precision bf16 it keeps all tensors with rows, being all but biases and layernorms, as bfloat16s. They
 // are made float32s again as they are read, by 16 bits of zeros after the 16.
 static bool in_16_bits; // they are kept so
 static inline float widened(uint16_t x) {
@@ -1242,7 +1245,7 @@ static inline const float* weights_from(const float* w, size_t i, size_t n, size
     return wide;
 }
 
-// The same for a matrix of so many numbers, which is freed where it is not b's own.
+// The same for a whole matrix of `size` numbers, to which b is turned; the caller frees them.
 static float* widen_matrix(Matrix* b, size_t size) {
     float* wide = (float*)allocate(size, sizeof(float), "a matrix of weights");
 #pragma omp parallel for schedule(static)
@@ -1279,7 +1282,7 @@ static void multiply_row(float* c, Matrix a, Matrix b, const float* bias, const 
     }
 }
 
-// n is cut into equal parts of at most `most`: the size of a part, a multiple of `unit` and never 0.
+// n is cut into equal parts of at most `most`: the size of a part, rounded up to a multiple of `unit` and never 0.
 static size_t even_part(size_t n, size_t most, size_t unit) {
     size_t parts = n > most ? (n + most - 1) / most : 1, units = (n + parts * unit - 1) / (parts * unit);
     return units ? units * unit : unit;
@@ -1306,7 +1309,9 @@ static void pack_lines(float* out, Factor f, size_t i, size_t count, size_t k, s
 // As matmul_plain. The factor with fewer lines is packed whole, for all threads; the `cut` one in parts. A piece of c
 // comes from one part and the whole, or from a span of the whole where there are too few parts for all threads. One
 // thread computes a piece, and its sums run along k in order, in steps whose length depends on K alone; so the bits do
-// not depend on the number of threads. For a large K all this is done DEEP steps of k at a time.
+// not depend on the number of threads. For a large K all this is done DEEP steps of k at a time. For example, 256 rows
+// times (768,3072) on two threads: A is the whole, B goes in 24 parts of 128 columns, a span is all of A, and k takes one
+// step of 768. With 64 threads a part is 32 columns, and a span 128 rows.
 static void matmul_fast(float* c, Matrix a, Matrix b, const float* bias, const float* add, size_t M, size_t N,
                         size_t K) {
     if (M == 1) {
@@ -1408,8 +1413,8 @@ static void hide(float* scores, Attention a, KeyTile t, size_t i0, size_t j0) {
 }
 
 // A head's rows lie 3C apart, too far for caches and pages to hold many, and the kernel wants its factors in one of two
-// forms. So they are copied first: `turned`, in tiles of TILE rows, (n / TILE,D,TILE), of which pack() makes one, and
-// dense, (n,wide), D rounded up to whole panels.
+// forms. So they are copied first: `turned`, tiles of TILE rows, each (D,TILE), which are pack()'s panels, and dense,
+// (n,wide), D rounded up to whole panels.
 static size_t dense_width(size_t D) { return even_part(D, D, NR); }
 
 static void copy_rows(float* to, size_t to_row, const float* from, size_t from_row, size_t n, size_t D) {
@@ -2100,10 +2105,11 @@ static size_t cache_lines(size_t bytes) { return (bytes + 63) / 64 * 64; }
 // The rows that the token embedding has room for, of which the last stay zero.
 static size_t padded(size_t V) { return (V + 127) / 128 * 128; }
 
-// Where the part of process r begins in a tensor: parts are equally many cache lines, those of lower numbers first.
+// Where the part of process r begins in a tensor: parts are equally many cache lines, to within one.
 static size_t cut(size_t size, int r) { return min_size(size, (size + 15) / 16 * (size_t)r / (size_t)world.size * 16); }
 
-// What of each tensor is updated by this process. The gradients that others send for it share a place with other layers'.
+// What of each tensor is updated by this process. The gradients that others send for it share a place with other
+// layers'.
 static void share_out(Model* model) {
     size_t filled[1 + MAX_LAYERS] = {0};
     model->moment_size = model->arriving_size = 0;
@@ -2223,7 +2229,7 @@ static void cpu_free_model(Model* model) {
     free(model->arriving);
 }
 
-// The same where the processor multiplies pairs of bfloat16s, by its kernel, with panels from the nearest cache.
+// The rate of the kernel for pairs of bfloat16s, with panels from the nearest cache, as cpu_peak().
 static double pair_peak(void) {
     enum { PAIRS = 128, CALLS = 20000 };
     double best = 0;
@@ -2869,8 +2875,9 @@ static Checkpoint open_file(const char* path, const char* advice) {
     return c;
 }
 
-// A model in several files, as transformers saves large ones: {"weight_map": {"name": "file", ...}} says which tensor is
-// in which. Each file is opened once, and all their tensors are put into one list, which points into them: they stay open.
+// A model in several files, as transformers saves large ones: {"weight_map": {"name": "file", ...}} says which tensor
+// is in which. Each file is opened once, and all their tensors are put into one list, which points into them: they stay
+// open.
 static Checkpoint open_index(const char* path, const char* advice) {
     Checkpoint c;
     memset(&c, 0, sizeof c);
@@ -3503,6 +3510,8 @@ static void parse_command_line(int argc, char** argv) {
 // known, and travel while the layer below is computed; a tensor's weights travel while the next ones are updated. Sums
 // are taken in the order of processes: the same bits for any number of threads and with any MPI. Another number of
 // processes has another order, and the same loss but for rounding.
+//
+// Who takes part is in `world` (errors and files), what is whose in share_out() (the model in memory).
 
 #ifdef WITH_MPI
 static struct {
@@ -3580,7 +3589,7 @@ static void sum_over_processes(double* x, int n) {
 
 static void shared_update(Model* model, AdamW o) {
     exchange_layer(-1); // what is no layer's, as embeddings
-    exchange_layer(-2);
+    exchange_layer(-2); // there is none: only ends that one
     double sums[] = {exchange.squares, model->loss_sum / world.size, (double)(signalled != 0)};
     sum_over_processes(sums, 3);
     model->gradient_norm = sqrt(sums[0]), model->loss_sum = sums[1], world.stopping = sums[2] > 0;
@@ -4172,8 +4181,8 @@ static void create_model(Run* run, const Checkpoint* from) {
 
 // That all processes are about to do the same. Of weights, each tensor's first ones are looked at.
 static void check_same(const Run* run) {
-    static const char* const names[] = {"program",          "numbers on the command line", "tokenizer",
-                                        "text to train on", "text to validate on",         "weights to start from"};
+    static const char* const names[] = {"program",          "command line",        "tokenizer",
+                                        "text to train on", "text to validate on", "weights to start from"};
     File program = map_file("/proc/self/exe", "");
     uint64_t marks[] = {fingerprint(program.data, program.size),
                         0,
@@ -4184,6 +4193,8 @@ static void check_same(const Run* run) {
     for (const Option* o = options; o < options + OPTIONS; o++) {
         double value = o->whole ? (double)*o->whole : o->real ? *o->real : o->flag ? *o->flag : 0;
         marks[1] = random_bits(marks[1], fingerprint((const uint8_t*)&value, sizeof value));
+        if (o->text && *o->text && !(o->use & GIVEN_AGAIN)) // files may have other names
+            marks[1] = random_bits(marks[1], fingerprint((const uint8_t*)*o->text, strlen(*o->text)));
     }
     for (const Tensor* t = run->model.tensors; t < run->model.tensors + run->model.tensor_count; t++) {
         float w[1024];
@@ -4241,7 +4252,7 @@ static void start_run(Run* run) {
     printf(": %zu parameters\n", run->model.parameter_count);
     printf("machine    ");
     if (world.size > 1) printf("%d processes, each ", world.size);
-    printf("%s, %.0f GFLOP/s at most\n", machine, run->peak / 1e9);
+    printf("%s, %.0f GFLOP/s at most\n", machine, run->peak / world.size / 1e9);
     printf("training   steps %zu to %zu of %zu x %zu x %zu tokens, checkpoint in %s", run->step + 1, opt.steps,
            opt.accumulate, opt.batch, run->T, opt.checkpoint);
     if (is_foreign(run)) printf("; the one there is kept as %s", free_old_name(run->checkpoint));
@@ -4390,15 +4401,15 @@ static size_t curve_column(const Run* run) { return (run->step - 1 - run->first)
 
 static bool due(size_t step, size_t every) { return step == opt.steps || (every && step % every == 0); }
 
-// The program's name, what is `asked` of it, and the options that a command about this run's model needs too, ready for a
-// shell: what is not plain stands in '...'.
+// The program's name, what is `asked` of it, and the options that a command about this run's model needs too, ready for
+// a shell: what is not plain stands in '...'.
 static void print_command(const char* asked) {
 #ifdef WITH_MPI
-    const char* kind = "_mpi";
+    const char* kind = cuda_device ? "_cu" : "_mpi";
 #else
     const char* kind = cuda_device ? "_cu" : "";
 #endif
-    if (world.size > 1 && opt.resume) printf("mpirun -n %d ", world.size);
+    if (world.size > 1 && *asked) printf("mpirun -n %d ", world.size);
     printf("./train_gpt%s%s", kind, asked);
     const char* letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_./,:+=@%";
     for (const Option* o = options; o < options + OPTIONS; o++) {
