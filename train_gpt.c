@@ -1740,6 +1740,8 @@ static struct {
 static void clear_live_line(void);  // the training loop's progress line, wiped before anything else is printed
 static const char* (*rescue)(void); // saves what the end of the program would lose, and says how that went
 
+static void wake(int number) { (void)number; }
+
 static void fail(int status, const char* format, ...) {
     static char line[4 * MAX_PATH]; // should the rescue fail, too, that is said behind what it was to rescue from
     size_t n = strlen(line);
@@ -1759,10 +1761,11 @@ static void fail(int status, const char* format, ...) {
         if ((unsigned char)*p < ' ' || *p == 127) *p = '?';
     if (signalled && status == 1) status = 128 + signalled;
     if (world.size > 1) {
-        // What all fail at, the first says for all. A signal, with which they are ended then, does not wake the others.
-        while (usleep(250000 * (unsigned)min_size((size_t)world.rank, 3))) {
-        }
+        // What all fail at, the first says for all: signals, with which the others are ended then, end them silently.
+        signal(SIGCONT, wake); // Open MPI's first
+        if (usleep(1000000 * (unsigned)min_size((size_t)world.rank, 3))) _exit(status);
         fprintf(stderr, "train_gpt: rank %d on %s: %s\n", world.rank, world.host, line);
+        usleep(200000); // mpirun passes it on
         world.end(status);
     }
     fprintf(stderr, "train_gpt: %s\n", line);
@@ -4193,7 +4196,7 @@ static void check_same(const Run* run) {
     for (const Option* o = options; o < options + OPTIONS; o++) {
         double value = o->whole ? (double)*o->whole : o->real ? *o->real : o->flag ? *o->flag : 0;
         marks[1] = random_bits(marks[1], fingerprint((const uint8_t*)&value, sizeof value));
-        if (o->text && *o->text && !(o->use & GIVEN_AGAIN)) // files may have other names
+        if (o->text && *o->text && o->use & SAVED)
             marks[1] = random_bits(marks[1], fingerprint((const uint8_t*)*o->text, strlen(*o->text)));
     }
     for (const Tensor* t = run->model.tensors; t < run->model.tensors + run->model.tensor_count; t++) {

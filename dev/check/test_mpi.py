@@ -33,6 +33,7 @@ MODEL = "--layers 3 --heads 2 --channels 40 --context 32 --seed 5".split()
 SCHEDULE = "--warmup 3 --val-every 6 --val-batches 3 --sample-every 6 --tokens 8 --lr 3e-3".split()
 SECONDS = 20  # in which all processes must have ended
 passed = failed = 0
+TRIES = 3  # of what mpirun prints
 
 
 def check(good, what, output=""):
@@ -309,13 +310,18 @@ def test_stop(runs):
         if whom is not None or not runs.openmpi:  # whose mpirun does not print any more then
             check(output.count("stopped after step %d, saved" % last) == 1, "%s: not said once" % name, output)
         check(gone(ranks), "%s: processes are left" % name)
+    del runs.environment["OMPI_MCA_odls_base_sigkill_timeout"]  # it makes the end after a failure slower, too
 
 
 def expect(runs, name, wanted, *blocks):
-    """All end in time, with one line of train_gpt's, in which is what is wanted."""
-    start = time.monotonic()
-    status, output = runs.run(*blocks, seconds=SECONDS)
-    lines = [line for line in output.splitlines() if line.startswith("train_gpt:")]
+    """All end in time, with one line of train_gpt's, in which is what is wanted. On a busy machine mpirun may be slow to
+    pass a line on, or to end those who would say the same a second later: then it is tried again."""
+    for attempt in range(TRIES):
+        start = time.monotonic()
+        status, output = runs.run(*blocks, seconds=SECONDS)
+        lines = [line for line in output.splitlines() if line.startswith("train_gpt:")]
+        if len(lines) == 1:
+            break
     check(status not in (None, 0), "%s: status %s after %.0f s" % (name, status, time.monotonic() - start), output)
     check(len(lines) == 1 and all(w in lines[0] for w in wanted), "%s: not one line with %s" % (name, wanted), output)
 
@@ -331,6 +337,7 @@ def test_refusals(runs):
     expect(runs, "other data", ["rank 1 on " + host, "text to train on"], (1, train), (2, train + ["--data", runs.other_data]))
     expect(runs, "other validation data", ["rank 2 on " + host, "text to validate on"], (2, train),
            (1, train + ["--val", os.path.join(runs.other_data, "val.bin")]))
+    expect(runs, "another precision", ["rank 1 on " + host, "command line"], (1, train), (1, train + ["--precision", "bf16"]))
     expect(runs, "another learning rate", ["rank 1 on " + host, "command line"], (1, train), (1, train + ["--lr", "1e-3"]))
     another = runs.path("another_" + os.path.basename(program))
     shutil.copy(program, another)
@@ -353,8 +360,11 @@ def test_refusals(runs):
     check(status == 0 and len(output.strip()) < 200, "generation with three processes", output)
 
 
-def test_full_disk(runs):
-    """From some time on rank 0 can write no file of that size: training goes on, and the checkpoint before is whole."""
+def full_disk(runs):
+    """Returns the run's status, what it printed, and the checkpoint from before."""
+    before = None
+    if os.path.exists(runs.path("full")):
+        os.remove(runs.path("full"))
     command = [runs.options.program, "--data", runs.data, "--checkpoint", runs.path("full")] + MODEL + \
         "--steps 1000000 --batch 12 --save-every 20 --sample-every 0 --val-every 0".split()
     process = runs.start(runs.mpirun((3, command)))
@@ -368,7 +378,15 @@ def test_full_disk(runs):
         check(process.poll() is None, "a full disk ends the run")
         before = read(runs.path("full"))
         os.kill(ranks[1], signal.SIGTERM)
-    status, output = runs.end(process)
+    return (*runs.end(process), before)
+
+
+def test_full_disk(runs):
+    """From some time on rank 0 can write no file of that size: training goes on, and the checkpoint before is whole."""
+    for attempt in range(TRIES):  # see expect()
+        status, output, before = full_disk(runs)
+        if sum(line.startswith("train_gpt:") for line in output.splitlines()) == 1:
+            break
     check(status not in (None, 0), "a full disk: status %s" % status, output)
     check("training goes on" in output, "a full disk is not said", output)
     lines = [line for line in output.splitlines() if line.startswith("train_gpt:")]
