@@ -2114,7 +2114,7 @@ static size_t cut(size_t size, int r) { return min_size(size, (size + 15) / 16 *
 // What of each tensor is updated by this process. The gradients that others send for it share a place with other
 // layers'.
 static void share_out(Model* model) {
-    size_t filled[1 + MAX_LAYERS] = {0};
+    size_t filled[2 + MAX_LAYERS] = {0}; // from layer -1 to layer L, the last layernorm
     model->moment_size = model->arriving_size = 0;
     for (Tensor* t = model->tensors; t < model->tensors + model->tensor_count; t++) {
         t->own = cut(t->size, world.rank);

@@ -18,6 +18,7 @@ import contextlib
 import json
 import math
 import os
+import random
 import resource
 import shutil
 import signal
@@ -94,6 +95,18 @@ def tensor_distance(a, b):
     return worst
 
 
+def prepare(folder):
+    """Makes a folder of data: words drawn at random, always the same for the same name. Where a text repeats a character
+    for long, gradients can be so steep that rounding shows."""
+    draw = random.Random(os.path.basename(folder))
+    words = ["".join(draw.choices("abcdefghijklmnop", k=draw.randint(1, 7))) for _ in range(200)]
+    with open(folder + ".txt", "w", encoding="ascii") as f:
+        f.write("\n\n".join(" ".join(draw.choices(words, k=40)) for _ in range(1000)))
+    subprocess.run([sys.executable, os.path.join(ROOT, "prepare_data.py"), "--tokenizer", "bytes", "--out", folder,
+                    folder + ".txt"], check=True, stdout=subprocess.DEVNULL)
+    return folder
+
+
 class Runs:
     def __init__(self, options, folder):
         self.options, self.folder = options, folder
@@ -101,14 +114,7 @@ class Runs:
         self.openmpi = "HYDRA" not in version.stdout
         self.environment = dict(os.environ, OMP_NUM_THREADS="1", OMPI_ALLOW_RUN_AS_ROOT="1",
                                 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1", OMPI_MCA_mpi_yield_when_idle="1")
-        self.data = self.prepare("data", "train_gpt.c")
-        self.other_data = self.prepare("other", "test_gpt.c")
-
-    def prepare(self, name, text):
-        folder = self.path(name)
-        subprocess.run([sys.executable, os.path.join(ROOT, "prepare_data.py"), "--tokenizer", "bytes", "--out", folder,
-                        os.path.join(ROOT, text)], check=True, stdout=subprocess.DEVNULL)
-        return folder
+        self.data, self.other_data = prepare(self.path("data")), prepare(self.path("other"))
 
     def path(self, name):
         return os.path.join(self.folder, name)
