@@ -107,13 +107,22 @@ def prepare(folder):
     return folder
 
 
+def is_open_mpi(mpirun):
+    """Or else MPICH, whose mpirun knows neither of Open MPI's options. Open MPI's calls itself by more than one name."""
+    version = subprocess.run([mpirun, "--version"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return "HYDRA" not in version.stdout
+
+
+# As many processes as are asked for, on however many cores, whoever asks.
+ANYWHERE = ["--oversubscribe", "--bind-to", "none"]
+AS_ROOT = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+
+
 class Runs:
     def __init__(self, options, folder):
         self.options, self.folder = options, folder
-        version = subprocess.run([options.mpirun, "--version"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        self.openmpi = "HYDRA" not in version.stdout
-        self.environment = dict(os.environ, OMP_NUM_THREADS="1", OMPI_ALLOW_RUN_AS_ROOT="1",
-                                OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1", OMPI_MCA_mpi_yield_when_idle="1")
+        self.openmpi = is_open_mpi(options.mpirun)
+        self.environment = dict(os.environ, **AS_ROOT, OMP_NUM_THREADS="1", OMPI_MCA_mpi_yield_when_idle="1")
         self.data, self.other_data = prepare(self.path("data")), prepare(self.path("other"))
 
     def path(self, name):
@@ -124,7 +133,7 @@ class Runs:
 
     def mpirun(self, *blocks):
         """The command that starts each (processes, program and arguments) of blocks in one world."""
-        command = [self.options.mpirun] + (["--oversubscribe", "--bind-to", "none"] if self.openmpi else [])
+        command = [self.options.mpirun] + (ANYWHERE if self.openmpi else [])
         for i, (count, arguments) in enumerate(blocks):
             command += ([":"] if i else []) + ["-n", str(count)] + arguments
         return command

@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 
-from test_mpi import prepare
+from test_mpi import ANYWHERE, AS_ROOT, is_open_mpi, prepare
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 MPIRUN = os.environ.get("MPIRUN", "mpirun")
@@ -35,15 +35,9 @@ def expect(good, what):
         print(f"FAILED: {what}")
 
 
-def is_open_mpi():
-    return "Open MPI" in subprocess.run([MPIRUN, "--version"], capture_output=True, text=True).stdout
-
-
 def start(program, processes, *options, **environment):
-    command = [MPIRUN, "-n", str(processes)]
-    if is_open_mpi():
-        command += ["--oversubscribe", "--bind-to", "none"] + ["--allow-run-as-root"] * (os.getuid() == 0)
-    given = dict(os.environ, OMP_NUM_THREADS="1", CUDA_ON_CPU_DEVICES="3", **environment)
+    command = [MPIRUN, *(ANYWHERE if is_open_mpi(MPIRUN) else []), "-n", str(processes)]
+    given = dict(os.environ, **AS_ROOT, OMP_NUM_THREADS="1", CUDA_ON_CPU_DEVICES="3", **environment)
     return subprocess.run([*command, program, *options], env=given, capture_output=True, text=True, timeout=SECONDS)
 
 
