@@ -3520,9 +3520,11 @@ static void parse_command_line(int argc, char** argv) {
 static struct {
     Model* model;
     MPI_Request* requests; // (tensors,N-1,2)
-    long layer;            // the one under way, from the last to the first
-    size_t batches;        // of the step under way
-    double squares;        // of the summed gradients
+    const Device* alone;   // what each of them computes on
+    void (*done)(const char* layer);
+    long layer;     // the one under way, from the last to the first
+    size_t batches; // of the step under way
+    double squares; // of the summed gradients
 } exchange;
 
 static MPI_Request* requests_of(size_t i) { return exchange.requests + i * 2 * (size_t)(world.size - 1); }
@@ -3558,7 +3560,7 @@ static void add_up(const Model* model, const Tensor* t) {
     exchange.squares += pow(norm(own, t->owned), 2);
 }
 
-// Ends the exchange of the layer above, then begins this one's.
+// Ends the exchange of the layer before, which lies above, then begins this one's.
 static void exchange_layer(long layer) {
     const Model* m = exchange.model;
     for (size_t i = 0; i < m->tensor_count; i++)
@@ -3576,8 +3578,8 @@ static void on_done(const char* name) {
 static void shared_backward(Model* model, Activations* a, const int* tokens, const int* targets, size_t B, size_t T,
                             float share) {
     exchange.layer = (long)model->config.L;
-    layer_done = ++exchange.batches == opt.accumulate ? on_done : NULL;
-    cpu_backward(model, a, tokens, targets, B, T, share / (float)world.size);
+    layer_done = ++exchange.batches == opt.accumulate ? exchange.done : NULL;
+    exchange.alone->backward(model, a, tokens, targets, B, T, share / (float)world.size);
     layer_done = NULL;
 }
 
@@ -3646,6 +3648,7 @@ static void train_together(Model* model) {
     static Device together;
     size_t messages = 2 * (size_t)(world.size - 1) * model->tensor_count;
     exchange.requests = (MPI_Request*)allocate(messages, sizeof(MPI_Request), "messages"), exchange.model = model;
+    exchange.alone = device, exchange.done = on_done;
     together = *device, together.backward = shared_backward, together.update = shared_update;
     if (device == cuda_device) share_gpu(&together);
     device = &together;

@@ -2089,14 +2089,6 @@ static void on_done(const char* name) {
     if (!strcmp(name, "ln1")) exchange_layer(--exchange.layer); // the last of a layer's backward pass
 }
 
-static void shared_backward(Model* model, Activations* a, const int* tokens, const int* targets, size_t B, size_t T,
-                            float share) {
-    exchange.layer = (long)model->config.L;
-    layer_done = ++exchange.batches == opt.accumulate ? on_done : NULL;
-    backward(model, a, tokens, targets, B, T, share / (float)world.size);
-    layer_done = NULL;
-}
-
 static void shared_update(Model* model, AdamW o) {
     double told = signalled != 0;
     exchange_layer(-1); // what is no layer's, as embeddings
@@ -2135,7 +2127,7 @@ static void gather_moments(const Model* model, const float* moments) {
 }
 
 static void share(Device* together) {
-    together->backward = shared_backward, together->update = shared_update;
+    together->update = shared_update, exchange.done = on_done;
     ::gather_moments = gather_moments;
 }
 #else
