@@ -3,11 +3,13 @@
 
     make train_gpt train_gpt_mpi
     python3 dev/check/test_mpi.py [--mpirun mpirun] [--program ./train_gpt_mpi]
+    python3 dev/check/test_mpi.py --plant [--mpirun mpirun] [--mpicc mpicc]
 
-`make test_mpi` does all of it. Small models are trained by 1, 2, 3 and 4 processes of one thread each: losses, gradient
+`make test_mpi` does the first two. The last plants errors into copies of train_gpt.c, one in each, and wants the tests to
+see them all; a quarter of an hour. Small models are trained by 1, 2, 3 and 4 processes of one thread each: losses, gradient
 norms, weights and moments must be those of train_gpt but for rounding, with one process to the bit; a run must go on
 with any other number of processes. Then what can go wrong does: a process is killed, one is told to stop, one has other
-data, another command line, another program or too little memory, one dies and the disk is full. All must end
+data, another command line, another program or too little memory, a node is lost, the disk is full. All must end
 within seconds with a line that names the rank, and leave the last checkpoint whole. Prints a line for each failure and
 in the end `N passed, N failed`; the exit status is 1 if something failed. The standard library is enough.
 """
@@ -170,13 +172,16 @@ class Runs:
         return output
 
     def ranks(self, process):
-        """The process ids of train_gpt_mpi below mpirun, in the order of ranks."""
+        """The process ids of train_gpt_mpi below mpirun, on one node in the order of ranks."""
+        return self.below(process.pid)
+
+    def below(self, ancestor):
         children = {}
         for pid in filter(str.isdigit, os.listdir("/proc")):
             with contextlib.suppress(OSError):
                 fields = read("/proc/%s/stat" % pid).decode("ascii", "replace").rsplit(")", 1)[1].split()
                 children.setdefault(int(fields[1]), []).append(int(pid))
-        found, below = [], [process.pid]
+        found, below = [], [ancestor]
         while below:
             pid = below.pop()
             below += children.get(pid, [])
@@ -318,7 +323,8 @@ def test_stop(runs):
         if len(ranks) == 3:
             os.kill(process.pid if whom is None else ranks[whom], number)
         status, output = runs.end(process)
-        check(status not in (None, 0), "%s: status %s" % (name, status), output)
+        # MPICH's mpirun may forget its processes' status when it is told to stop itself.
+        check(status is not None and (status or whom is None), "%s: status %s" % (name, status), output)
         check(whole(runs.path(name)), "%s: the checkpoint is damaged" % name)
         last = int(rows_of(runs.path(name + ".csv"))[-1][0])
         check(int(tensors_of(runs.path(name))[0]["step"]) == last, "%s: the last step, %d, is not saved" % (name, last), output)
@@ -409,25 +415,118 @@ def test_full_disk(runs):
     check(whole(runs.path("full")) and read(runs.path("full")) == before, "a full disk: the checkpoint before is gone")
 
 
+def agent(runs, name, what):
+    """A program that mpirun takes for ssh: its arguments are options, a node's name and a command."""
+    path = runs.path(name)
+    with open(path, "w", encoding="ascii") as f:
+        f.write('#!/bin/sh\nwhile [ "${1#-}" != "$1" ]; do shift; done\nshift\n%s\n' % what)
+    os.chmod(path, 0o755)
+    return (["--mca", "plm_rsh_agent", path, "--host", "localhost:1,another:1"] if runs.openmpi else
+            ["-launcher", "ssh", "-launcher-exec", path, "-hosts", "localhost,another"])
+
+
+def test_nodes(runs):
+    """A second node that does not answer at the start, and one that is lost while both train. The second node is this
+    one: what ssh would start there is started here."""
+    command = [runs.options.program] + runs.files("nodes") + MODEL + \
+        "--steps 1000000 --batch 12 --save-every 20 --sample-every 0 --val-every 0".split()
+    if runs.openmpi:  # MPICH's mpirun waits for such a node without end
+        status, output = runs.end(runs.start([runs.options.mpirun] + agent(runs, "deaf", "exit 255") + ["-n", "2"] + command))
+        check(status not in (None, 0), "a node that does not answer: status %s" % status, output)
+        check(not os.path.exists(runs.path("nodes")), "a node that does not answer: half of them train")
+    pid = runs.path("daemon")
+    process = runs.start([runs.options.mpirun] + agent(runs, "near", 'echo $$ > %s; eval "exec $*"' % pid) + ["-n", "2"] + command)
+    limit = time.monotonic() + 60
+    while process.poll() is None and not os.path.exists(runs.path("nodes")) and time.monotonic() < limit:
+        time.sleep(0.02)
+    ranks = runs.ranks(process)
+    check(len(ranks) == 2, "two nodes: %d processes" % len(ranks))
+    daemon = int(read(pid))
+    for victim in [daemon] + runs.below(daemon):
+        os.kill(victim, signal.SIGKILL)
+    status, output = runs.end(process)
+    check(status not in (None, 0), "a node that is lost: status %s" % status, output)
+    check(gone(ranks), "a node that is lost: processes are left")
+    check(whole(runs.path("nodes")), "a node that is lost: the checkpoint is damaged")
+
+
+def test_all(options, folder):
+    runs = Runs(options, folder)
+    for test in (test_same_training, test_same_bits, test_resume, test_kill, test_stop, test_refusals, test_full_disk, test_nodes):
+        if not options.tests or test.__name__[5:] in options.tests:
+            start = time.monotonic()
+            test(runs)
+            print("%s: %.1f s" % (test.__name__[5:], time.monotonic() - start), flush=True)
+
+
+# What is changed in train_gpt.c, and the tests that must fail then.
+PLANTED = {
+    "new weights stay where they are": ("adamw(model, i, i + 1, o), begin_exchange(model, model->weights, i, NULL);",
+                                        "adamw(model, i, i + 1, o);", ["same_training"]),
+    "embeddings' gradients are not summed": ("    send_layer(-1);", "    //", ["same_training"]),
+    "a layer's gradients are not summed": ("exchange.send_layer(--exchange.layer)",
+                                           "--exchange.layer != 1 ? exchange.send_layer(exchange.layer) : (void)0", ["same_training"]),
+    "one process is left out of sums": ("for (int r = 0; r < world.size; r++) {\n            int k",
+                                        "for (int r = 0; r < world.size - 1; r++) {\n            int k", ["same_training"]),
+    "the sum is no mean": ("T, share / (float)world.size);", "T, share);", ["same_training"]),
+    "what was sent away stays": ("memcpy(d + start, sum,", "if (last > t->own && start < last) memcpy(d + start, sum,", ["same_training"]),
+    "the norm is of the own part": ("model->gradient_norm = sqrt(sums[0])", "model->gradient_norm = sqrt(exchange.squares)",
+                                    ["same_training"]),
+    "all take the same windows": ("run->next + (uint64_t)world.rank * run->B", "run->next", ["same_training"]),
+    "the first batch is sent, not the last": ("++exchange.batches == opt.accumulate ?", "++exchange.batches == 1 ?", ["same_training"]),
+    "batches are counted on": ("exchange.squares = 0, exchange.batches = 0;", "exchange.squares = 0;", ["same_training"]),
+    "a validation of the own windows": ("    sum_over_processes(&loss, 1);", "    //", ["same_training"]),
+    "the own moments are saved": ("if (world.size > 1) exchange.gather(model, moments[which]);",
+                                  "if (world.size > 1 && !which) exchange.gather(model, NULL);", ["same_training"]),
+    "moments are taken for gradients": ("if (training) whole_moments(model, 0);", "", ["same_training", "same_bits"]),
+    "moments are resumed from the first part": ("load_tensor(c, e, t->own, t->owned, block", "load_tensor(c, e, 0, t->owned, block",
+                                                ["resume"]),
+    "one is told to stop, the others go on": ("world.stopping = sums[2] > 0;", "world.stopping = signalled != 0;", ["stop"]),
+    "all write the checkpoint": ("if (world.rank) output_failed(", "if (false) output_failed(", ["full_disk", "same_training"]),
+    "nobody compares": ("if (first_says(marks[i]) != marks[i])", "if (first_says(marks[i]) != marks[i] && i > 5)", ["refusals"]),
+}
+
+
+def plant(options, folder):
+    """Builds as make does, since one process is to give train_gpt's bits."""
+    os.symlink(os.path.join(ROOT, "data"), os.path.join(folder, "data"))
+    shutil.copy(os.path.join(ROOT, "Makefile"), folder)
+    source = read(os.path.join(ROOT, "train_gpt.c")).decode()
+    for name, (old, new, tests) in PLANTED.items():
+        check(source.count(old) == 1, "%s: the line is not there" % name)
+        with open(os.path.join(folder, "train_gpt.c"), "w", encoding="utf-8") as f:
+            f.write(source.replace(old, new))
+        subprocess.run(["make", "-s", "-C", folder, "train_gpt_mpi", "MPICC=" + options.mpicc], check=True)
+        command = [sys.executable, os.path.abspath(__file__), "--mpirun", options.mpirun, "--program",
+                   os.path.join(folder, "train_gpt_mpi")] + tests
+        try:
+            seen = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=300).stdout
+            seen = [line for line in seen.splitlines() if line.startswith("failed: ")]
+        except subprocess.TimeoutExpired:
+            seen = ["failed: to end"]
+        check(seen, "%s: not seen" % name)
+        print("%s: %s" % (name, (seen or ["not seen"])[0]), flush=True)
+
+
 def main():
     arguments = argparse.ArgumentParser(description="Train with several processes, and compare with one.")
     arguments.add_argument("--mpirun", default="mpirun", help="default: mpirun")
     arguments.add_argument("--program", default=os.path.join(ROOT, "train_gpt_mpi"), help="default: ./train_gpt_mpi")
+    arguments.add_argument("--plant", action="store_true", help="see above")
+    arguments.add_argument("--mpicc", default="mpicc", help="default: mpicc")
     arguments.add_argument("tests", nargs="*", help="those of these names, default: all")
     options = arguments.parse_args()
     options.program = os.path.abspath(options.program)
-    for program in (options.program, os.path.join(ROOT, "train_gpt")):
+    for program in ([] if options.plant else [options.program]) + [os.path.join(ROOT, "train_gpt")]:
         if not os.access(program, os.X_OK):
             sys.exit("test_mpi.py: %s is not built; `make %s` builds it" % (program, os.path.basename(program)))
     if not shutil.which(options.mpirun):
         sys.exit("test_mpi.py: %s is not installed" % options.mpirun)
     with tempfile.TemporaryDirectory() as folder:
-        runs = Runs(options, folder)
-        for test in (test_same_training, test_same_bits, test_resume, test_kill, test_stop, test_refusals, test_full_disk):
-            if not options.tests or test.__name__[5:] in options.tests:
-                start = time.monotonic()
-                test(runs)
-                print("%s: %.1f s" % (test.__name__[5:], time.monotonic() - start), flush=True)
+        if options.plant:
+            plant(options, folder)
+        else:
+            test_all(options, folder)
     print("%d passed, %d failed" % (passed, failed))
     sys.exit(failed > 0)
 
