@@ -497,7 +497,7 @@ enum { TRANSPOSE_A = 1, TRANSPOSE_B = 2, BIAS = 4, ADD = 8, ADD_TO_ITSELF = 16, 
 // matmul_tile reads whole tiles, so both factors are moved to where there is room, with NaN after them.
 static void tile_product(float* c, size_t width, bool accumulate, Matrix a, const float* b, size_t M, size_t N,
                          size_t K) {
-    size_t wide = even_part(N, N, NR), rows = even_part(M, M, MR);
+    size_t wide = round_up(N, NR), rows = round_up(M, MR);
     float *A = (float*)allocate(rows * K, sizeof(float), "a"), *B = (float*)allocate(K * wide, sizeof(float), "b");
     bool dense = a.column == 1;
     Matrix moved = dense ? matrix(A, K) : transposed(A, rows);
@@ -918,7 +918,7 @@ static void copy_rows(float* to, size_t to_stride, const float* from, size_t fro
 
 static void cross_entropy_forward(float* losses_, float* lse_, const float* logits_, const int* targets, size_t rows,
                                   size_t V) {
-    size_t wide = padded(V);
+    size_t wide = padded_V(V);
     float* copy = (float*)allocate(rows * wide, sizeof(float), "a test");
     copy_rows(copy, wide, logits_, V, rows, V);
     Both<real> logits(copy, rows * wide);
@@ -934,7 +934,7 @@ static void cross_entropy_forward(float* losses_, float* lse_, const float* logi
 // The twin's finds lse again, and leaves the scale to the multiplies that follow.
 static void cross_entropy_backward(float* logits_, const float* lse_, const int* targets, float scale, size_t rows,
                                    size_t V) {
-    size_t wide = padded(V);
+    size_t wide = padded_V(V);
     float* copy = (float*)allocate(rows * wide, sizeof(float), "a test");
     copy_rows(copy, wide, logits_, V, rows, V);
     Both<real> logits(copy, rows * wide);
@@ -1612,7 +1612,7 @@ static void test_memory(void) {
                     CHECK(at[j].from + at[j].bytes <= at[i].from || at[i].from + at[i].bytes <= at[j].from,
                           "B = %zu, training %d: %s lies in %s", B, training, at[i].name, at[j].name);
             }
-            needed += (training ? 4 : 1) * (model.parameter_count + (padded(c.V) - c.V) * c.C) * sizeof(float);
+            needed += (training ? 4 : 1) * (model.parameter_count + (padded_V(c.V) - c.V) * c.C) * sizeof(float);
             size_t said = device->memory(c, B, c.T, training), tensors = count + 4 * model.tensor_count;
             if (device == &cpu) // a GPU may need more
                 CHECK(needed <= said && said <= needed + 64 * tensors, "B = %zu, training %d: %zu bytes, not %zu", B,
@@ -1621,7 +1621,7 @@ static void test_memory(void) {
             size_t sampler = memory_needed(c, B, training) - said, one = device->memory(c, 1, c.T, false);
             one -= model.block_size * sizeof(float);
             if (device == &cpu)
-                CHECK(training ? sampler <= one && one <= sampler + padded(c.V) * sizeof(float) : !sampler,
+                CHECK(training ? sampler <= one && one <= sampler + padded_V(c.V) * sizeof(float) : !sampler,
                       "B = %zu, training %d: the sampler takes %zu bytes, not %zu", B, training, sampler, one);
             device->free_activations(&a);
             device->free_model(&model);
@@ -5484,7 +5484,7 @@ static void test_twin_head(void) {
     float *first = NULL, *losses = NULL;
     for (size_t i = 0; i < 3; i++) {
         int tokens[2 * ROWS], targets[2 * ROWS];
-        gpu::most_logits = i ? parts[i] * padded(config.V) : whole;
+        gpu::most_logits = i ? parts[i] * padded_V(config.V) : whole;
         Trained t = start_training(&gpu::cuda, config, B, tokens, targets);
         CHECK(t.a.logit_rows >= parts[i], "%zu rows at a time", t.a.logit_rows);
         for (int twice = 0; twice < 2; twice++) {

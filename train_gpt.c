@@ -1282,10 +1282,12 @@ static void multiply_row(float* c, Matrix a, Matrix b, const float* bias, const 
     }
 }
 
+static size_t round_up(size_t n, size_t unit) { return (n + unit - 1) / unit * unit; }
+
 // n is cut into equal parts of at most `most`: the size of a part, rounded up to a multiple of `unit` and never 0.
 static size_t even_part(size_t n, size_t most, size_t unit) {
-    size_t parts = n > most ? (n + most - 1) / most : 1, units = (n + parts * unit - 1) / (parts * unit);
-    return units ? units * unit : unit;
+    size_t parts = n > most ? (n + most - 1) / most : 1, part = round_up((n + parts - 1) / parts, unit);
+    return part ? part : unit;
 }
 
 // One factor: A, whose rows go into panels of MR, or B, whose columns go into panels of NR.
@@ -1306,8 +1308,8 @@ static void pack_lines(float* out, Factor f, size_t i, size_t count, size_t k, s
     }
 }
 
-// As matmul_plain. The factor with fewer lines is packed whole, for all threads; the `cut` one in parts. A piece of c
-// comes from one part and the whole, or from a span of the whole where there are too few parts for all threads. One
+// As matmul_plain. The factor with fewer lines is packed whole, for all threads; the other, `parted`, in parts. A piece
+// of c comes from one part and the whole, or from a span of the whole where there are too few parts for all threads. One
 // thread computes a piece, and its sums run along k in order, in steps whose length depends on K alone; so the bits do
 // not depend on the number of threads. For a large K all this is done DEEP steps of k at a time. For example, 256 rows
 // times (768,3072) on two threads: A is the whole, B goes in 24 parts of 128 columns, a span is all of A, and k takes one
@@ -1320,13 +1322,14 @@ static void matmul_fast(float* c, Matrix a, Matrix b, const float* bias, const f
     }
     bool a_whole = M < N;
     Factor rows = {a, M, MR, MC}, columns = {{b.p, b.column, b.row}, N, NR, NC};
-    Factor whole = a_whole ? rows : columns, cut = a_whole ? columns : rows;
-    size_t threads = (size_t)omp_get_max_threads(), fair = (cut.count + 4 * threads - 1) / (4 * threads);
-    size_t part = even_part(cut.count, min_size(fair, cut.cached), cut.panel), parts = (cut.count + part - 1) / part;
+    Factor whole = a_whole ? rows : columns, parted = a_whole ? columns : rows;
+    size_t threads = (size_t)omp_get_max_threads(), fair = (parted.count + 4 * threads - 1) / (4 * threads);
+    size_t part = even_part(parted.count, min_size(fair, parted.cached), parted.panel),
+           parts = (parted.count + part - 1) / part;
     size_t spans = 1 + 2 * threads / (parts + 1); // 1 where there are parts enough
     size_t span = even_part(whole.count, (whole.count + spans - 1) / spans, whole.panel);
     size_t longest = even_part(K, KC, 1), deep = DEEP / longest * longest;
-    size_t padded = even_part(whole.count, whole.count, whole.panel);
+    size_t padded = round_up(whole.count, whole.panel);
     float* shared = workspace(padded * min_size(K, deep) + threads * part * longest); // the whole, then a part for each
     for (size_t d0 = 0; d0 == 0 || d0 < K; d0 += deep) {
         size_t steps = min_size(deep, K - d0);
@@ -1340,14 +1343,14 @@ static void matmul_fast(float* c, Matrix a, Matrix b, const float* bias, const f
                     pack_lines(shared + padded * k + i * depth, whole, i, count, d0 + k, depth);
                 }
 #pragma omp for collapse(2) schedule(dynamic)
-            for (size_t p = 0; p < cut.count; p += part)
+            for (size_t p = 0; p < parted.count; p += part)
                 for (size_t s = 0; s < whole.count; s += span) {
                     size_t i = a_whole ? s : p, m = min_size(a_whole ? span : part, M - i);
                     size_t j = a_whole ? p : s, n = min_size(a_whole ? part : span, N - j), at = i * N + j;
                     for (size_t k = 0; k == 0 || k < steps; k += longest) {
                         size_t depth = min_size(longest, steps - k);
                         const float *packed = shared + padded * k + s * depth, *so_far = add ? add + at : NULL;
-                        pack_lines(own, cut, p, a_whole ? n : m, d0 + k, depth);
+                        pack_lines(own, parted, p, a_whole ? n : m, d0 + k, depth);
                         if (d0 + k > 0) so_far = c + at;
                         multiply_packed(c + at, N, a_whole ? packed : own, a_whole ? own : packed,
                                         bias && d0 + k == 0 ? bias + j : NULL, so_far, m, n, depth);
@@ -1415,7 +1418,7 @@ static void hide(float* scores, Attention a, KeyTile t, size_t i0, size_t j0) {
 // A head's rows lie 3C apart, too far for caches and pages to hold many, and the kernel wants its factors in one of two
 // forms. So they are copied first: `turned`, tiles of TILE rows, each (D,TILE), which are pack()'s panels, and dense,
 // (n,wide), D rounded up to whole panels.
-static size_t dense_width(size_t D) { return even_part(D, D, NR); }
+static size_t dense_width(size_t D) { return round_up(D, NR); }
 
 static void copy_rows(float* to, size_t to_row, const float* from, size_t from_row, size_t n, size_t D) {
     for (size_t i = 0; i < n; i++) memcpy(to + i * to_row, from + i * from_row, D * sizeof(float));
@@ -1430,7 +1433,7 @@ static Matrix turned_from(const float* turned, size_t j0, size_t D) {
 // along queries, each with its own maximum and sum. A thread takes a head, or where heads are few a share of its
 // queries.
 static void attention_forward_tiles(float* out, float* lse, const float* qkv, Attention a) {
-    size_t T = a.T, D = a.D, C = a.H * D, Q = T - a.start, wide = dense_width(D), padded = even_part(T, T, TILE);
+    size_t T = a.T, D = a.D, C = a.H * D, Q = T - a.start, wide = dense_width(D), padded = round_up(T, TILE);
     size_t threads = (size_t)omp_get_max_threads(), each = (padded + TILE) * (D + wide);
     size_t shares = min_size((Q + TILE - 1) / TILE, 1 + 2 * threads / (a.B * a.H));
     float scale = 1 / sqrtf((float)D), *space = workspace(threads * each + MR);
@@ -1559,7 +1562,7 @@ static void attention_forward_fast(float* out, float* lse, const float* qkv, Att
 // have one order.
 static void attention_backward_fast(float* dqkv, const float* dout, const float* qkv, const float* out,
                                     const float* lse, Attention a) {
-    size_t T = a.T, D = a.D, C = a.H * D, wide = dense_width(D), padded = even_part(T, T, TILE);
+    size_t T = a.T, D = a.D, C = a.H * D, wide = dense_width(D), padded = round_up(T, TILE);
     size_t each = padded * (2 * D + 3 * wide) + TILE * (2 * D + 3 * wide);
     float scale = 1 / sqrtf((float)D), *space = workspace((size_t)omp_get_max_threads() * each + MR);
 #pragma omp parallel for collapse(2) schedule(dynamic)
@@ -1925,6 +1928,7 @@ static void output_failed(Output* out, const char* error) {
 static void output_open(Output* out, const char* path, size_t size) {
     struct stat info;
     memset(out, 0, sizeof *out);
+    if (world.rank) output_failed(out, "that is for the first process");
     // What a link leads to is replaced, not the link; a folder cannot be, and a device must not be.
     if (strlen(path) >= MAX_PATH) output_failed(out, strerror(ENAMETOOLONG));
     if (!*path || path[strlen(path) - 1] == '/') output_failed(out, "that is no file's name");
@@ -2100,16 +2104,19 @@ typedef struct {
 extern const Device cpu; // this file's
 static const Device* device = &cpu;
 
-// AdamW's first moments (which 1) or second (2) of the whole model, laid out as the weights are.
+// AdamW's first moments (which 1) or second (2) of the whole model, laid out as the weights are. Several processes call
+// it together, and in the end with 0: till then their gradients' room is taken.
 static const float* whole_moments(const Model* model, int which);
 
-static size_t cache_lines(size_t bytes) { return (bytes + 63) / 64 * 64; }
+static size_t cache_lines(size_t bytes) { return round_up(bytes, 64); }
 
 // The rows that the token embedding has room for, of which the last stay zero.
-static size_t padded(size_t V) { return (V + 127) / 128 * 128; }
+static size_t padded_V(size_t V) { return round_up(V, 128); }
 
 // Where the part of process r begins in a tensor: parts are equally many cache lines, to within one.
-static size_t cut(size_t size, int r) { return min_size(size, (size + 15) / 16 * (size_t)r / (size_t)world.size * 16); }
+static size_t part_start(size_t size, int r) {
+    return min_size(size, (size + 15) / 16 * (size_t)r / (size_t)world.size * 16);
+}
 
 // What of each tensor is updated by this process. The gradients that others send for it share a place with other
 // layers'.
@@ -2117,8 +2124,8 @@ static void share_out(Model* model) {
     size_t filled[2 + MAX_LAYERS] = {0}; // from layer -1 to layer L, the last layernorm
     model->moment_size = model->arriving_size = 0;
     for (Tensor* t = model->tensors; t < model->tensors + model->tensor_count; t++) {
-        t->own = cut(t->size, world.rank);
-        t->owned = cut(t->size, world.rank + 1) - t->own;
+        t->own = part_start(t->size, world.rank);
+        t->owned = part_start(t->size, world.rank + 1) - t->own;
         t->moment = world.size == 1 ? t->offset : model->moment_size;
         model->moment_size = t->moment + cache_lines(t->owned * sizeof(float)) / sizeof(float);
         t->arriving = filled[1 + t->layer];
@@ -2148,7 +2155,7 @@ static void describe_parameters(Model* model) {
             t->layer += (long)l;
             t->offset = model->block_size;
             t->size = (t->rows ? t->rows : 1) * t->columns;
-            size_t room = t->slot == offsetof(Parameters, wte) ? padded(c.V) * c.C : t->size;
+            size_t room = t->slot == offsetof(Parameters, wte) ? padded_V(c.V) * c.C : t->size;
             size_t width = in_16_bits && t->rows ? sizeof(uint16_t) : sizeof(float);
             model->block_size += cache_lines(room * width) / sizeof(float);
             model->parameter_count += t->size;
@@ -3095,7 +3102,7 @@ static const char* save_checkpoint(const char* path, const Model* model, bool tr
     free(text.text);
     static float buffer[16384];
     const float* block = model->weights;
-    for (size_t i = 0; i < count && !out.error; i++) {
+    for (size_t i = 0; i < count && (!out.error || world.size > 1); i++) { // if one fails, all others go on
         const Tensor* t = &model->tensors[i % n];
         if (i > 0 && i % n == 0) block = whole_moments(model, (int)(i / n));
         for (size_t j = 0, part; j < t->size; j += part) {
@@ -3105,6 +3112,7 @@ static const char* save_checkpoint(const char* path, const Model* model, bool tr
             output_write(&out, buffer, part * sizeof(float));
         }
     }
+    if (training) whole_moments(model, 0);
     if (tokenizer) output_write(&out, tokenizer->data, tokenizer->size);
     output_replace(&out);
     return out.error;
@@ -3495,33 +3503,30 @@ static void parse_command_line(int argc, char** argv) {
 // Several processes
 //
 // One model is trained by several processes, on one machine or on many, that send each other messages through MPI:
-// `make train_gpt_mpi` builds the first half of this room, `make train_gpt` the few lines of the second.
+// `make train_gpt_mpi` builds the first half of this room, `make train_gpt` the few lines of the second. Who takes part
+// is in `world` (errors and files), what is whose in share_out() (the model in memory).
 //
 // Data parallelism: the gradient of a batch's loss is the mean of its windows' gradients. So each of N processes has
 // all weights, takes B/N windows of every batch and computes their mean gradient; the mean of these is the batch's. All
 // take the same step from the same weights, which are therefore the same everywhere again.
 //
-// It would be a waste if each computed the whole update and kept all moments for it. It does one N-th (ZeRO, stage 1:
-// Rajbhandari et al. 2020): every tensor is cut into N parts, and part r is updated by process r, which alone keeps its
-// moments. What that needs is the sum of all gradients of the part; what the others need is the part's new weights:
+// Each does one N-th of that step (ZeRO, stage 1: Rajbhandari et al. 2020): every tensor is cut into N parts, and part
+// r is updated by process r, which alone keeps its moments. Twice they must talk to each other:
 //
 //     reduce-scatter   each sends every other its gradient of the other's part, and adds up what it gets for its own
 //     all-gather       each sends every other the new weights of its own part
 //
-// Either way a process sends (N-1)/N of P numbers, 2 P (N-1)/N in a step, and nothing less leaves everybody with the
-// whole sum: such an all-reduce is these two. In a step's last backward pass a layer's gradients leave when they are
-// known, and travel while the layer below is computed; a tensor's weights travel while the next ones are updated. Sums
+// Either way a process sends (N-1)/N of P numbers, and nothing less than both leaves everybody with the whole sum. A
+// layer's gradients travel while the layer below is computed; a tensor's weights while the next ones are updated. Sums
 // are taken in the order of processes: the same bits for any number of threads and with any MPI. Another number of
 // processes has another order, and the same loss but for rounding.
-//
-// Who takes part is in `world` (errors and files), what is whose in share_out() (the model in memory).
 
 #ifdef WITH_MPI
 static struct {
     Model* model;
     MPI_Request* requests; // (tensors,N-1,2)
     const Device* alone;   // what each of them computes on
-    void (*done)(const char* layer);
+    void (*send_layer)(long), (*gather)(const Model*, const float*), (*use_nccl)(Device*); // the last sets the others
     long layer;     // the one under way, from the last to the first
     size_t batches; // of the step under way
     double squares; // of the summed gradients
@@ -3536,10 +3541,10 @@ static void begin_exchange(const Model* model, float* block, size_t i, float* in
     MPI_Request* request = requests_of(i);
     for (int k = 1; k < world.size; k++) {
         int r = (world.rank + k) % world.size, tag = (int)i; // not all to the same one at once
-        size_t from = cut(t->size, r), row = (size_t)(r - (r > world.rank));
-        float *theirs = block + t->offset + from, *own = block + t->offset + t->own;
-        int part = (int)(cut(t->size, r + 1) - from), owned = (int)t->owned;
-        MPI_Irecv(in ? in + row * t->owned : theirs, in ? owned : part, MPI_FLOAT, r, tag, MPI_COMM_WORLD, request++);
+        int part = (int)(part_start(t->size, r + 1) - part_start(t->size, r)), owned = (int)t->owned;
+        float *theirs = block + t->offset + part_start(t->size, r), *own = block + t->offset + t->own;
+        float* row = in ? in + (size_t)(k - 1) * t->owned : theirs;
+        MPI_Irecv(row, in ? owned : part, MPI_FLOAT, r, tag, MPI_COMM_WORLD, request++);
         MPI_Isend(in ? theirs : own, in ? part : owned, MPI_FLOAT, r, tag, MPI_COMM_WORLD, request++);
     }
 }
@@ -3552,7 +3557,8 @@ static void add_up(const Model* model, const Tensor* t) {
         float sum[CHUNK] = {0};
         size_t end = min_size(t->size, start + CHUNK), last = min_size(end, t->own + t->owned);
         for (int r = 0; r < world.size; r++) {
-            const float* x = r == world.rank ? own : arriving + (size_t)(r - (r > world.rank)) * t->owned;
+            int k = (r - world.rank + world.size) % world.size; // as in begin_exchange()
+            const float* x = k ? arriving + (size_t)(k - 1) * t->owned : own;
             for (size_t j = start > t->own ? start : t->own; j < last; j++) sum[j - start] += x[j - t->own];
         }
         memcpy(d + start, sum, (end - start) * sizeof(float));
@@ -3561,7 +3567,7 @@ static void add_up(const Model* model, const Tensor* t) {
 }
 
 // Ends the exchange of the layer before, which lies above, then begins this one's.
-static void exchange_layer(long layer) {
+static void send_layer(long layer) {
     const Model* m = exchange.model;
     for (size_t i = 0; i < m->tensor_count; i++)
         if (m->tensors[i].layer == layer + 1) end_exchange(i), add_up(m, &m->tensors[i]);
@@ -3571,14 +3577,14 @@ static void exchange_layer(long layer) {
 
 static void on_done(const char* name) {
     int ignored;
-    if (!strcmp(name, "ln1")) exchange_layer(--exchange.layer); // the last of a layer's backward pass
+    if (!strcmp(name, "ln1")) exchange.send_layer(--exchange.layer); // the last of a layer's backward pass
     MPI_Iprobe(MPI_ANY_SOURCE, MPI_ANY_TAG, MPI_COMM_WORLD, &ignored, MPI_STATUS_IGNORE); // MPI works while in a call
 }
 
 static void shared_backward(Model* model, Activations* a, const int* tokens, const int* targets, size_t B, size_t T,
                             float share) {
     exchange.layer = (long)model->config.L;
-    layer_done = ++exchange.batches == opt.accumulate ? exchange.done : NULL;
+    layer_done = ++exchange.batches == opt.accumulate ? on_done : NULL;
     exchange.alone->backward(model, a, tokens, targets, B, T, share / (float)world.size);
     layer_done = NULL;
 }
@@ -3593,27 +3599,24 @@ static void sum_over_processes(double* x, int n) {
 }
 
 static void shared_update(Model* model, AdamW o) {
-    exchange_layer(-1); // what is no layer's, as embeddings
-    exchange_layer(-2); // there is none: only ends that one
+    send_layer(-1); // what is no layer's, as embeddings
+    send_layer(-2); // there is none: only ends that one
     double sums[] = {exchange.squares, model->loss_sum / world.size, (double)(signalled != 0)};
     sum_over_processes(sums, 3);
     model->gradient_norm = sqrt(sums[0]), model->loss_sum = sums[1], world.stopping = sums[2] > 0;
     exchange.squares = 0, exchange.batches = 0;
-    for (size_t i = 0; i < model->tensor_count; i++) {
-        adamw(model, i, i + 1, o);
-        begin_exchange(model, model->weights, i, NULL);
-    }
+    for (size_t i = 0; i < model->tensor_count; i++)
+        adamw(model, i, i + 1, o), begin_exchange(model, model->weights, i, NULL);
     for (size_t i = 0; i < model->tensor_count; i++) end_exchange(i);
 }
 
-// The first process's word, to all.
-static int first_says(int x) {
-    MPI_Bcast(&x, 1, MPI_INT, 0, MPI_COMM_WORLD);
+static uint64_t first_says(uint64_t x) { // to all
+    MPI_Bcast(&x, 1, MPI_UINT64_T, 0, MPI_COMM_WORLD);
     return x;
 }
 
-// The gradients become all processes' moments or, with NULL, zero.
-static void mpi_gather_moments(const Model* model, const float* moments) {
+// The gradients' block, which is zero between steps, takes in all processes' moments or, with NULL, becomes zero again.
+static void gather(const Model* model, const float* moments) {
     if (!moments) memset(model->gradients, 0, model->block_size * sizeof(float));
     for (size_t i = 0; moments && i < model->tensor_count; i++) {
         const Tensor* t = &model->tensors[i];
@@ -3622,42 +3625,27 @@ static void mpi_gather_moments(const Model* model, const float* moments) {
         end_exchange(i);
     }
 }
-static void (*gather_moments)(const Model* model, const float* moments) = mpi_gather_moments; // or the GPU's
 
-// The gradients' block, which is zero between steps, takes the moments in. The first process asks for them while it
-// writes a checkpoint, and the others answer until it says how that went.
 static const float* whole_moments(const Model* model, int which) {
-    const float* moments = which == 1 ? model->moment1 : model->moment2;
-    if (world.size == 1) return moments;
-    if (!world.rank) first_says(which);
-    gather_moments(model, moments);
-    return model->gradients;
+    const float* moments[] = {NULL, model->moment1, model->moment2};
+    if (world.size > 1) exchange.gather(model, moments[which]);
+    return world.size > 1 ? model->gradients : moments[which];
 }
-static bool finish_saving(const Model* model, bool good) {
-    if (world.size == 1) return good;
-    int which;
-    while ((which = first_says(good ? 0 : -1)) > 0) whole_moments(model, which);
-    gather_moments(model, NULL);
-    return which == 0;
-}
-
-static void (*share_gpu)(Device* together); // what train_gpt.cu does instead
 
 // From here on the device trains this model together with the others'.
 static void train_together(Model* model) {
     static Device together;
     size_t messages = 2 * (size_t)(world.size - 1) * model->tensor_count;
     exchange.requests = (MPI_Request*)allocate(messages, sizeof(MPI_Request), "messages"), exchange.model = model;
-    exchange.alone = device, exchange.done = on_done;
+    exchange.alone = device, exchange.send_layer = send_layer, exchange.gather = gather;
     together = *device, together.backward = shared_backward, together.update = shared_update;
-    if (device == cuda_device) share_gpu(&together);
+    if (device == cuda_device) exchange.use_nccl(&together);
     device = &together;
 }
 #else
 static void sum_over_processes(double* x, int n) { (void)x, (void)n; }
-static int first_says(int x) { return x; }
+static uint64_t first_says(uint64_t x) { return x; }
 static const float* whole_moments(const Model* m, int which) { return which == 1 ? m->moment1 : m->moment2; }
-static bool finish_saving(const Model* model, bool good) { return (void)model, good; }
 static void train_together(Model* model) { (void)model; }
 #endif
 
@@ -3879,6 +3867,7 @@ static void run_generate(void) {
     fflush(stdout);
     generate(&model, &a, &t, prompt, count, &s);
     putchar('\n');
+    free(prompt);
 }
 
 static void run_tokenize(void) {
@@ -3887,6 +3876,7 @@ static void run_tokenize(void) {
     int* tokens = (int*)allocate(file.size, sizeof(int), "tokens");
     size_t n = encode(&t, file.data, file.size, tokens);
     for (size_t i = 0; i < n; i++) printf("%d\n", tokens[i]);
+    free(tokens);
 }
 
 // A text in windows of the model's context, each beginning --stride tokens after the last. A window scores the tokens
@@ -3987,13 +3977,16 @@ static bool is_foreign(const Run* run) {
            !(same_file(&now, &run->own) && !memcmp(&now.st_mtim, &run->own.st_mtim, sizeof now.st_mtim));
 }
 
-// Returns what went wrong, or NULL.
-static const char* write_run(Run* run) {
+// Before a checkpoint is written. This and the next return what went wrong, or NULL.
+static const char* make_way(Run* run) {
     device->forward(&run->model, &run->a, run->inputs, run->targets, 1, run->T, 0, false);
     if (!isfinite(take_loss(&run->model))) return "the model's loss is not a number any more";
     const char* error = is_foreign(run) ? keep_old(run->checkpoint) : NULL;
-    if (error) return error;
-    stat(run->checkpoint, &run->own); // what is there now has another name, too
+    if (!error) stat(run->checkpoint, &run->own); // what is there now has another name, too
+    return error;
+}
+
+static const char* write_run(Run* run) {
     Text text;
     FILE* f = begin_text(&text);
     fprintf(f, ",\"step\":\"%zu\",\"windows\":\"%llu\",\"loss\":\"%.9g\"", run->step, (unsigned long long)run->taken,
@@ -4011,18 +4004,19 @@ static const char* write_run(Run* run) {
             fprintf(f, "\"%.17g\"", o->whole ? (double)*o->whole : *o->real);
     }
     end_text(&text, "what the checkpoint says of the run");
-    error = save_checkpoint(run->checkpoint, &run->model, true, text.text, &run->tokenizer.file);
+    const char* error = save_checkpoint(run->checkpoint, &run->model, true, text.text, &run->tokenizer.file);
     free(text.text);
     if (!error) stat(run->checkpoint, &run->own);
     return error;
 }
 
-// The same of several processes: the first writes, and all know how that went.
+// All processes collect what the first writes, and know how that went.
 static const char* save_run(Run* run) {
-    const char* error = world.rank ? NULL : write_run(run);
-    if (!finish_saving(&run->model, !error) && !error) error = "the first process cannot write it";
-    if (!error) run->saved = run->step;
-    return error;
+    const char* error = world.rank ? NULL : make_way(run);
+    if (first_says(!error)) error = write_run(run);
+    if (!first_says(!error)) return error ? error : "the first process cannot write it";
+    run->saved = run->step;
+    return NULL;
 }
 
 // Takes over the options of the run that wrote the checkpoint; those given now replace them. What that run did not know
@@ -4211,9 +4205,8 @@ static void check_same(const Run* run) {
     }
     unmap_file(&program);
     for (int i = 0; i < 6; i++)
-        for (int half = 0; half < 2; half++)
-            if (first_says((int)(uint32_t)(marks[i] >> 32 * half)) != (int)(uint32_t)(marks[i] >> 32 * half))
-                die("the %s here is not that of rank 0: all processes need the same", names[i]);
+        if (first_says(marks[i]) != marks[i])
+            die("the %s here is not that of rank 0: all processes need the same", names[i]);
 }
 
 // Everything that can fail for a reason that the user can mend is tried here, before the first step.

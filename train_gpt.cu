@@ -780,17 +780,17 @@ __global__ static void cross_entropy_kernel(float* losses, float* lse, real* log
     }
 }
 
-// cross_entropy_forward and, if with_gradient, cross_entropy_backward with a scale of 1. The logits' rows are padded(V)
+// cross_entropy_forward and, if with_gradient, cross_entropy_backward with a scale of 1. The logits' rows are padded_V(V)
 // long.
 static void cross_entropy(float* losses, float* lse, real* logits, const int* targets, size_t rows, size_t V,
                           bool with_gradient) {
     size_t bytes = 2 * GROUPS * sizeof(float);
     if (with_gradient)
         launch(cross_entropy_kernel<true>, (unsigned)rows, THREADS, bytes, stream, losses, lse, logits, targets,
-               (unsigned)V, (unsigned)padded(V));
+               (unsigned)V, (unsigned)padded_V(V));
     else
         launch(cross_entropy_kernel<false>, (unsigned)rows, THREADS, bytes, stream, losses, lse, logits, targets,
-               (unsigned)V, (unsigned)padded(V));
+               (unsigned)V, (unsigned)padded_V(V));
 }
 
 // ====================================================================================================================
@@ -1558,7 +1558,7 @@ struct ActivationsExtra {
 // them again.
 static size_t most_logits = INT32_MAX, few_logits = 1 << 26;
 static size_t head_rows(size_t V) {
-    size_t rows = (recompute ? few_logits : most_logits) / padded(V);
+    size_t rows = (recompute ? few_logits : most_logits) / padded_V(V);
     return rows ? rows : 1;
 }
 
@@ -1567,7 +1567,7 @@ static ActivationsExtra* extra_of(const Activations* a) { return (ActivationsExt
 
 static size_t activation_bytes(Activations* a, Config config, void* block) {
     a->logit_rows = head_rows(config.V);
-    config.V = padded(config.V);
+    config.V = padded_V(config.V);
     return lay_out_activations(a, config, sizeof(real), block);
 }
 
@@ -1711,7 +1711,7 @@ static void head_forward(const Model* model, const Activations* activations, siz
     Tensors a = tensors_of(activations);
     size_t V = model->config.V, C = model->config.C;
     matmul(a.logits, matrix(a.lnf + first * C, C), transposed(extra_of(model)->w.wte, C), NULL, (const real*)NULL, rows,
-           padded(V), C); // the padding's logits come out as 0, and are never looked at
+           padded_V(V), C); // the padding's logits come out as 0, and are never looked at
     done("logits");
     cross_entropy(a.losses + first, a.logits_lse + first, a.logits, extra_of(activations)->targets + first, rows, V,
                   with_gradient);
@@ -1758,7 +1758,7 @@ static void run_forward(Model* model, Activations* activations, bool with_target
     layernorm_forward(a.lnf, a.lnf_mean, a.lnf_rstd, x, p->lnf_w, p->lnf_b, rows, C);
     done("lnf");
     if (!with_targets) {
-        matmul(a.logits, matrix(a.lnf + (rows - 1) * C, C), transposed(w->wte, C), NULL, none, 1, padded(V), C);
+        matmul(a.logits, matrix(a.lnf + (rows - 1) * C, C), transposed(w->wte, C), NULL, none, 1, padded_V(V), C);
         return done("logits");
     }
     size_t part = head_rows(V);
@@ -1797,10 +1797,10 @@ static void run_backward(Model* model, Activations* activations, size_t B, size_
         n = min_size(part, rows - first);
         if (rows > part) head_forward(model, activations, first, n, true);
         float scale = share / (float)rows;
-        matmul(a.dnormed + first * C, matrix(a.logits, padded(V)), matrix(w->wte, C), NULL, none, n, C, padded(V),
+        matmul(a.dnormed + first * C, matrix(a.logits, padded_V(V)), matrix(w->wte, C), NULL, none, n, C, padded_V(V),
                scale);
         done("logits");
-        matmul(d->wte, transposed(a.logits, padded(V)), matrix(a.lnf + first * C, C), NULL, d->wte, padded(V), C, n,
+        matmul(d->wte, transposed(a.logits, padded_V(V)), matrix(a.lnf + first * C, C), NULL, d->wte, padded_V(V), C, n,
                scale);
         done("logits");
     }
@@ -1953,11 +1953,11 @@ template <typename S> static void read_rows(float* to, const S* from, size_t n, 
 static void read_activation(float* to, const Activations* a, const float* tensor, size_t n) {
     const Config c = extra_of(a)->config;
     const Tensors t = tensors_of(a);
-#define READ(kind, type, field, width)                                                               \
-    for (size_t l = 0; l < (kind == EACH || kind == AGAIN || kind == CACHE ? c.L : 1); l++) {        \
-        type* p = ((type* const*)((const char*)&t + offsetof(Tensors, field)))[l];                   \
-        if ((const void*)p == tensor)                                                                \
-            return read_rows(to, p, n, width, (const void*)p == t.logits ? padded(width) : (width)); \
+#define READ(kind, type, field, width)                                                                 \
+    for (size_t l = 0; l < (kind == EACH || kind == AGAIN || kind == CACHE ? c.L : 1); l++) {          \
+        type* p = ((type* const*)((const char*)&t + offsetof(Tensors, field)))[l];                     \
+        if ((const void*)p == tensor)                                                                  \
+            return read_rows(to, p, n, width, (const void*)p == t.logits ? padded_V(width) : (width)); \
     }
     ACTIVATIONS(READ)
 #undef READ
@@ -2068,7 +2068,7 @@ static void move_tensor(Move move, float* block, const Tensor* t) {
         return;
     }
     for (int r = 0; r < world.size; r++) {
-        size_t from = cut(t->size, r), n = cut(t->size, r + 1) - from;
+        size_t from = part_start(t->size, r), n = part_start(t->size, r + 1) - from;
         float* part = whole + from;
         if (n && move == REDUCE_SCATTER)
             check(ncclReduce(part, part, n, ncclFloat, ncclSum, r, processes, messages));
@@ -2077,7 +2077,7 @@ static void move_tensor(Move move, float* block, const Tensor* t) {
     }
 }
 
-static void exchange_layer(long layer) {
+static void send_layer(long layer) {
     const Model* m = exchange.model;
     send_off([&] {
         for (size_t i = 0; i < m->tensor_count; i++)
@@ -2085,13 +2085,9 @@ static void exchange_layer(long layer) {
     });
 }
 
-static void on_done(const char* name) {
-    if (!strcmp(name, "ln1")) exchange_layer(--exchange.layer); // the last of a layer's backward pass
-}
-
 static void shared_update(Model* model, AdamW o) {
     double told = signalled != 0;
-    exchange_layer(-1); // what is no layer's, as embeddings
+    send_layer(-1); // what is no layer's, as embeddings
     await_messages();
     for (size_t i = 0; i < model->tensor_count; i++) { // what was sent away becomes 0
         const Tensor* t = &model->tensors[i];
@@ -2114,7 +2110,7 @@ static void shared_update(Model* model, AdamW o) {
 }
 
 // The gradients become all processes' moments or, with NULL, zero.
-static void gather_moments(const Model* model, const float* moments) {
+static void gather(const Model* model, const float* moments) {
     if (!moments) return check(cudaMemsetAsync(model->gradients, 0, model->block_size * sizeof(float), stream));
     for (const Tensor* t = model->tensors; t < model->tensors + model->tensor_count; t++)
         check(cudaMemcpyAsync(model->gradients + t->offset + t->own, moments + t->moment, t->owned * sizeof(float),
@@ -2126,9 +2122,8 @@ static void gather_moments(const Model* model, const float* moments) {
     check(cudaStreamSynchronize(stream));
 }
 
-static void share(Device* together) {
-    together->update = shared_update, exchange.done = on_done;
-    ::gather_moments = gather_moments;
+static void use_nccl(Device* together) {
+    together->update = shared_update, exchange.send_layer = send_layer, exchange.gather = gather;
 }
 #else
 static void join_gpus(void) {}
@@ -2222,7 +2217,8 @@ static void add_row(std::vector<Row>& rows, const Mark& m, double ms) {
 // What a call of a kernel computes, or else the bytes that at least it must read and write, n being the tokens. Multiplies
 // say it themselves. Kernels that are not here have little to do.
 static double work_of(const char* kernel, Config c, double n, double parameters, bool* is_bytes) {
-    double C = (double)c.C, product = n * C * (double)c.T, row = n * C * sizeof(real), logits = n * (double)padded(c.V);
+    double C = (double)c.C, product = n * C * (double)c.T, row = n * C * sizeof(real),
+           logits = n * (double)padded_V(c.V);
     const struct {
         const char* kernel;
         double operations, bytes;
@@ -2387,7 +2383,7 @@ static int compare(void) {
 __attribute__((constructor)) static void register_device(void) {
     device = cuda_device = &gpu::cuda;
 #ifdef WITH_MPI
-    share_gpu = gpu::share;
+    exchange.use_nccl = gpu::use_nccl;
 #endif
     compare_devices = gpu::compare;
 }
