@@ -4706,9 +4706,9 @@ static void set_and_print(const char* argument) {
 // Both ways to give a value, the last one counting, and presets, which what is given takes precedence over.
 static void test_option_meaning(void) {
     const Result* r = forked(set_and_print, "gpt2-medium");
-    CHECK(!strcmp(r->out, "80 24 16 1024 1024 0.002 4e-05 8 a=b"), "the options are %s", r->out);
+    CHECK(!strcmp(r->out, "80 24 16 1024 1024 0.002 4e-05 4 a=b"), "the options are %s", r->out);
     r = forked(set_and_print, "gpt2-xl");
-    CHECK(!strcmp(r->out, "80 48 25 1600 1024 0.002 4e-05 8 a=b"), "the options are %s", r->out);
+    CHECK(!strcmp(r->out, "80 48 25 1600 1024 0.002 4e-05 4 a=b"), "the options are %s", r->out);
 }
 
 // Whatever fails leaves the checkpoint that was there.

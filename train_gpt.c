@@ -517,7 +517,7 @@ enum { MAX_LAYERS = 96, MAX_SIZE = 1 << 16 }; // of V, T, C, H and B: no product
     X(T, "--context",  64,  1, MAX_SIZE,   "longest sequence in tokens")   \
     X(C, "--channels", 192, 1, MAX_SIZE,   "width of the residual stream") \
     X(H, "--heads",    4,   1, MAX_SIZE,   "attention heads of a block")   \
-    X(L, "--layers",   3,   1, MAX_LAYERS, "transformer blocks")
+    X(L, "--layers",   2,   1, MAX_LAYERS, "transformer blocks")
 // clang-format on
 #define CONFIG_FIELD(field, option, initial, least, most, help) size_t field;
 typedef struct {
@@ -3312,14 +3312,14 @@ static Option options[] = {
     {"model", "--preset", "NAME", NULL, "gpt2, gpt2-medium, gpt2-large or gpt2-xl", TEXT(&opt.preset, 0)},
     {"", "--init", "PATH", NULL, "start from GPT-2 weights: a safetensors file, or its folder", TEXT(&opt.init, 0)},
     CONFIG(CONFIG_OPTION)
-    {"training", "--steps", "N", "5000", "optimiser steps", WHOLE(&opt.steps, 1, 1e12, SAVED)},
+    {"training", "--steps", "N", "4500", "optimiser steps", WHOLE(&opt.steps, 1, 1e12, SAVED)},
     {"", "--batch", "N", "8", "sequences in a batch", WHOLE(&opt.batch, 1, MAX_SIZE, SAVED)},
     {"", "--accumulate", "N", "1", "batches in a step", WHOLE(&opt.accumulate, 1, 1 << 20, SAVED)},
     {"", "--precision", "NAME", NULL, "of what linear layers multiply: fp32 or bf16 [fp32]", TEXT(&opt.precision, SAVED)},
     {"", "--recompute", NULL, NULL, "compute layernorms and GELU twice instead of keeping them", FLAG(&recompute)},
     {"", "--lr", "X", "2e-3", "highest learning rate", REAL(&opt.lr, 0, 1e3, SAVED)},
     {"", "--min-lr", "X", NULL, "learning rate of the last step [lr/50]", REAL(&opt.min_lr, 0, 1e3, SAVED)},
-    {"", "--warmup", "N", NULL, "steps over which the learning rate rises [steps/10]", WHOLE(&opt.warmup, 0, 1e12, SAVED)},
+    {"", "--warmup", "N", NULL, "steps over which the learning rate rises [steps/20]", WHOLE(&opt.warmup, 0, 1e12, SAVED)},
     {"", "--weight-decay", "X", "0.1", "AdamW's decay of matrices and embeddings", REAL(&opt.weight_decay, 0, 1e3, SAVED)},
     {"", "--beta1", "X", "0.9", "AdamW's memory of the gradient", REAL(&opt.beta1, 0, 0.999999, SAVED)},
     {"", "--beta2", "X", "0.99", "AdamW's memory of its square", REAL(&opt.beta2, 0, 0.999999, SAVED)},
@@ -3438,7 +3438,7 @@ static void set_default(const char* name, const char* text) {
 // What is computed from other options, where it is not given; a checkpoint keeps it only if it was.
 static void derive_options(void) {
     if (!given("--min-lr")) opt.min_lr = opt.lr / 50;
-    if (!given("--warmup")) opt.warmup = opt.steps / 10;
+    if (!given("--warmup")) opt.warmup = opt.steps / 20;
     if (opt.min_lr > opt.lr) fail(2, "--min-lr %g is above --lr %g", opt.min_lr, opt.lr);
 }
 

@@ -53,7 +53,7 @@ static const struct {
     {"gpt2-medium", 24, 16, 1024, 50257, 64,  4},
     {"gpt2-large",  36, 20, 1280, 50257, 64,  4},
     {"gpt2-xl",     48, 25, 1600, 50257, 64,  4},
-    {"small",        3,  4,  192,  1024, 64,  8}, // train_gpt's defaults
+    {"small",        3,  4,  192,  1024, 64,  8}, // as small as pays
     {"nanogpt",      4,  4,  128,    65, 64, 12}, // nanoGPT's recipe for CPUs
     {"tiny",         2,  2,   32,    80, 32,  2}, // for a test of a second
 };

@@ -12,7 +12,7 @@ A diff is in the form that `patch -p1` takes, behind a text that says what it is
 choose the variant, and those are what is trained here. Printed for each:
 
     places, +, -   hunks of the diff, lines it adds and lines it takes away, of train_gpt.c
-    parameters     of the model with the program's default sizes
+    parameters     of the model, of three layers and else the program's default sizes
     ms             of a step, the lower quartile
     steps, loss    so many steps fit into --seconds; after as many, over which the learning rate falls as always, this is
                    the validation loss
@@ -156,7 +156,7 @@ class Variant:
         self.ms = []
 
     def train(self, steps):
-        run(self.folder, "./train_gpt", *self.options.split(), "--steps", str(steps), "--val-every", "0",
+        run(self.folder, "./train_gpt", "--layers", "3", *self.options.split(), "--steps", str(steps), "--val-every", "0",
             "--sample-every", "0", "--save-every", "0", "--tokens", "0", "--log", "log.csv",
             "--checkpoint", "gpt.safetensors")
         rows = [line.split(",") for line in read(os.path.join(self.folder, "log.csv")).splitlines()[1:]]
