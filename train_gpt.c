@@ -4366,8 +4366,10 @@ static void log_step(Run* run, double loss, double step_seconds, bool validated)
 
 // step_seconds: a moving average. On a terminal one line is written over again and again, with what was validated
 // above it; elsewhere about twenty lines tell of the run. What is most worth knowing comes first in a line.
-static void report(const Run* run, double loss, double step_seconds, bool validated) {
+static void report(Run* run, double loss, double step_seconds, bool validated) {
     size_t every = opt.steps > 20 ? opt.steps / 20 : 1;
+    double rate = (double)opt.accumulate * step_operations(run->model.config, opt.batch, run->T) / step_seconds;
+    if (rate > run->peak) run->peak = rate; // something else ran while it was measured
     if (!live && !validated && run->step % every && run->step != run->first + 1) return;
     char line[512], progress[128] = "";
     if (validated) {
@@ -4381,9 +4383,7 @@ static void report(const Run* run, double loss, double step_seconds, bool valida
     }
     snprintf(line, sizeof line, "step %*zu/%zu  loss %.4f%s  %.0f tok/s  %.1f ms  lr %.2e  norm %.2f  %.0f%% of peak",
              live ? 1 : 5, run->step, opt.steps, loss, progress, tokens_per_step(run) / step_seconds,
-             step_seconds * 1e3, rate_at(run->step), run->model.gradient_norm,
-             100 * (double)opt.accumulate * step_operations(run->model.config, opt.batch, run->T) / step_seconds /
-                 run->peak);
+             step_seconds * 1e3, rate_at(run->step), run->model.gradient_norm, 100 * rate / run->peak);
     // What does not fit is left out, and the last column free, since some terminals do not show it at once.
     size_t columns = live ? terminal_columns() : sizeof line;
     for (size_t n = strlen(line); strlen(line) >= columns; n--)
