@@ -46,6 +46,7 @@
 #include <math.h>
 #ifdef WITH_MPI
 #include <mpi.h>
+#include <sched.h>
 #endif
 #include <omp.h>
 #include <signal.h>
@@ -629,7 +630,7 @@ typedef struct {
     Tensor* tensors;
     size_t tensor_count, parameter_count;
     size_t block_size;                 // floats in each of the first two blocks below, tensors padded to cache lines
-    size_t moment_size, arriving_size; // and in the next; all are as large, but for several processes
+    size_t moment_size, arriving_size; // and in the next: as many and none, but for several processes
     float *weights, *gradients, *moment1, *moment2, *arriving; // but for the first, only in training
     Parameters w, d;                                           // pointers into weights and into gradients
     double loss_sum, loss_count, gradient_norm;
@@ -1764,8 +1765,9 @@ static void fail(int status, const char* format, ...) {
         if ((unsigned char)*p < ' ' || *p == 127) *p = '?';
     if (signalled && status == 1) status = 128 + signalled;
     if (world.size > 1) {
-        // What all fail at, the first says for all: signals, with which the others are ended then, end them silently.
-        signal(SIGCONT, wake); // Open MPI's first
+        // What all fail at, the first says for all. The others wait, and the signals with which they are then ended end
+        // them silently, after one of Open MPI's that wakes them.
+        signal(SIGCONT, wake);
         if (usleep(1000000 * (unsigned)min_size((size_t)world.rank, 3))) _exit(status);
         fprintf(stderr, "train_gpt: rank %d on %s: %s\n", world.rank, world.host, line);
         usleep(200000); // mpirun passes it on
@@ -1911,7 +1913,7 @@ static void on_cut_file(int number, siginfo_t* info, void* context) {
 }
 
 // A file being written. It has no name until output_replace() gives it that of the file it replaces: whenever a run
-// ends, that one is whole, and no half of another is left. What goes wrong is kept in `error`, and all that follows does
+// ends, that one is whole, and, where files can be without a name, no half of another is left. What goes wrong is kept in `error`, and all that follows does
 // nothing.
 typedef struct {
     FILE* stream;
@@ -2121,7 +2123,7 @@ static size_t part_start(size_t size, int r) {
 // What of each tensor is updated by this process. The gradients that others send for it share a place with other
 // layers'.
 static void share_out(Model* model) {
-    size_t filled[2 + MAX_LAYERS] = {0}; // from layer -1 to layer L, the last layernorm
+    size_t filled[1 + MAX_LAYERS] = {0}; // from layer -1, no layer's, to layer L-1
     model->moment_size = model->arriving_size = 0;
     for (Tensor* t = model->tensors; t < model->tensors + model->tensor_count; t++) {
         t->own = part_start(t->size, world.rank);
@@ -3102,7 +3104,7 @@ static const char* save_checkpoint(const char* path, const Model* model, bool tr
     free(text.text);
     static float buffer[16384];
     const float* block = model->weights;
-    for (size_t i = 0; i < count && (!out.error || world.size > 1); i++) { // if one fails, all others go on
+    for (size_t i = 0; i < count && (!out.error || world.size > 1); i++) { // the others wait for a process that fails
         const Tensor* t = &model->tensors[i % n];
         if (i > 0 && i % n == 0) block = whole_moments(model, (int)(i / n));
         for (size_t j = 0, part; j < t->size; j += part) {
@@ -3632,7 +3634,7 @@ static const float* whole_moments(const Model* model, int which) {
     return world.size > 1 ? model->gradients : moments[which];
 }
 
-// From here on the device trains this model together with the others'.
+// From here on the device trains this model together with the other processes'.
 static void train_together(Model* model) {
     static Device together;
     size_t messages = 2 * (size_t)(world.size - 1) * model->tensor_count;
@@ -4014,7 +4016,7 @@ static const char* write_run(Run* run) {
 static const char* save_run(Run* run) {
     const char* error = world.rank ? NULL : make_way(run);
     if (first_says(!error)) error = write_run(run);
-    if (!first_says(!error)) return error ? error : "the first process cannot write it";
+    if (!first_says(!error)) return world.rank ? "the first process cannot write it" : error;
     run->saved = run->step;
     return NULL;
 }
@@ -5055,7 +5057,10 @@ static int train_gpt(int argc, char** argv) {
     parse_command_line(argc, argv);
     int status = 0;
     const Way* way = opt.help || opt.version ? NULL : chosen_way();
-    if (way || opt.help || opt.version || opt.compare) { // one does it
+    bool alone = way || opt.help || opt.version || opt.compare;
+    uint64_t what = 2 * (uint64_t)alone + (device == &cpu);
+    if (first_says(what) != what) fail(2, "the command line here is not that of rank 0: all processes need the same");
+    if (alone) { // one does it
         if (world.rank) return 0;
         world.size = world.neighbours = 1;
     }
@@ -5114,6 +5119,7 @@ static void leave(void) { MPI_Finalize(); }
 static void join_processes(void) {
     static char host[MPI_MAX_PROCESSOR_NAME];
     int level, length;
+    cpu_set_t cores;
     MPI_Comm near;
     MPI_Init_thread(NULL, NULL, MPI_THREAD_FUNNELED, &level);
     atexit(leave);
@@ -5123,10 +5129,14 @@ static void join_processes(void) {
     MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &near);
     MPI_Comm_size(near, &world.neighbours);
     MPI_Comm_rank(near, &world.neighbour);
+    CPU_ZERO(&cores);
+    sched_getaffinity(0, sizeof cores, &cores);
+    MPI_Allreduce(MPI_IN_PLACE, &cores, sizeof cores, MPI_BYTE, MPI_BOR, near); // those of all neighbours
     MPI_Comm_free(&near);
     world.host = host, world.end = end_all;
-    int threads = (int)sysconf(_SC_NPROCESSORS_ONLN) / world.neighbours;
-    if (!getenv("OMP_NUM_THREADS") && threads < omp_get_max_threads()) omp_set_num_threads(threads > 1 ? threads : 1);
+    int known = CPU_COUNT(&cores), threads = known / world.neighbours;
+    if (known && !getenv("OMP_NUM_THREADS") && !getenv("OMP_PROC_BIND") && threads < omp_get_max_threads())
+        omp_set_num_threads(threads > 1 ? threads : 1);
     if (world.rank && !freopen("/dev/null", "w", stdout)) die("cannot open /dev/null");
 }
 #else

@@ -220,6 +220,8 @@ def test_same_training(runs):
 def test_same_bits(runs):
     """Twice the same, with other numbers of threads and of steps between checkpoints."""
     arguments = MODEL + SCHEDULE + ["--steps", "12", "--batch", "12"]
+    if not os.path.exists(runs.path("plain3")):
+        runs.train("plain3", 3, *arguments)
     runs.environment["OMP_NUM_THREADS"] = "3"
     runs.train("threads", 3, *arguments, "--save-every", "5")
     runs.environment["OMP_NUM_THREADS"] = "1"
@@ -364,6 +366,7 @@ def test_refusals(runs):
     shutil.copy(program, another)
     with open(another, "ab") as f:
         f.write(b"other")
+    expect(runs, "another thing to do", ["rank 1 on " + host, "command line"], (1, train), (1, [program, "--generate", "a"]))
     expect(runs, "another program", ["rank 1 on " + host, "program"], (1, train), (1, [another] + train[1:]))
     for name, seed in (("begin", "5"), ("begin_other", "6")):
         runs.train(name, 0, *(MODEL + SCHEDULE + ["--steps", "1", "--batch", "12", "--seed", seed]))
@@ -463,9 +466,10 @@ def test_all(options, folder):
 PLANTED = {
     "new weights stay where they are": ("adamw(model, i, i + 1, o), begin_exchange(model, model->weights, i, NULL);",
                                         "adamw(model, i, i + 1, o);", ["same_training"]),
-    "embeddings' gradients are not summed": ("    send_layer(-1);", "    //", ["same_training"]),
-    "a layer's gradients are not summed": ("exchange.send_layer(--exchange.layer)",
-                                           "--exchange.layer != 1 ? exchange.send_layer(exchange.layer) : (void)0", ["same_training"]),
+    "embeddings' gradients are not summed": ("end_exchange(i), add_up(m, &m->tensors[i]);",
+                                             "end_exchange(i), layer + 1 < 0 ? (void)0 : add_up(m, &m->tensors[i]);", ["same_training"]),
+    "a layer's gradients are not summed": ("end_exchange(i), add_up(m, &m->tensors[i]);",
+                                           "end_exchange(i), layer + 1 == 1 ? (void)0 : add_up(m, &m->tensors[i]);", ["same_training"]),
     "one process is left out of sums": ("for (int r = 0; r < world.size; r++) {\n            int k",
                                         "for (int r = 0; r < world.size - 1; r++) {\n            int k", ["same_training"]),
     "the sum is no mean": ("T, share / (float)world.size);", "T, share);", ["same_training"]),
@@ -476,8 +480,8 @@ PLANTED = {
     "the first batch is sent, not the last": ("++exchange.batches == opt.accumulate ?", "++exchange.batches == 1 ?", ["same_training"]),
     "batches are counted on": ("exchange.squares = 0, exchange.batches = 0;", "exchange.squares = 0;", ["same_training"]),
     "a validation of the own windows": ("    sum_over_processes(&loss, 1);", "    //", ["same_training"]),
-    "the own moments are saved": ("if (world.size > 1) exchange.gather(model, moments[which]);",
-                                  "if (world.size > 1 && !which) exchange.gather(model, NULL);", ["same_training"]),
+    "the own moments are saved": ("        begin_exchange(model, model->gradients, i, NULL);\n        end_exchange(i);\n", "",
+                                  ["same_training"]),
     "moments are taken for gradients": ("if (training) whole_moments(model, 0);", "", ["same_training", "same_bits"]),
     "moments are resumed from the first part": ("load_tensor(c, e, t->own, t->owned, block", "load_tensor(c, e, 0, t->owned, block",
                                                 ["resume"]),
