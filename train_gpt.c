@@ -3873,7 +3873,8 @@ static void run_generate(void) {
 }
 
 static void run_tokenize(void) {
-    Tokenizer t = load_tokenizer(data_path("tokenizer.bin"));
+    static Tokenizer t;
+    t = load_tokenizer(data_path("tokenizer.bin"));
     File file = map_file(opt.tokenize, "");
     int* tokens = (int*)allocate(file.size, sizeof(int), "tokens");
     size_t n = encode(&t, file.data, file.size, tokens);

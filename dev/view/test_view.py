@@ -61,7 +61,7 @@ class Program:
     def __init__(self, work):
         self.model, self.work = str(work / "gpt.safetensors"), work
         self.log = work / "<run>.csv"
-        self.run("--steps", "300", "--sample-every", "0", "--val-every", "100", "--log", str(self.log))
+        self.run("--layers", "3", "--steps", "300", "--sample-every", "0", "--val-every", "100", "--log", str(self.log))
 
     def run(self, *options):
         command = ["./train_gpt", "--checkpoint", self.model, *options]
