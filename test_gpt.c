@@ -3226,9 +3226,11 @@ static void test_checkpoint_incomplete(void) {
         }
     device->free_model(&m);
     Builder b = {NULL, NULL, 0, 0};
-    Config deep = {256, 1, 1, 1, MAX_LAYERS + 1};
+    Config deep = {256, 1, 1, 1, MAX_LAYERS};
     append(&b.text, &b.text_size, "\"__metadata__\":{\"--heads\":\"1\"}");
     add_model(&b, deep, "", "F32", NULL);
+    snprintf(what, sizeof what, "h.%d.ln_1.weight", MAX_LAYERS);
+    add_entry(&b, what, "F32", "[1]", 4, NULL);
     write_safetensors(path, &b);
     CHECK_FAILURE(forked(load_weights, path), 1, "more than 96 layers", "97 layers");
     free_builder(&b);
