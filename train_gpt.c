@@ -79,7 +79,7 @@ __attribute__((noreturn, format(printf, 2, 3))) static void fail(int status, con
 // count * size bytes of zeroed memory for `what`, or the program ends and says so. Freed with free().
 static void* allocate(size_t count, size_t size, const char* what);
 
-static inline float exp_(float x);                       // e^x; loops over it vectorise, which libm's do not
+static inline float exp_(float x);                       // e^x; loops over it vectorise, loops over libm's do not
 static inline float weight_at(const float* w, size_t i); // w[i], which generation may keep in 16 bits
 static uint64_t random_bits(uint64_t key, uint64_t i);   // number i of the stream called key
 static double random_uniform(uint64_t key, uint64_t i);  // the same, uniform in (0,1)
@@ -98,19 +98,19 @@ static volatile sig_atomic_t signalled;                    // by Ctrl-C, say: wh
 // A GPT is a few kinds of layer, stacked. Each kind is two functions here. X_forward computes the layer's output y from
 // its input x and its parameters. X_backward is given dy, how the loss would change with each number of y, and works
 // out by the chain rule how it would change with each number of x (dx), which the layer below then gets for its dy, and
-// of the parameters (dw, db), which are moved against it when the whole network has been gone through.
+// of the parameters (dw, db), which are moved against that when the whole network has been gone through.
 //
 // Rows are positions: (rows,C) stands for (B,T,C) in every layer but attention, the only one in which a position sees
 // others. Gradients of parameters are added to what is there, so that several batches may be summed; gradients of
-// inputs are too where the comment says so.
+// inputs are added where the comment has dx += and overwritten where it has dx =.
 //
-// `#pragma omp parallel for` shares a loop whose turns are independent among threads, `omp simd` lets a sum be taken in
+// `#pragma omp parallel for` shares among threads a loop whose turns are independent, `omp simd` lets a sum be taken in
 // several lanes at once; without them the code means the same, but for rounding. The multiply and attention, where
 // nearly all time goes, are defined here in their plain form. `make PLAIN=1` builds with these; otherwise the room
-// "made fast" has versions of them that give the same results, but for rounding, many times as fast.
+// "made fast" has versions of them, many times as fast, with the same results but for rounding.
 
 // A matrix in memory: element (i,j) is p[i * row + j * column]; `row` and `column` are the distances from one to the
-// next. So the transpose is the same numbers with the two exchanged. width: of a row as it is stored.
+// next. So the transpose is the same numbers with the two exchanged. `width` below is that of a stored row.
 typedef struct {
     const float* p;
     size_t row, column;
@@ -182,7 +182,7 @@ static void embedding_backward(float* dwte, float* dwpe, const float* dx, const 
         }
 }
 
-// Layer normalisation (Ba, Kiros and Hinton 2016, equation 3 for a row): y = n w + b with n = (x - mean) rstd, rstd =
+// Layer normalisation (Ba, Kiros and Hinton 2016, equation 3, of a row): y = n w + b with n = (x - mean) rstd, rstd =
 // 1/sqrt(var + eps), eps = 1e-5, mean and (biased) variance over a row's channels. Whatever the size of x, unless it is
 // tiny, n has mean 0 and variance 1, and w and b then give each channel the scale and the zero that suit the layer
 // which follows. y, x (rows,C); mean, rstd (rows) are kept for the backward pass; w, b (C).
@@ -206,10 +206,10 @@ static void layernorm_forward(float* y, float* mean, float* rstd, const float* x
 
 // With g = dy w, the gradient with respect to n, and avg(.) the mean over the row's channels:
 //     dx += rstd (g - avg(g) - n avg(g n)),    dw += sum over rows of dy n,    db += sum over rows of dy.
-// For channel i of x moves channel j of n in three ways. Directly, if i = j, by rstd. Through the mean, which moves by
-// 1/C, by -rstd/C. And through the variance: ∂var/∂x_i = 2 (x_i - mean)/C, ∂rstd/∂var = -rstd^3/2, so ∂rstd/∂x_i =
-// -rstd^2 n_i/C, which moves n_j = (x_j - mean) rstd by -rstd n_i n_j/C. Together ∂n_j/∂x_i = rstd ([i = j] - 1/C -
-// n_i n_j/C), and dx_i is the sum over j of g_j ∂n_j/∂x_i.
+// Channel i of x moves channel j of n in three ways. Directly, if i = j, by rstd. Through the mean, which moves by 1/C,
+// by -rstd/C. And through the variance: ∂var/∂x_i = 2 (x_i - mean)/C (the mean's own move drops out, as the deviations
+// from it sum to 0) and ∂rstd/∂var = -(rstd^3)/2, so ∂rstd/∂x_i = -rstd^2 n_i/C, which moves n_j = (x_j - mean) rstd by
+// -rstd n_i n_j/C. Together ∂n_j/∂x_i = rstd ([i = j] - 1/C - n_i n_j/C), and dx_i is the sum over j of g_j ∂n_j/∂x_i.
 static void layernorm_backward(float* dx, float* dw, float* db, const float* dy, const float* x, const float* mean,
                                const float* rstd, const float* w, size_t rows, size_t C) {
 #pragma omp parallel
@@ -245,7 +245,7 @@ static void layernorm_backward(float* dx, float* dw, float* db, const float* dy,
     }
 }
 
-// Linear: y = x W + b, every output a weighted sum of all inputs of its row. With `residual` not NULL that is added:
+// Linear: y = x W + b, every output a weighted sum of all inputs of its row. With `residual` not NULL it is added:
 // the layer's output joins the residual stream (He et al. 2016).
 // y, residual (rows,OC); x (rows,IC); w (IC,OC); b (OC).
 static void linear_forward(float* y, const float* x, const float* w, const float* b, const float* residual, size_t rows,
@@ -258,7 +258,7 @@ static void linear_forward(float* y, const float* x, const float* w, const float
 //     dx_ri  = sum over o of dy_ro W_io,     that is dx = dy W^T,
 //     dW_io += sum over r of x_ri dy_ro,     that is dW += x^T dy    (Rumelhart, Hinton and Williams 1986),
 //     db_o  += sum over r of dy_ro.
-// The residual's gradient is dy itself. dx may be NULL.
+// The residual's gradient is dy itself. dx may be NULL: then nobody wants it.
 static void linear_backward(float* dx, float* dw, float* db, const float* dy, const float* x, const float* w,
                             size_t rows, size_t IC, size_t OC) {
     if (dx) matmul(dx, matrix(dy, OC), transposed(w, OC), NULL, NULL, rows, IC, OC);
@@ -284,21 +284,22 @@ static void linear_backward(float* dx, float* dw, float* db, const float* dy, co
 // W^O.
 //
 // Why sqrt(D)? If the numbers of q and k are independent, with mean 0 and variance 1, their dot product, a sum of D
-// products, has variance D. Scores of such a size make p nearly one-hot, and then the softmax's derivative, which is
-// p_j ([j = j'] - p_j') (below), is nearly 0: the gradient at the scores vanishes, but for the few queries whose two
-// best scores are nearly equal. At q, where what is left meets keys that are sqrt(D) long, it is small as a rule and
-// now and then very large (measured in dev/learn/attention/02_scale.c). Neither is good to learn from.
+// products, has variance D. Such scores make p the nearer to one-hot the larger D is, and there the softmax's
+// derivative, which is p_j ([j = j'] - p_j') (below), is nearly 0: for large D the gradient at the scores vanishes, but
+// for the few queries whose two best scores are nearly equal. What is left of it meets keys that are sqrt(D) long, so
+// that at q it is nearly nothing for one query and many times too large for another (measured for D = 1 to 1024 in
+// dev/learn/attention/02_scale.c). Neither is good to learn from.
 //
 // The weights p form a (T,T) matrix a head, of which a thread holds one row at a time. What the forward pass keeps for
-// the backward pass is one number a query and head, lse = log of the sum over j of e^score_j: scores are had again from
-// q and k, which are kept anyway, and then p_j = e^(score_j - lse), without sum or maximum. Memory so grows with T,
-// while the time still grows with T^2 (Dao et al. 2022).
+// the backward pass is one number a query and head, lse = log of the sum over j of e^score_j: scores are computed again
+// from q and k, which are kept anyway, and then p_j = e^(score_j - lse), without sum or maximum. So memory grows with
+// T, while the time still grows with T^2 (Dao et al. 2022).
 typedef struct {
     size_t B, T, start; // sequences; positions in each; the first of them that asks
     size_t H, D;        // heads; channels of a head
 } Attention;
 
-// The keys that query i may see: first to end - 1, of which neither falls when i grows (tiles rely on it). Everything
+// The keys that query i may see: first to end - 1. Neither bound falls when i grows (tiles rely on it). Everything
 // that computes attention asks here: for a sliding window, say, its width becomes a field of Attention and is used
 // here.
 typedef struct {
@@ -326,12 +327,13 @@ static void attention_forward_plain(float* out, float* lse, const float* qkv, At
                 const float* q = queries + i * 3 * C;
                 float *o = out + row * C + h * D, largest = -INFINITY, sum = 0;
                 Range seen = visible_keys(a, i);
-                // 1. Scores. The largest is taken out before e^x, so that nothing overflows; p stays the same.
+                // 1. Scores, which p holds at first, and the largest of them. It is taken out before e^x, so that
+                // nothing overflows; p stays the same.
                 for (size_t j = seen.first; j < seen.end; j++) {
                     const float* k = keys + j * 3 * C;
-                    float score = 0;
-                    for (size_t c = 0; c < D; c++) score += q[c] * k[c];
-                    p[j] = score * scale;
+                    float qk = 0;
+                    for (size_t c = 0; c < D; c++) qk += q[c] * k[c];
+                    p[j] = qk * scale;
                     largest = fmaxf(largest, p[j]);
                 }
                 // 2. Their softmax.
@@ -352,20 +354,21 @@ static void attention_forward_plain(float* out, float* lse, const float* qkv, At
         }
 }
 
-// The three steps, differentiated from the last to the first, for one query; o is its out_i, do the gradient of that:
+// The three steps, differentiated from the last to the first, for one query; o is its out_i, do the gradient of that.
+// Of the softmax: with Z = sum of e^score, p_j' = e^score_j' / Z. The numerator moves with its own score only, Z with
+// every one, so by the quotient rule ∂p_j'/∂score_j = [j = j'] e^score_j / Z - e^score_j' e^score_j / Z^2 = p_j' ([j =
+// j'] - p_j).
 //     o = sum over j of p_j v_j:     dv_j += p_j do,    dp_j = do . v_j
 //     p = softmax(score):            dscore_j = sum over j' of dp_j' ∂p_j'/∂score_j
 //                                             = sum over j' of dp_j' p_j' ([j = j'] - p_j)
 //                                             = p_j (dp_j - sum over j' of p_j' dp_j')
 //     score_j = q . k_j scale:       dq += dscore_j scale k_j,    dk_j += dscore_j scale q
-// With Z = sum of e^score, p_j' = e^score_j' / Z: the numerator moves with its own score only, Z with every one, so by
-// the quotient rule ∂p_j'/∂score_j = [j = j'] e^score_j / Z - e^score_j' e^score_j / Z^2 = p_j' ([j = j'] - p_j). dqkv
-// (B,T,3C) is overwritten; dout, out (B,T,C), lse (B,T,H). All positions ask: start is 0.
+// dqkv (B,T,3C) is overwritten; dout, out (B,T,C), lse (B,T,H). All positions ask: start is 0.
 static void attention_backward_plain(float* dqkv, const float* dout, const float* qkv, const float* out,
                                      const float* lse, Attention a) {
     size_t D = a.D, C = a.H * D;
     float scale = 1 / sqrtf((float)D);
-    (void)out; // needed by the fast version only, which has the sum from it
+    (void)out; // wanted by the fast version: sum over j' of p_j' dp_j' = do . out
     memset(dqkv, 0, a.B * a.T * 3 * C * sizeof(float));
 #pragma omp parallel for collapse(2) schedule(static)
     for (size_t b = 0; b < a.B; b++)
@@ -383,9 +386,9 @@ static void attention_backward_plain(float* dqkv, const float* dout, const float
                 // The weights again, from step 1 and lse.
                 for (size_t j = seen.first; j < seen.end; j++) {
                     const float* k = keys + j * 3 * C;
-                    float score = 0;
-                    for (size_t c = 0; c < D; c++) score += q[c] * k[c];
-                    p[j] = exp_(score * scale - lse[row * a.H + h]);
+                    float qk = 0;
+                    for (size_t c = 0; c < D; c++) qk += q[c] * k[c];
+                    p[j] = exp_(qk * scale - lse[row * a.H + h]);
                 }
                 // Back through step 3.
                 for (size_t j = seen.first; j < seen.end; j++) {
@@ -434,8 +437,8 @@ static void gelu_forward(float* y, const float* x, size_t n) {
     }
 }
 
-// With s = gelu_gate(x), the logistic function of 2u, whose derivative is s (1-s): ∂y/∂x = s + x s (1-s) 2u', where
-// 2u' = 2 sqrt(2/pi) (1 + 3 * 0.044715 x^2).
+// With s = gelu_gate(x), the logistic function of 2u, whose derivative is s (1-s): ∂y/∂x = s + x s (1-s) 2 ∂u/∂x, where
+// 2 ∂u/∂x = 2 sqrt(2/pi) (1 + 3 * 0.044715 x^2).
 // dx may be dy itself.
 static void gelu_backward(float* dx, const float* dy, const float* x, size_t n) {
 #pragma omp parallel for schedule(static)
@@ -450,9 +453,9 @@ static void gelu_backward(float* dx, const float* dy, const float* x, size_t n) 
 }
 
 // Cross-entropy: the loss of a row is -log p[target] with p = softmax(logits). Divided by log 2 these are the bits that
-// it takes to write down the true next token in a code made for p (Shannon 1948, section 9). The loss is lse -
-// logits[target] with lse = log of the sum of e^logit, the largest logit taken out so that nothing overflows. losses,
-// lse (rows); logits (rows,V).
+// it takes to write down the true next token in a code made for p (Shannon 1948, section 9). It is computed as
+//     loss = lse - logits[target],    lse = log of the sum of e^logit,
+// the largest logit taken out so that nothing overflows. losses, lse (rows); logits (rows,V).
 static void cross_entropy_forward(float* losses, float* lse, const float* logits, const int* targets, size_t rows,
                                   size_t V) {
 #pragma omp parallel for schedule(static)
@@ -470,7 +473,7 @@ static void cross_entropy_forward(float* losses, float* lse, const float* logits
 
 // dlogits = scale (p - [v = target]), since ∂lse/∂logit_v = e^logit_v / sum = p_v: what the model said, less what it
 // should have said. It is written over the logits, which nobody reads again: there is no second (rows,V) tensor.
-// `scale` is the weight of a row in the loss that is minimised, one over the number of all rows.
+// `scale` is the weight of a row in the loss that is minimised, one over the number of all rows of a step.
 static void cross_entropy_backward(float* logits, const float* lse, const int* targets, float scale, size_t rows,
                                    size_t V) {
 #pragma omp parallel for schedule(static)
@@ -484,10 +487,11 @@ static void cross_entropy_backward(float* logits, const float* lse, const int* t
 // ====================================================================================================================
 // Model
 //
-// GPT-2 (Radford et al. 2019) is the decoder of the 2017 Transformer with four differences: there is no encoder, and so
-// no second attention that looks at one; layernorm stands before each branch instead of after it, and once more at the
-// end; positions are learned vectors instead of sines; and the activation is GELU instead of ReLU. Its heart is the
-// residual stream, a row of C numbers for each position, to which every branch adds something:
+// GPT-2 (Radford et al. 2019) is the decoder of the 2017 Transformer with four main differences: there is no
+// encoder, and so no second attention that looks at one; layernorm stands before each branch instead of after it,
+// and once more at the end; positions are learned vectors instead of sines; and the activation is GELU instead of
+// ReLU. Its heart is the residual stream, a row of C numbers for each position, to which every branch adds
+// something:
 //
 //     x = wte[token] + wpe[position]
 //     L times:  mid = x   + att_w(attention(qkv_w(ln1(x))))    positions look at one another
@@ -495,23 +499,23 @@ static void cross_entropy_backward(float* logits, const float* lse, const int* t
 //               x = out
 //     logits = lnf(x) wte^T                                    how well would each token fit as the next?
 //
-// where qkv_w(.) and the like are linear layers. There is no dropout: GPT-2 may have been trained with it, but a run
-// that sees its text a few times needs little, and what a trained model computes is the same without.
+// where qkv_w(.) and the like are linear layers. There is no dropout: GPT-2 may have been trained with it, but what
+// a trained model computes is the same without.
 //
 // The model's shape, its parameters and its activations are three tables, in which each thing is named once. All the
 // rest walks them: options, sizes, pointers, initialisation, the optimiser, checkpoints and tests.
 //
-// X stands for what each row is to become: a macro that is given to the table. For one it makes a row a field of a
-// struct, so that X(ONE, wte, ...) and X(EACH, ln1_w, ...) turn into
+// X stands for what each row is to become: a macro that is given to the table. Given one macro, a row becomes a
+// field of a struct, so that X(ONE, wte, ...) and X(EACH, ln1_w, ...) turn into
 //     float* wte;    and    float* ln1_w[MAX_LAYERS];
 // and in the room "the model in memory" the same rows become initialisers that tell name, shape and first values.
 // On the CPU a `real` is a float; on a GPU it may be a number of fewer bits.
 //
 // The shape: whole numbers that a file must say for its weights to mean anything. A row is an option, a field of Config
 // and a line in checkpoints. GPT-2 has the four below, and its weights tell all but the heads. A row that is added for
-// something else goes after them, and is to be 0 where the model is GPT-2: a file that does not say it has none.
+// something else goes after them, and is to be 0 where the model is GPT-2: what a file does not mention is 0 there.
 
-enum { MAX_LAYERS = 96, MAX_SIZE = 1 << 16 }; // of V, T, C, H and B: no product of them overflows 64 bits
+enum { MAX_LAYERS = 96, MAX_SIZE = 1 << 16 }; // of V, T, C, H and B: no size made of them overflows 64 bits
 // clang-format off
 // field, option, value if nothing is said, least, most, help
 #define CONFIG(X)                                                          \
@@ -529,7 +533,7 @@ typedef struct {
 // How many of a tensor there are, and when.
 typedef enum {
     ONE,      // one for the model
-    EACH,     // one for each layer; where no backward pass follows, the layers share one
+    EACH,     // one for each layer; of activations, where no backward pass follows, the layers share one
     AGAIN,    // like EACH; but with --recompute the layers share one in any case
     CACHE,    // one for each layer always: generation's keys and values
     LOGITS,   // one, but for a single position in generation, or for so many as a device takes at a time
@@ -568,7 +572,8 @@ static float residual_std(size_t L) { return 0.02f / sqrtf(2 * (float)L); }
     X(ONE,  lnf_w, "ln_f.weight",              0,       c.C,     1, 0)                                               \
     X(ONE,  lnf_b, "ln_f.bias",                0,       c.C,     0, 0)
 
-// What a forward pass computes, one row a position, and what the backward pass reads again; and its own gradients.
+// What a forward pass computes, a row for each position, kept where the backward pass reads it; then the gradients that
+// the backward pass needs on its way.
 // kind, type, field, width; c is the Config
 #define ACTIVATIONS(X)                                                                               \
     X(ONE,      real,  embedded,   c.C)      /* token + position */                                  \
@@ -619,25 +624,27 @@ typedef struct {
     float mean, std;
     size_t offset, size; // floats: place in the block, rows * columns
     size_t slot;         // place of its pointer in a Parameters, bytes
-    size_t own, owned,
-        moment;      // what AdamW updates here, all or a process's part: first, floats, place among the moments
-    size_t arriving; // place where other processes' gradients of that arrive
-    long layer;      // whose it is; -1: no layer's
+    long layer;          // whose it is; -1: no layer's
+    // Of many processes each updates a part of a tensor (see "several processes"); one alone updates all of it.
+    size_t own, owned; // the part: its first number, how many
+    size_t moment;     // its place among AdamW's moments
+    size_t arriving;   // place where other processes' gradients of it arrive
 } Tensor;
 
 typedef struct {
     Config config;
     Tensor* tensors;
     size_t tensor_count, parameter_count;
-    size_t block_size;                 // floats in each of the first two blocks below, tensors padded to cache lines
-    size_t moment_size, arriving_size; // and in the next: as many and none, but for several processes
-    float *weights, *gradients, *moment1, *moment2, *arriving; // but for the first, only in training
+    size_t block_size;                 // floats in the weights' block and in the gradients', padded to cache lines
+    size_t moment_size, arriving_size; // and in the others: for one process alone, as many and none
+    float *weights, *gradients, *moment1, *moment2, *arriving; // all but the weights only in training
     Parameters w, d;                                           // pointers into weights and into gradients
     double loss_sum, loss_count, gradient_norm;
     void* extra; // what a GPU keeps besides
 } Model;
 
-// The right column of the two passes says which layer is done, for a benchmark that sets layer_done.
+// The right column of the two passes says which layer is done, to whoever sets layer_done: a benchmark, which looks at
+// the clock, or several processes, which exchange the layer's gradients.
 static void (*layer_done)(const char* layer);
 static void done(const char* layer) {
     if (layer_done) layer_done(layer);
@@ -650,9 +657,9 @@ static Attention attention_of(Config c, size_t B, size_t T, size_t start) {
 
 // The whole network. tokens and targets (B,Q): positions start..T-1 of each sequence, Q = T - start. A position's
 // target is the token after it. With targets, the mean loss is added to the model's. Without, only the last position's
-// logits are computed, which is all that generation needs, and B must be 1. Likewise start > 0, where the rows of qkv
-// before start hold what earlier calls computed, so that a new token costs the work of one position. `training` is true
-// where the backward pass follows: GPT-2 computes the same then, but dropout, say, would not.
+// logits are computed, which is all that generation needs, and B must be 1. So it must where start > 0: then the rows
+// of qkv before start hold what earlier calls computed, and a new token costs the work of one position. `training` is
+// true where the backward pass follows: GPT-2 computes the same then, but dropout, say, would not.
 static void cpu_forward(Model* model, Activations* a, const int* tokens, const int* targets, size_t B, size_t T,
                         size_t start, bool training) {
     const Parameters* w = &model->w;
@@ -690,8 +697,8 @@ static void cpu_forward(Model* model, Activations* a, const int* tokens, const i
     model->loss_count += 1;
 }
 
-// --recompute: what the backward pass of layer l needs, and can have again from what was kept without a multiply (Chen
-// et al. 2016). It is 6 of the 16 C numbers that a layer keeps of a position.
+// --recompute: what the backward pass of layer l needs, and can have again from what was kept, without a matrix
+// multiply (Chen et al. 2016). It is 6 of the 16 C numbers that a layer keeps of a position.
 static bool recompute;
 static void cpu_recompute(Model* model, Activations* a, size_t l, const float* x, size_t rows) {
     const Parameters* w = &model->w;
@@ -715,7 +722,8 @@ static void cpu_backward(Model* model, Activations* a, const int* tokens, const 
     // clang-format off
     cross_entropy_backward(dlogits, a->logits_lse, targets, share / (float)rows, rows, V);            done("loss");
     matmul(a->dnormed, matrix(dlogits, V), matrix(w->wte, C), NULL, NULL, rows, C, V);        // dlnf = dlogits wte
-    matmul(d->wte, transposed(dlogits, V), matrix(a->lnf, C), NULL, d->wte, V, C, rows);              done("logits");
+    matmul(d->wte, transposed(dlogits, V), matrix(a->lnf, C), NULL, d->wte, V, C, rows); // dwte += dlogits^T lnf
+                                                                                                      done("logits");
     memset(a->dresidual, 0, rows * C * sizeof(float));
     layernorm_backward(a->dresidual, d->lnf_w, d->lnf_b, a->dnormed, a->out[L - 1], a->lnf_mean,
                        a->lnf_rstd, w->lnf_w, rows, C);                                               done("lnf");
@@ -751,16 +759,16 @@ static void cpu_backward(Model* model, Activations* a, const int* tokens, const 
 // where a `device` is what computes: cpu_forward, cpu_backward and cpu_update, or the GPU's. That is all of learning;
 // what follows says where the weights begin, which way is "against", and how little is a little.
 
-// The first values. Biases are 0, layernorms change nothing yet, and matrices are small random numbers: equal ones
-// would get equal gradients and stay equal for ever. The two projections into the residual stream in each of L layers
-// are smaller by sqrt(2L), so that the sum of 2L such branches has the size that one would have (Radford et al. 2019,
+// The first values. Biases are 0, layernorms' w are 1, and matrices are small random numbers: equal ones would get
+// equal gradients and stay equal for ever. The two projections into the residual stream in each of L layers are
+// smaller by sqrt(2L), so that the sum of 2L such branches has the size of one that is not (Radford et al. 2019,
 // section 2.3).
 static void initial_values(float* w, const Tensor* t, uint64_t key) {
 #pragma omp parallel for schedule(static)
     for (size_t j = 0; j < t->size; j++) w[j] = t->std > 0 ? t->mean + t->std * random_normal(key, j) : t->mean;
 }
 
-// What an update is asked for.
+// What an update needs to know.
 typedef struct {
     double lr, beta1, beta2, weight_decay, clip; // clip 0: never
     size_t step;                                 // counted from 1
@@ -785,14 +793,15 @@ static double norm(const float* x, size_t n) {
 // keeps two moving averages, m of its gradient g and v of its gradient's square:
 //     m = b1 m + (1-b1) g,    v = b2 v + (1-b2) g^2,
 //     w = (1 - lr decay) w - lr (m / (1-b1^t)) / (sqrt(v / (1-b2^t)) + 1e-8).
-// sqrt(v) is the gradient's usual size, so m / sqrt(v) is about 1 or -1 where gradients agree, and small where they do
-// not: a weight moves by lr at most, roughly, however large its gradients are. m and v begin at 0 and so are too small
-// at first, by the factors 1-b1^t and 1-b2^t, the sum of the weights that t gradients have in the average; hence the
-// divisions. Decay draws the weights of matrices and embeddings towards 0 by a share of themselves. g is the clipped
-// gradient: all gradients are scaled so that their common norm is at most `clip`, for one bad batch not to undo the
-// work of many (Pascanu et al. 2013).
+// where t counts the steps from 1. sqrt(v) is the gradient's usual size, so m / sqrt(v) is about 1 or -1 where
+// gradients agree, and small where they do not: a weight moves by lr at most, roughly, however large its gradients
+// are. m and v begin at 0 and so are too small at first, by the factors 1-b1^t and 1-b2^t, the sum of the weights
+// that t gradients have in the average; hence the divisions. Decay draws the weights of matrices and embeddings
+// towards 0 by a share of themselves. g is the clipped gradient: all gradients are scaled so that their common norm
+// is at most `clip`, lest one bad batch undo the work of many (Pascanu et al. 2013).
 //
-// The numbers that are the same for all weights: rate = lr / (1-b1^t), root = 1 / sqrt(1-b2^t), keep = 1 - lr decay.
+// The numbers that are the same for all weights: rate = lr / (1-b1^t), root = 1 / sqrt(1-b2^t), keep = 1 - lr decay
+// (vectors do not decay: 1).
 typedef struct {
     float b1, a1, b2, a2, rate, root, keep; // a = 1 - b
     double clip;                            // a GPU's kernels read it here
@@ -880,8 +889,9 @@ static int compare_candidates(const void* a, const void* b) {
     return x->p != y->p ? (x->p < y->p) - (x->p > y->p) : x->token - y->token;
 }
 
-// Draws a token: softmax(logits / temperature), of that the top_k likeliest, of those the fewest whose probabilities
-// sum to at least top_p (nucleus sampling, Holtzman et al. 2020). u: uniform in (0,1). c: working memory (V).
+// Draws a token: softmax(logits / temperature), of that the top_k likeliest, of those, as shares of what is left,
+// the fewest that sum to at least top_p (nucleus sampling, Holtzman et al. 2020). u: uniform in (0,1). c: working
+// memory (V).
 static int sample_token(const float* logits, size_t V, const Sampling* s, double u, Candidate* c) {
     size_t best = 0, n = 0;
     for (size_t v = 0; v < V; v++) {
@@ -910,7 +920,7 @@ static int sample_token(const float* logits, size_t V, const Sampling* s, double
         }
         for (size_t i = 0; i < n; i++) {
             kept += c[i].p;
-            if (kept >= s->top_p * sum) n = i + 1;
+            if (kept >= s->top_p * sum) n = i + 1; // which ends the loop
         }
         sum = kept;
     }
@@ -2140,7 +2150,7 @@ static void describe_parameters(Model* model) {
     const Config c = model->config;
 #define PARAMETER_ROW(kind, field, name, rows, columns, mean, std) \
     {kind == EACH ? c.L : 1,                                       \
-     {name, rows, columns, mean, std, 0, 0, offsetof(Parameters, field), 0, 0, 0, 0, kind == EACH ? 0 : -1}},
+     {name, rows, columns, mean, std, 0, 0, offsetof(Parameters, field), kind == EACH ? 0 : -1, 0, 0, 0, 0}},
     const struct {
         size_t count;
         Tensor tensor;
