@@ -5802,6 +5802,7 @@ int main(int argc, char** argv) {
     if (argc > 1 && !strcmp(argv[1], "--cli")) return run_cli(argc - 1, argv + 1);
     const char* precision = getenv("GPT_TEST_PRECISION"); // of the CPU's products: bf16, or fp32
     if (precision && !TWINS) opt.precision = precision, choose_precision(2, "GPT_TEST_PRECISION: ");
+    if (bf16) pair_kernel = find_pair_kernel(false); // even where it is not faster
     if (argc == 4 && !strcmp(argv[1], "--test")) {
         setvbuf(stdout, NULL, _IOLBF, 0);
         folder = argv[3];
