@@ -1,7 +1,5 @@
 // test_tape.c: is every derivative on the tape right?
 //
-//     ./test_tape [FIXTURE]
-//
 // Each operation's gradient is compared with finite differences, at sizes that are no multiple of anything. The GRU,
 // the LSTM, layer normalisation, cross-entropy and AdamW are compared with PyTorch's, from a fixture that
 // dev/check/tape_reference.py writes. Ends with "N passed, N failed", and with status 1 if any failed.
@@ -195,13 +193,6 @@ static void expect_equal(const char* what, const char* name, const float* x, int
     expect_stored(what, name, x, rows, cols, 1e-6);
 }
 
-static Node* parameter_from(Tape* t, const char* name) {
-    const Stored* s = stored(name);
-    Node* p = parameter(t, s->rows, s->cols, 0);
-    memcpy(p->value, s->value, sizeof(float) * size(p));
-    return p;
-}
-
 // x (T B,in) time-major, T = 5 steps, from h0 (B,n); the loss is the sum of all states times fixed numbers.
 static void test_recurrent(bool lstm) {
     enum { STEPS = 5 };
@@ -242,6 +233,7 @@ static void test_recurrent(bool lstm) {
 
 // A small network with layernorm and cross-entropy, and ten steps of AdamW with decay and clipping.
 static void test_training(void) {
+    read_fixture("tape");
     Tape* t = tape_new(1);
     Node *W1 = parameter_from(t, "net.W1"), *b1 = parameter_from(t, "net.b1"), *gain = parameter_from(t, "net.gain");
     Node *bias = parameter_from(t, "net.bias"), *W2 = parameter_from(t, "net.W2");
@@ -265,16 +257,13 @@ static void test_training(void) {
     tape_free(t);
 }
 
-int main(int count, char** arguments) {
-    const char* path = count > 1 ? arguments[1] : "../../check/fixtures/attention/tape.txt";
-    test_gradients();
-    test_product();
-    test_threads();
-    test_edges();
-    read_fixture(path, "dev/check/tape_reference.py");
+static void test_cells(void) {
+    read_fixture("tape");
     test_recurrent(false);
     test_recurrent(true);
-    test_training();
-    free_fixture();
-    return counts();
 }
+
+static const Test tests[] = {{"gradients", test_gradients}, {"product", test_product}, {"threads", test_threads},
+                             {"edges", test_edges},         {"cells", test_cells},     {"training", test_training}};
+
+int main(int count, char** arguments) { return RUN_TESTS(tests, count, arguments); }

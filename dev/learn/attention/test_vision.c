@@ -1,7 +1,5 @@
 // test_vision.c: are the operations and the mechanisms of vision.h right?
 //
-//     ./test_vision [FIXTURE]
-//
 // Windows, pooling and reshaping against their definitions and finite differences; the mechanisms, their gradients and
 // a Vision Transformer's maps against PyTorch's, which dev/check/vision_reference.py writes; the pictures against what
 // they promise. Ends with "N passed, N failed", and with status 1 if any failed.
@@ -65,15 +63,8 @@ static void test_values(void) {
 
 // ---- PyTorch -------------------------------------------------------------------------------------------------------
 
-// MECHANISM.TENSOR, until the next call.
-static const char* of(const char* mechanism, const char* tensor) {
-    static char name[64];
-    snprintf(name, sizeof name, "%s.%s", mechanism, tensor);
-    return name;
-}
-
 static void expect_equal(const char* mechanism, const char* tensor, const float* x, int rows, int cols) {
-    expect_stored(mechanism, of(mechanism, tensor), x, rows, cols, 3e-6);
+    expect_stored(mechanism, label_of(mechanism, tensor), x, rows, cols, 3e-6);
 }
 
 // Each mechanism on the fixture's two pictures of 6 x 6; its parameters are overwritten with the fixture's before.
@@ -115,14 +106,14 @@ static Node* m_vit(Node* x, bool make) {
 
 static void test_mechanism(const char* name, Mechanism* mechanism) {
     Tape* t = tape_new(1);
-    const Stored *s = stored(of(name, "x")), *by = stored(of(name, "by"));
+    const Stored *s = stored(label_of(name, "x")), *by = stored(label_of(name, "by"));
     Node* x = parameter(t, s->rows, s->cols, 0);
     memcpy(x->value, s->value, sizeof(float) * size(x));
     mechanism(x, true);
     char label[32];
     for (int i = 1; i < t->parameter_count; i++) {
         Node* p = t->parameters[i];
-        snprintf(label, sizeof label, "p%d", i - 1), s = stored(of(name, label));
+        snprintf(label, sizeof label, "p%d", i - 1), s = stored(label_of(name, label));
         expect(p->rows == s->rows && p->cols == s->cols, name, i);
         memcpy(p->value, s->value, sizeof(float) * size(p));
     }
@@ -171,9 +162,7 @@ static void test_pictures(void) {
     expect(same, "the same seed draws the same pictures", 0);
 }
 
-int main(int count, char** arguments) {
-    const char* path = count > 1 ? arguments[1] : "../../check/fixtures/attention/vision.txt";
-    test_values();
+static void test_operations(void) {
     test_operation("windows", o_windows);
     test_operation("a window larger than the picture", o_window_of_all);
     test_operation("patches", o_patches);
@@ -181,13 +170,20 @@ int main(int count, char** arguments) {
     test_operation("the largest of rows", o_most);
     test_operation("the mean of rows", o_mean);
     test_operation("repeat", o_repeat);
-    test_pictures();
-    read_fixture(path, "dev/check/vision_reference.py");
+}
+
+static void test_mechanisms(void) {
+    read_fixture("vision");
     test_mechanism("channels", m_channels);
     test_mechanism("places", m_places);
     test_mechanism("both", m_both);
     test_mechanism("non_local", m_non_local);
     test_mechanism("vit", m_vit);
-    free_fixture();
-    return counts();
 }
+
+static const Test tests[] = {{"values", test_values},
+                             {"operations", test_operations},
+                             {"pictures", test_pictures},
+                             {"mechanisms", test_mechanisms}};
+
+int main(int count, char** arguments) { return RUN_TESTS(tests, count, arguments); }
