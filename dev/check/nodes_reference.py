@@ -147,14 +147,14 @@ def delta():
 
 
 # ======================================================================================================================
-# memory.h: x (steps,sequences,in); the score's parameters are large, so that weights differ
+# memory.h: x (steps,sequences,in); v_a is large, so that weights differ
 
 
 def lstmn():
     steps, sequences, inputs, n, units = 4, 2, 3, 5, 2
     p = {"x": rounded(steps * sequences, inputs), "W": rounded(inputs, 4 * n), "U": rounded(n, 4 * n),
-         "b": rounded(1, 4 * n), "W_h": rounded(n, units, scale=2), "W_x": rounded(inputs, units, scale=2),
-         "W_s": rounded(n, units, scale=2), "v_a": rounded(1, units, scale=2)}
+         "b": rounded(1, 4 * n), "W_h": rounded(n, units), "W_x": rounded(inputs, units),
+         "W_s": rounded(n, units), "v_a": rounded(1, units, scale=2)}
     s = m = torch.zeros(sequences, n)
     hs, cs = [], []
     for t, x in enumerate(p["x"].reshape(steps, sequences, inputs)):

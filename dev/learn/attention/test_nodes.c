@@ -38,6 +38,12 @@ static Node* f_memory1(Node** p) { return read_memory(p[0], p[1], (Node*[]){p[2]
 static Node* f_memory3(Node** p) {
     return read_memory(p[0], p[1], (Node*[]){p[2], p[4], p[6]}, (Node*[]){p[3], p[5], p[7]}, 3, NULL);
 }
+// Of two states, again and again: more than the few pointers that fit where one would.
+static Node* f_memory9(Node** p) {
+    Node *key[9], *value[9];
+    for (int i = 0; i < 9; i++) key[i] = p[2 + i % 2], value[i] = p[4 + i % 3 % 2];
+    return read_memory(p[0], p[1], key, value, 9, NULL);
+}
 // One state remembered twice, and also the query's: gradients collect.
 static Node* f_memory_shared(Node** p) {
     return read_memory(p[0], p[1], (Node*[]){p[0], p[2], p[2]}, (Node*[]){p[0], p[2], p[2]}, 3, NULL);
@@ -189,8 +195,9 @@ static Node* f_reinforce_stored(Node** p) { return reinforce(p[0], places, store
 
 static void test_pytorch(void) {
     read_fixture("nodes");
+    // Gradients go through tanh several times, and tanh_quick is off by 1e-7 also where 1 - tanh^2 is almost nothing.
     expect_function("lstmn", f_lstmn_as_is, 8, (const char* const[]){"x", "W", "U", "b", "W_h", "W_x", "W_s", "v_a"},
-                    4e-6);
+                    5e-5);
     expect_function("soft", f_soft, 2, (const char* const[]){"weights", "values"}, 2e-6);
     expect_function("reinforce", f_reinforce_stored, 1, (const char* const[]){"scores"}, 2e-6);
 }
@@ -199,6 +206,7 @@ static void test_memory(void) {
     test_gradient("memory of one", f_memory1, 4, (const int[][2]){{3, 5}, {1, 5}, {3, 5}, {3, 2}});
     test_gradient("memory of three", f_memory3, 8,
                   (const int[][2]){{2, 3}, {1, 3}, {2, 3}, {2, 7}, {2, 3}, {2, 7}, {2, 3}, {2, 7}});
+    test_gradient("memory of nine", f_memory9, 6, (const int[][2]){{2, 3}, {1, 3}, {2, 3}, {2, 3}, {2, 7}, {2, 7}});
     test_gradient("memory, one node thrice", f_memory_shared, 3, (const int[][2]){{2, 3}, {1, 3}, {2, 3}});
     test_gradient("LSTMN", f_lstmn, 8, lstmn_shape);
 }
