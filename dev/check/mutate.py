@@ -99,7 +99,7 @@ FIRST_MASKS_TESTS = {
 }
 FIRST_FAST_WEIGHTS_TESTS = {"linear attention in chunks": ["linear"], "the delta rule": ["delta"]}
 FIRST_TAPE_TESTS = {"the tape": ["training", "gradients"], "matrix product": ["product", "threads", "gradients"]}
-FIRST_VISION_TESTS = {"pictures": ["pictures"], "operations": ["values", "operations"]}
+FIRST_VISION_TESTS = {"pictures": ["pictures"], "operations": ["values", "operations"], "layers": ["beginnings"]}
 
 # What is tested with what: a source and its tests in a folder, which `make` there builds into a program. Copied is what
 # they need besides, linked what the tests read.

@@ -61,6 +61,36 @@ static void test_values(void) {
     tape_free(t);
 }
 
+static Vit vit;
+
+// ---- what a network begins with ------------------------------------------------------------------------------------
+
+static void expect_deviation(const char* name, const Node* p, double deviation) {
+    double squares = 0;
+    for (size_t i = 0; i < size(p); i++) squares += (double)p->value[i] * (double)p->value[i] / (double)size(p);
+    double allowed = 4 * deviation / sqrt(2 * (double)size(p)); // four times that of the deviation itself
+    expect(fabs(sqrt(squares) - deviation) <= allowed, name, sqrt(squares));
+}
+
+static void test_beginnings(void) {
+    Tape* t = tape_new(3);
+    Linear l = linear(t, 300, 200);
+    expect_deviation("linear begins with sqrt(2/in)", l.W, sqrt(2.0 / 300));
+    expect_deviation("its bias with 0", l.b, 0);
+    expect(cbam(t, 4, 2).places.b->value[0] == 2, "CBAM's gates of places begin open", 0);
+    vit_new(&vit, t, (Windows){0, 16, 4, 4, 0}, 3, 64, 4, 96);
+    expect_deviation("class token", vit.class_token, 0.1);
+    expect_deviation("positions", vit.positions, 0.1);
+    for (int layer = 0; layer < 2; layer++) {
+        const VitLayer* v = &vit.layer[layer];
+        expect_deviation("W_q", v->W_q, 0.125), expect_deviation("W_k", v->W_k, 0.125);
+        expect_deviation("W_v", v->W_v, 0.125), expect_deviation("W_o", v->W_o, 0.125);
+        for (int k = 0; k < 2; k++) expect_deviation("layernorm's bias", v->bias[k], 0);
+        for (int c = 0; c < 64; c++) expect(v->gain[0]->value[c] == 1 && v->gain[1]->value[c] == 1, "gain", c);
+    }
+    tape_free(t);
+}
+
 // ---- PyTorch -------------------------------------------------------------------------------------------------------
 
 static void expect_equal(const char* mechanism, const char* tensor, const float* x, int rows, int cols) {
@@ -98,7 +128,6 @@ static Node* m_non_local(Node* x, bool make) {
     expect(fabs(sum - BATCH * EXTENT * EXTENT) < 1e-3, "non_local: weights of a place sum to 1", sum);
     return y;
 }
-static Vit vit;
 static Node* m_vit(Node* x, bool make) {
     if (make) return vit_new(&vit, x->tape, (Windows){0, EXTENT, 3, 2, 1}, x->cols, 4, 2, 6), NULL;
     return vit_forward(&vit, x, BATCH);
@@ -184,6 +213,7 @@ static void test_mechanisms(void) {
 static const Test tests[] = {{"values", test_values},
                              {"operations", test_operations},
                              {"pictures", test_pictures},
+                             {"beginnings", test_beginnings},
                              {"mechanisms", test_mechanisms}};
 
 int main(int count, char** arguments) { return RUN_TESTS(tests, count, arguments); }
