@@ -37,9 +37,10 @@ Some places are left out from the start, because no test of results could or sho
                         reserve; #pragma lines; how long threads spin
     given back          free(), fclose(), munmap() and what is made of them: forgotten, they change no result
     power cuts          fsync() of a file and of its folder
-    wording             what is inside die(...), fail(...), insist(...) and in what is printed for people to look at
+    wording             what is inside die(...), fail(...) and in what is printed for people to look at
     pictures            the loss curve, how often progress is shown and the time left, the layout of --help
     the machine         its speed, its clock, its memory
+    preconditions       what the course's insist(...) asks, which holds in every program that is right
     limits              round numbers such as 1e12, that only keep an option's value sensible
 """
 
@@ -355,7 +356,7 @@ def deletions(source, i):
         return
     if tokens[i - 1] == ")" and tokens[source.partner[i - 1] - 1] not in ("if", "for", "while"):
         return
-    if source.calls[i] or not re.match(r"[A-Za-z_*]", tokens[i]) or tokens[i] in GIVEN_BACK:
+    if source.calls[i] or not re.match(r"[A-Za-z_*]", tokens[i]) or tokens[i] in GIVEN_BACK | {"insist"}:
         return
     if tokens[i] in KEYWORDS - {"continue", "break"}:
         return
