@@ -2370,7 +2370,8 @@ enum { BROKEN = 0x110000, UNFINISHED, CHARACTERS }; // bytes that are no charact
 enum { SLOTS = 4 * MAX_SIZE };
 
 struct Tokenizer {
-    File file;
+    File file;     // a copy of it
+    uint64_t mark; // its fingerprint
     size_t V;
     int end_of_text; // the token between documents, or -1
     const uint32_t* offsets;
@@ -2406,19 +2407,24 @@ static uint32_t* find_slot(const Tokenizer* t, const uint8_t* s, size_t n) {
 
 static int find_token(const Tokenizer* t, const uint8_t* s, size_t n) { return (int)*find_slot(t, s, n) - 1; }
 
-static Tokenizer read_tokenizer(const File* file) {
+// The tokenizer in these bytes, which are copied: to an address that suits numbers, and because the file at `path` may
+// become another while a run that saves it goes on.
+static Tokenizer read_tokenizer(const char* path, const uint8_t* data, size_t size) {
     Tokenizer t;
-    const char* path = file->path;
+    int32_t header[HEADER];
     memset(&t, 0, sizeof t);
-    t.file = *file;
-    const int32_t* header = (const int32_t*)t.file.data;
-    if (t.file.size < HEADER * 4 || header[0] != TOKENIZER_MAGIC || header[1] != 1)
+    memcpy(header, data, min_size(size, sizeof header));
+    if (size < sizeof header || header[0] != TOKENIZER_MAGIC || header[1] != 1)
         die("%s is not a tokenizer made by prepare_data.py, or is cut off", path);
     int64_t V = header[3], S = header[4], R = header[5];
     if (V < 256 || V > MAX_SIZE || S < V || R < 0 || header[6] < -1 || header[6] >= V ||
-        t.file.size != HEADER * 4 + 12 * (uint64_t)R + 4 * (uint64_t)(V + 1) + (uint64_t)S)
+        size != sizeof header + 12 * (uint64_t)R + 4 * (uint64_t)(V + 1) + (uint64_t)S)
         die("%s is damaged: its header does not fit its size", path);
-    const uint32_t* ranges = (const uint32_t*)(header + HEADER);
+    snprintf(t.file.path, MAX_PATH, "%s", path);
+    t.file.size = size;
+    t.file.data = (const uint8_t*)memcpy(allocate(size, 1, "the tokenizer"), data, size);
+    t.mark = fingerprint(t.file.data, size);
+    const uint32_t* ranges = (const uint32_t*)(t.file.data + sizeof header);
     t.V = (size_t)V;
     t.end_of_text = header[6];
     t.offsets = ranges + 3 * R;
@@ -2451,10 +2457,10 @@ static Tokenizer load_tokenizer(const char* path) {
     char advice[2 * MAX_PATH];
     snprintf(advice, sizeof advice, "; `python3 prepare_data.py --out %s` makes it from text", folder_of(path));
     File file = map_file(path, advice);
-    return read_tokenizer(&file);
+    Tokenizer t = read_tokenizer(path, file.data, file.size);
+    unmap_file(&file);
+    return t;
 }
-
-static uint64_t tokenizer_mark(const Tokenizer* t) { return fingerprint(t->file.data, t->file.size); }
 
 // Length of the UTF-8 character at s, of n > 0 bytes, and its code point. A byte that begins none is a character of its
 // own with a code of no class: UNFINISHED if more bytes could make it one, else BROKEN, as overlong forms and surrogates
@@ -3243,9 +3249,7 @@ static void export_model(const char* directory, const Model* model, const Tokeni
         check_exported(path_in(directory, "tokenizer.bin"), t->file.data, t->file.size);
     char more[128];
     int n = snprintf(more, sizeof more, ",\"--heads\":\"%zu\"", model->config.H);
-    if (t)
-        snprintf(more + n, sizeof more - (size_t)n, ",\"tokenizer\":\"%016llx\"",
-                 (unsigned long long)tokenizer_mark(t));
+    if (t) snprintf(more + n, sizeof more - (size_t)n, ",\"tokenizer\":\"%016llx\"", (unsigned long long)t->mark);
     const char* error = save_checkpoint(path_in(directory, "model.safetensors"), model, false, more, NULL);
     if (error) die("cannot write %s/model.safetensors: %s; whatever stood there before is untouched", directory, error);
     Config c = model->config;
@@ -3816,18 +3820,15 @@ static bool find_tokenizer(const Checkpoint* c, Tokenizer* t, bool needed) {
     const Entry* e = find_entry(c, "", "tokenizer.bin");
     const char *wanted = metadata(c, "tokenizer"), *path = c->file.path;
     const char* beside = path_in(folder_of(path), "tokenizer.bin");
-    if (e) {
-        File copy = c->file; // at an address that suits its numbers
-        copy.size = e->to - e->from;
-        copy.data = (const uint8_t*)memcpy(allocate(copy.size, 1, "the tokenizer"), e->data, copy.size);
-        *t = read_tokenizer(&copy);
-    } else if (!access(beside, F_OK) && !given("--data"))
+    if (e)
+        *t = read_tokenizer(path, e->data, e->to - e->from);
+    else if (!access(beside, F_OK) && !given("--data"))
         *t = load_tokenizer(beside);
     else if (needed || given("--data"))
         *t = load_tokenizer(data_path("tokenizer.bin"));
     else
         return false;
-    if (wanted && strtoull(wanted, NULL, 16) != tokenizer_mark(t))
+    if (wanted && strtoull(wanted, NULL, 16) != t->mark)
         die("%s was trained with another tokenizer than %s: --data names the folder with its own", path, t->file.path);
     if (!wanted && !e && t->V != 50257)
         note("%s does not say which tokenizer it was trained with: %s is taken", path, t->file.path);
@@ -3995,8 +3996,7 @@ static const char* write_run(Run* run) {
     fprintf(f, ",\"step\":\"%zu\",\"windows\":\"%llu\",\"loss\":\"%.9g\"", run->step, (unsigned long long)run->taken,
             run->loss);
     fprintf(f, ",\"tokenizer\":\"%016llx\",\"tokens\":\"%zu\",\"text\":\"%016llx\"",
-            (unsigned long long)tokenizer_mark(&run->tokenizer), run->train.token_count,
-            (unsigned long long)run->text_mark);
+            (unsigned long long)run->tokenizer.mark, run->train.token_count, (unsigned long long)run->text_mark);
     for (const Option* o = options; o < options + OPTIONS; o++) {
         if (!(o->use & SAVED) || (!o->initial && !o->given)) continue;
         if (o->use & SHAPE && !*o->whole) continue; // as in GPT-2
@@ -4140,7 +4140,7 @@ static void check_shards(const Data* d, const Tokenizer* t) {
             mark = fingerprint(file.data, file.size);
             unmap_file(&file);
         }
-        if (mark && mark != tokenizer_mark(t))
+        if (mark && mark != t->mark)
             die("%s was not made with the tokenizer of %s: prepare the text again, with that one", s->file.path,
                 t->file.path);
         if (!mark && t->V != 50257)
@@ -4187,12 +4187,8 @@ static void check_same(const Run* run) {
     static const char* const names[] = {"program",          "command line",        "tokenizer",
                                         "text to train on", "text to validate on", "weights to start from"};
     File program = map_file("/proc/self/exe", "");
-    uint64_t marks[] = {fingerprint(program.data, program.size),
-                        0,
-                        tokenizer_mark(&run->tokenizer),
-                        run->text_mark,
-                        data_mark(&run->val),
-                        0};
+    uint64_t marks[] = {
+        fingerprint(program.data, program.size), 0, run->tokenizer.mark, run->text_mark, data_mark(&run->val), 0};
     for (const Option* o = options; o < options + OPTIONS; o++) {
         double value = o->whole ? (double)*o->whole : o->real ? *o->real : o->flag ? *o->flag : 0;
         marks[1] = random_bits(marks[1], fingerprint((const uint8_t*)&value, sizeof value));

@@ -456,6 +456,27 @@ def a_text_that_is_cut_off():
 
 
 @slip
+def a_tokenizer_that_changes():
+    """The checkpoint holds the one that the run began with, whatever becomes of the file."""
+    prepare("other", PREPARE, "--vocab-size", "300")
+    for change in (lambda: os.truncate("data/tokenizer.bin", 0), lambda: os.truncate("data/tokenizer.bin", 100),
+                   lambda: write("data/tokenizer.bin", read("other/tokenizer.bin"))):
+        tokenizer = read("data/tokenizer.bin")
+        process = begin(*ENDLESS, "--log", "log.csv")
+        wait_for(lambda: rows("log.csv") > 5, "log")
+        change()
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == 143, (process.returncode, err)
+        assert tokenizer in read("gpt.safetensors")
+        good(run("--generate", "what", "--tokens", "5"))
+        assert resumable() > 5
+        write("data/tokenizer.bin", tokenizer)
+        os.remove("gpt.safetensors")
+        os.remove("log.csv")
+
+
+@slip
 def no_numbers():
     blow_up = ["--lr", "1e3", "--min-lr", "1e3", "--warmup", "0", "--weight-decay", "1e3", "--clip", "0"]
     refused(run(*SMALL, "--steps", "3", *blow_up), "validation loss is")
