@@ -1537,6 +1537,18 @@ static void test_adamw_formula(void) {
                 CHECK(d_new[k] == 0, "the gradient is left at %g", d_new[k]);
             }
         }
+        // Of numbers that are not finite no step is made.
+        const float bad[] = {NAN, INFINITY, -INFINITY};
+        for (size_t i = 0; i < 3; i++) {
+            device->to_device(model.gradients + n / 2, &bad[i], 1);
+            device->update(&model, o);
+            device->wait(&model);
+            CHECK(!isfinite(model.gradient_norm), "norm %g of a gradient that has %g", model.gradient_norm, bad[i]);
+            CHECK(!memcmp(from_device(model.weights, n), w_new, n * sizeof(float)) &&
+                      !memcmp(from_device(model.moment1, n), m_new, n * sizeof(float)) &&
+                      !memcmp(from_device(model.moment2, n), v_new, n * sizeof(float)),
+                  "a gradient that has %g changes the model", bad[i]);
+        }
         device->free_model(&model);
         free_borrowed();
     }

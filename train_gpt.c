@@ -811,8 +811,10 @@ static Factors adamw_factors(AdamW o) {
     return f;
 }
 
-// Updates the tensors from number `first` to before `end`, and leaves their gradients zero for the next step.
+// Updates the tensors from number `first` to before `end`, and leaves their gradients zero for the next step. Numbers
+// that are not finite would spoil all weights: no step is made of them, and the run ends with those that it has.
 static void adamw(Model* model, size_t first, size_t end, AdamW o) {
+    if (!isfinite(model->gradient_norm) || !isfinite(model->loss_sum)) return;
     float clip = o.clip > 0 ? (float)fmin(1, o.clip / (model->gradient_norm + 1e-6)) : 1;
     Factors f = adamw_factors(o);
 #pragma omp parallel
@@ -4106,20 +4108,23 @@ static void try_checkpoint(Run* run) {
     try_output(run->checkpoint, 3 * sizeof(float) * run->model.parameter_count);
 }
 
+// What has become of a run that ends, and the error with which it could not be saved, if so.
+static const char* outcome(const Run* run, const char* error) {
+    static char line[2 * MAX_PATH];
+    if (error)
+        snprintf(line, sizeof line, "the steps after %zu cannot be saved: %s", run->saved, error);
+    else if (run->step == run->first)
+        snprintf(line, sizeof line, "nothing is changed");
+    else
+        snprintf(line, sizeof line, "saved after step %zu in %s, --resume goes on", run->step, opt.checkpoint);
+    return line;
+}
+
 // Everything that a run would lose if it ended now.
 static Run* rescued;
 static const char* rescue_run(void) {
-    static char outcome[2 * MAX_PATH];
     const char* alone = "it takes all processes, and this one ends";
-    const char* error = rescued->saved == rescued->step ? NULL : world.size > 1 ? alone : save_run(rescued);
-    if (error)
-        snprintf(outcome, sizeof outcome, "the steps after %zu cannot be saved: %s", rescued->saved, error);
-    else if (rescued->step == rescued->first)
-        snprintf(outcome, sizeof outcome, "nothing is changed");
-    else
-        snprintf(outcome, sizeof outcome, "saved after step %zu in %s, --resume goes on", rescued->step,
-                 opt.checkpoint);
-    return outcome;
+    return outcome(rescued, rescued->saved == rescued->step ? NULL : world.size > 1 ? alone : save_run(rescued));
 }
 
 // The i-th of the windows that are validated on, spread evenly over the text, into row b of the batch.
@@ -4323,12 +4328,19 @@ static void load_next_batch(Run* run) {
     run->batch_loaded = true;
 }
 
-// The one end that saves nothing: what was saved before is worth more than a model that has gone wrong.
-__attribute__((noreturn)) static void diverged(const Run* run, const char* what, double loss) {
+// The model may have gone wrong before that was seen: what was saved earlier is kept beside what is saved now.
+__attribute__((noreturn)) static void diverged(Run* run, size_t step, const char* what, double loss) {
+    char kept[2 * MAX_PATH] = "";
+    const char* error = NULL;
+    memset(&run->own, 0, sizeof run->own);
+    if (run->saved != run->step) {
+        if (is_foreign(run)) snprintf(kept, sizeof kept, ", the one before in %s", free_old_name(run->checkpoint));
+        error = save_run(run);
+    }
     rescue = NULL;
-    die("at step %zu the %s is %f and the gradient's norm %f: a smaller --lr or --clip may help; %s%s", run->step, what,
-        loss, run->model.gradient_norm, run->saved ? opt.checkpoint : "nothing was saved",
-        run->saved ? " holds an earlier step" : "");
+    die("at step %zu the %s is %f and the gradient's norm %f: a smaller --lr or --clip may help, or another --seed; "
+        "%s%s",
+        step, what, loss, run->model.gradient_norm, outcome(run, error), error ? "" : kept);
 }
 
 // One step: `accumulate` batches forward and backward, one update. Returns the mean loss. The next batch is loaded
@@ -4342,13 +4354,13 @@ static double train_step(Run* run) {
         device->forward(model, &run->a, run->inputs, run->targets, run->B, run->T, 0, true);
         device->backward(model, &run->a, run->inputs, run->targets, run->B, run->T, 1 / (float)opt.accumulate);
     }
-    AdamW o = {rate_at(run->step + 1), opt.beta1, opt.beta2, opt.weight_decay, opt.clip, run->step + 1};
+    size_t step = run->step + 1;
+    if (step < opt.steps) load_next_batch(run);
+    AdamW o = {rate_at(step), opt.beta1, opt.beta2, opt.weight_decay, opt.clip, step};
     device->update(model, o);
-    run->step++;
-    run->taken = run->next;
-    if (run->step < opt.steps) load_next_batch(run);
-    double loss = run->loss = take_loss(model);
-    if (!isfinite(loss) || !isfinite(model->gradient_norm)) diverged(run, "loss", loss);
+    double loss = take_loss(model);
+    if (!isfinite(loss) || !isfinite(model->gradient_norm)) diverged(run, step, "loss", loss);
+    run->step = step, run->taken = run->next, run->loss = loss;
     return loss;
 }
 
@@ -4465,7 +4477,7 @@ static int run_training(void) {
         if (validated) {
             validate(&run);
             run.val_at[curve_column(&run)] = run.val_loss;
-            if (!isfinite(run.val_loss)) diverged(&run, "validation loss", run.val_loss);
+            if (!isfinite(run.val_loss)) diverged(&run, run.step, "validation loss", run.val_loss);
         }
         log_step(&run, loss, duration, validated);
         report(&run, loss, average, validated);
