@@ -1915,8 +1915,8 @@ static void on_cut_file(int number, siginfo_t* info, void* context) {
 }
 
 // A file being written. It has no name until output_replace() gives it that of the file it replaces: whenever a run
-// ends, that one is whole, and, where files can be without a name, no half of another is left. What goes wrong is kept in `error`, and all that follows does
-// nothing.
+// ends, that one is whole, and, where files can be without a name, no half of another is left. What goes wrong is kept
+// in `error`, and all that follows does nothing.
 typedef struct {
     FILE* stream;
     const char* error;
@@ -3960,11 +3960,12 @@ typedef struct {
     uint64_t next;                                 // the window that is to be loaded next
     bool batch_loaded;                             // inputs and targets hold it and those after it
     size_t saved;                                  // the step that the checkpoint holds
-    uint64_t text_mark;                            // of the text that is trained on
+    uint64_t text_mark, val_mark;                  // of the texts that are trained and validated on
     double retry;                                  // when to save again what could not be saved; 0: nothing
     struct stat own;                               // the checkpoint, if this run wrote it or began from it
     char checkpoint[MAX_PATH], log_path[MAX_PATH]; // the files themselves, not links to them
     FILE* log;
+    bool log_goes_on;                                           // the one that is there
     double loss;                                                // of the last step
     double peak;                                                // operations a second
     size_t first;                                               // the step that the run began or resumed after
@@ -3997,8 +3998,9 @@ static const char* write_run(Run* run) {
     FILE* f = begin_text(&text);
     fprintf(f, ",\"step\":\"%zu\",\"windows\":\"%llu\",\"loss\":\"%.9g\"", run->step, (unsigned long long)run->taken,
             run->loss);
-    fprintf(f, ",\"tokenizer\":\"%016llx\",\"tokens\":\"%zu\",\"text\":\"%016llx\"",
-            (unsigned long long)run->tokenizer.mark, run->train.token_count, (unsigned long long)run->text_mark);
+    fprintf(f, ",\"tokenizer\":\"%016llx\",\"tokens\":\"%zu\",\"text\":\"%016llx\",\"val_text\":\"%016llx\"",
+            (unsigned long long)run->tokenizer.mark, run->train.token_count, (unsigned long long)run->text_mark,
+            (unsigned long long)run->val_mark);
     for (const Option* o = options; o < options + OPTIONS; o++) {
         if (!(o->use & SAVED) || (!o->initial && !o->given)) continue;
         if (o->use & SHAPE && !*o->whole) continue; // as in GPT-2
@@ -4048,7 +4050,8 @@ static void resume_options(Run* run, const Checkpoint* c) {
 
 static const char log_title[] = "step,loss,val_loss,lr,grad_norm,ms,tokens_per_s\n";
 
-// The log that is there: read only, since what is no log must not become one.
+// The log that is there: read only, since what is no log must not become one. Of the run that is resumed is a log that
+// has a row for the checkpoint's last step, with the loss that the checkpoint gives it.
 static File find_log(Run* run) {
     struct stat info, stream;
     File log = {"", (const uint8_t*)"", 0};
@@ -4061,15 +4064,21 @@ static File find_log(Run* run) {
         if (!fstat(i, &stream) && same_file(&stream, &info))
             fail(2, "--log %s is where the program prints to: give it a file of its own", opt.log);
     log = map_file(run->log_path, "");
-    if (log.size && (log.size < strlen(log_title) || memcmp(log.data, log_title, strlen(log_title))))
+    size_t title = strlen(log_title);
+    if (log.size && (log.size < title || memcmp(log.data, log_title, title)))
         die("%s is no log of a training run: give --log another name", opt.log);
-    // Of the run that is resumed is a log that gives its last step the loss that the checkpoint does.
+    if (!opt.resume || log.size <= title) return log;
     char step[32], row[64];
     snprintf(step, sizeof step, "\n%zu,", run->step);
     snprintf(row, sizeof row, "%s%.9g,", step, run->loss);
-    if (opt.resume && !isnan(run->loss) && memmem(log.data, log.size, step, strlen(step)) &&
-        !memmem(log.data, log.size, row, strlen(row)))
+    const char* end = (const char*)memrchr(log.data, '\n', log.size); // what is behind it is half a row
+    const char* there = (const char*)memmem(log.data, (size_t)(end - (const char*)log.data), step, strlen(step));
+    if (there && !isnan(run->loss) && strncmp(there, row, strlen(row)))
         die("%s is the log of another run than %s: give --log another name", opt.log, opt.checkpoint);
+    run->log_goes_on = there != NULL;
+    if (!there)
+        note("%s has no row of step %zu, after which %s was saved: it is kept as %s", opt.log, run->step,
+             opt.checkpoint, free_old_name(run->log_path));
     return log;
 }
 
@@ -4080,12 +4089,13 @@ static void open_log(Run* run, File* old) {
     const char *row = (const char*)old->data + min_size(title, old->size), *end = (const char*)old->data + old->size;
     output_open(&out, run->log_path, 0);
     output_write(&out, log_title, title);
-    for (const char* next; opt.resume && (next = (const char*)memchr(row, '\n', (size_t)(end - row))); row = next) {
+    for (const char* next; run->log_goes_on && (next = (const char*)memchr(row, '\n', (size_t)(end - row)));
+         row = next) {
         size_t step = strtoul(row, NULL, 10);
         next++;
         if (step > 0 && step <= run->step) output_write(&out, row, (size_t)(next - row));
     }
-    if (!opt.resume && old->size > title && !out.error) output_failed(&out, keep_old(run->log_path));
+    if (!run->log_goes_on && old->size > title && !out.error) output_failed(&out, keep_old(run->log_path));
     output_finish(&out);
     unmap_file(old);
     run->log = fopen(run->log_path, "a");
@@ -4093,7 +4103,7 @@ static void open_log(Run* run, File* old) {
 }
 
 // The checkpoint may take another's place, which is then kept, but no other file's.
-static void try_checkpoint(Run* run) {
+static void find_checkpoint(Run* run) {
     if (opt.resume) {
         stat(run->checkpoint, &run->own);
     } else if (!access(run->checkpoint, F_OK)) {
@@ -4105,7 +4115,6 @@ static void try_checkpoint(Run* run) {
                 opt.checkpoint);
         unmap_file(&there);
     }
-    try_output(run->checkpoint, 3 * sizeof(float) * run->model.parameter_count);
 }
 
 // What has become of a run that ends, and the error with which it could not be saved, if so.
@@ -4162,10 +4171,13 @@ static void open_texts(Run* run, size_t V, const Checkpoint* resumed) {
     if (resumed && run->train.token_count != metadata_number(resumed, "tokens"))
         die("%s was trained on %s tokens, but there are %zu now: other data", resumed->file.path,
             metadata(resumed, "tokens"), run->train.token_count);
-    run->text_mark = data_mark(&run->train);
+    run->text_mark = data_mark(&run->train), run->val_mark = data_mark(&run->val);
     const char* text = resumed ? metadata(resumed, "text") : NULL;
     if (text && strtoull(text, NULL, 16) != run->text_mark)
         die("%s was trained on another text of %zu tokens", resumed->file.path, run->train.token_count);
+    text = resumed ? metadata(resumed, "val_text") : NULL;
+    if (text && strtoull(text, NULL, 16) != run->val_mark)
+        die("%s was validated on another text than %s", resumed->file.path, run->val.shards->file.path);
     run->inputs = (int*)allocate(run->B * run->T, sizeof(int), "a batch");
     run->targets = (int*)allocate(run->B * run->T, sizeof(int), "a batch");
     run->val_count = min_size(run->val.windows, opt.val_batches * opt.batch);
@@ -4193,7 +4205,7 @@ static void check_same(const Run* run) {
                                         "text to train on", "text to validate on", "weights to start from"};
     File program = map_file("/proc/self/exe", "");
     uint64_t marks[] = {
-        fingerprint(program.data, program.size), 0, run->tokenizer.mark, run->text_mark, data_mark(&run->val), 0};
+        fingerprint(program.data, program.size), 0, run->tokenizer.mark, run->text_mark, run->val_mark, 0};
     for (const Option* o = options; o < options + OPTIONS; o++) {
         double value = o->whole ? (double)*o->whole : o->real ? *o->real : o->flag ? *o->flag : 0;
         marks[1] = random_bits(marks[1], fingerprint((const uint8_t*)&value, sizeof value));
@@ -4233,6 +4245,11 @@ static void start_run(Run* run) {
     run->T = config.T;
     run->first = run->saved = run->step;
     run->next = run->taken;
+    File log = {"", (const uint8_t*)"", 0};
+    if (!world.rank) {
+        find_checkpoint(run);
+        log = find_log(run);
+    }
     open_texts(run, config.V, opt.resume ? from : NULL);
     printf("data       %zu tokens to train on, %zu to validate, vocabulary %zu\n", run->train.token_count,
            run->val.token_count, config.V);
@@ -4246,11 +4263,7 @@ static void start_run(Run* run) {
         train_together(&run->model);
     }
     if (from) close_checkpoint(from);
-    File log = {"", (const uint8_t*)"", 0};
-    if (!world.rank) {
-        try_checkpoint(run);
-        log = find_log(run);
-    }
+    if (!world.rank) try_output(run->checkpoint, 3 * sizeof(float) * run->model.parameter_count);
     print_config(config);
     printf(": %zu parameters\n", run->model.parameter_count);
     printf("machine    ");
@@ -4270,10 +4283,12 @@ static void start_run(Run* run) {
 }
 
 // Mean loss over the validation windows, always the same, spread evenly over the text. Also in bits per byte of text,
-// which unlike the loss compares between tokenizers.
-static void validate(Run* run) {
+// which unlike the loss compares between tokenizers. Returns false if it was told to stop; several processes, of which
+// not all were, go on to the end.
+static bool validate(Run* run) {
     double loss = 0;
     for (size_t i = (size_t)world.rank * run->B, n; i < run->val_count; i += opt.batch) {
+        if (signalled && world.size == 1) return false;
         n = min_size(run->B, run->val_count - i);
         for (size_t b = 0; b < n; b++) load_val_window(run, i + b, b);
         device->forward(&run->model, &run->a, run->inputs, run->targets, n, run->T, 0, false);
@@ -4282,6 +4297,7 @@ static void validate(Run* run) {
     sum_over_processes(&loss, 1);
     run->val_loss = loss / (double)run->val_count;
     run->bits_per_byte = loss * (double)run->T / run->val_bytes / 0.6931471805599453;
+    return true;
 }
 
 // Sampling draws from a stream of the step's own, so that a resumed run draws the same.
@@ -4468,14 +4484,14 @@ static int run_training(void) {
     static Run run;
     start_run(&run);
     double begin = seconds(), average = 0;
+    bool validated = false;
     while (run.step < opt.steps && !(world.size > 1 ? world.stopping : signalled)) {
         double start = seconds(), loss = train_step(&run), duration = seconds() - start;
         average = average ? 0.9 * average + 0.1 * duration : duration;
         run.train_sum[curve_column(&run)] += loss;
         run.train_count[curve_column(&run)]++;
-        bool validated = due(run.step, opt.val_every);
+        validated = due(run.step, opt.val_every) && validate(&run);
         if (validated) {
-            validate(&run);
             run.val_at[curve_column(&run)] = run.val_loss;
             if (!isfinite(run.val_loss)) diverged(&run, run.step, "validation loss", run.val_loss);
         }
@@ -4500,8 +4516,9 @@ static int run_training(void) {
         return 128 + signalled;
     }
     draw_curve(&run);
-    printf("\n%.1f s. Validation loss %.4f, %.3f bits per byte. The model is in %s; to let it write:\n    ",
-           seconds() - begin, run.val_loss, run.bits_per_byte, opt.checkpoint);
+    printf("\n%.1f s. ", seconds() - begin);
+    if (validated) printf("Validation loss %.4f, %.3f bits per byte. ", run.val_loss, run.bits_per_byte);
+    printf("The model is in %s; to let it write:\n    ", opt.checkpoint);
     print_command("");
     puts(" --generate \"The\"");
     if (run.log && fclose(run.log)) die("cannot write %s: %s", opt.log, strerror(errno));

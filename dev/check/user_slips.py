@@ -284,6 +284,15 @@ def log_of_another_run():
     assert read("a.csv") == log and steps_saved("b") == 4
     good(run("--resume", "--checkpoint", "b", "--steps", "5", "--log", "b.csv"))
     assert rows("b.csv") == 5
+    # Too short to tell whose it is: of another run, or of this one, which went on without a log.
+    short, log = read("b.csv"), read("a.csv")
+    done = good(run("--resume", "--checkpoint", "a", "--steps", "11", "--log", "b.csv"))
+    assert b"b.csv has no row of step 9" in done.stderr and b"kept as b.csv.old" in done.stderr, done.stderr
+    assert read("b.csv.old") == short and re.findall(rb"\n(\d+),", read("b.csv")) == [b"10", b"11"]
+    good(run("--resume", "--checkpoint", "a", "--steps", "12"))
+    write("a.csv", log + b"12,2.5")     # a disk was full
+    done = good(run("--resume", "--checkpoint", "a", "--steps", "13", "--log", "a.csv"))
+    assert b"kept as a.csv.old" in done.stderr and read("a.csv.old") == log + b"12,2.5" and rows("a.csv") == 1
 
 
 @slip
@@ -380,6 +389,16 @@ def signals():
     process.communicate(timeout=60)
 
 
+def interrupted(process):
+    """Interrupts it once. It must say so within 100 ms."""
+    start = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    assert select.select([process.stderr], [], [], 5)[0]
+    waited = time.monotonic() - start
+    assert b"again: leave without saving" in os.read(process.stderr.fileno(), 1000)
+    assert waited < 0.1, f"answered after {waited:.3f} s"
+
+
 @slip
 def answer_at_once():
     """Within 100 ms, in steps of a second; the second time it leaves."""
@@ -387,15 +406,33 @@ def answer_at_once():
                     "100000", "--val-every", "0", "--val-batches", "1", "--log", "log.csv")
     wait_for(lambda: rows("log.csv") >= 0 and os.path.exists("log.csv"), "log")
     time.sleep(0.5)
-    start = time.monotonic()
-    process.send_signal(signal.SIGINT)
-    assert select.select([process.stderr], [], [], 5)[0]
-    waited = time.monotonic() - start
-    assert b"again: leave without saving" in os.read(process.stderr.fileno(), 1000)
-    assert waited < 0.1, f"answered after {waited:.3f} s"
+    interrupted(process)
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=5)
     assert process.returncode == -signal.SIGINT and sorted(os.listdir()) == ["data", "log.csv"]
+
+
+@slip
+def validation_and_sampling_stop_at_once():
+    """They would take many seconds. A validation that did not come to its end is not reported."""
+    large = [*SMALL, "--layers", "12", "--channels", "256", "--val", "data/train.bin", "--val-batches", "100000",
+             "--log", "log.csv"]
+    for steps in "9", "1":
+        process = begin(*large, "--steps", steps, "--val-every", "1")
+        wait_for(lambda: os.path.exists("log.csv"), "log")
+        time.sleep(0.5)
+        interrupted(process)
+        out, err = process.communicate(timeout=60)
+        assert process.returncode == (130 if steps == "9" else 0) and steps_saved() == 1, (process.returncode, err)
+        assert rows("log.csv") == 1 and b",," in read("log.csv") and b" val " not in out and b"Validation" not in out
+        os.remove("log.csv")
+    process = begin(*large, "--steps", "1", "--val", "data/val.bin", "--val-batches", "1", "--tokens", "1000000")
+    out = b""
+    while b"---" not in out:
+        out += os.read(process.stdout.fileno(), 1000)
+    interrupted(process)
+    process.communicate(timeout=60)
+    assert process.returncode == 0 and steps_saved() == 1
 
 
 @slip
@@ -405,7 +442,10 @@ def log_disk_is_full():
     # The limit leaves room for the checkpoint, of 250,000 bytes, not for the log of so many steps.
     done = run(*ENDLESS, "--val-every", "0", "--log", "log.csv", preexec_fn=limit)
     refused(done, "log.csv", "saved after step")
-    assert resumable() > 100
+    log = read("log.csv")
+    steps = steps_saved()
+    done = good(run("--resume", "--steps", str(steps + 1), "--log", "log.csv"))
+    assert steps > 100 and b"kept as log.csv.old" in done.stderr and read("log.csv.old") == log and rows("log.csv") == 1
 
 
 @slip
@@ -564,8 +604,15 @@ def another_text_of_equal_length():
     good(run(*SMALL, "--steps", "2"))
     text = bytearray(read("data/train.bin"))
     text[1024 + 5000] ^= 1
-    write("data/train.bin", text)
-    refused(run("--resume", "--steps", "3"), "another text")
+    write("other.bin", text)
+    refused(run("--resume", "--steps", "3", "--train", "other.bin"), "trained on another text")
+    text = bytearray(read("data/val.bin"))
+    text[1024 + 2000] ^= 1
+    write("data/val.bin", text)
+    refused(run("--resume", "--steps", "3"), "validated on another text than data/val.bin")
+    old = read("gpt.safetensors")
+    write("gpt.safetensors", re.sub(rb'"val_text":"\w+"', lambda m: b'"-"' + b" " * (len(m[0]) - 6) + b':""', old, 1))
+    good(run("--resume", "--steps", "3"))   # written by an earlier version
 
 
 @slip
