@@ -647,6 +647,22 @@ def export_onto_itself():
     assert os.listdir("run1") == ["config.json"]
 
 
+@slip
+def what_a_model_does_not_say():
+    """It is guessed, and that is said."""
+    good(run(*SMALL, "--channels", "64", "--heads", "4", "--steps", "1"))
+    good(run("--export", "e"))
+    assert not good(run("--init", "e", "--generate", "x", "--tokens", "3")).stderr
+    os.remove("e/config.json")
+    model = read("e/model.safetensors")
+    for key, words in ((b"--heads", "does not say how many heads it has, nor does a config.json: 1 are taken, as in GPT-2"),
+                       (b"tokenizer", "does not say which tokenizer it was trained with: e/tokenizer.bin is taken")):
+        assert model.count(b'"%s":"' % key) == 1
+        write("e/model.safetensors", model.replace(b'"%s":"' % key, b'"%s":"' % key.upper().replace(b"-", b"_")))
+        done = good(run("--init", "e", "--generate", "x", "--tokens", "3"))
+        assert done.stderr.decode() == f"train_gpt: e/model.safetensors {words}\n", done.stderr
+
+
 # ----------------------------------------------------------------------------------------------------------------
 # The command line
 
@@ -681,6 +697,23 @@ def stacks_and_threads():
         done = subprocess.run(["bash", "-c", shell + '; exec "$0" "$@"', program, *SMALL, "--steps", "2"],
                               capture_output=True, timeout=120)
         assert done.returncode == 0, (shell, done.returncode, done.stderr)
+
+
+@slip
+def built_again_with_other_flags():
+    """What make would build is noted down by a compiler that does nothing else."""
+    shutil.copy(os.path.join(ROOT, "Makefile"), ".")
+    write("train_gpt.c", b"")
+    write("cc", b"""#!/bin/sh
+echo "$@" >>calls
+while [ $# -gt 1 ]; do [ "$1" = -o ] && [ "$2" != /dev/null ] && touch "$2"; shift; done
+""")
+    os.chmod("cc", 0o755)
+    built = 0
+    for flags, again in ((), 1), ((), 0), (["DEBUG=1"], 1), (["DEBUG=1"], 0), (["CFLAGS=-O2"], 1), (["CFLAGS=-O2"], 0), ((), 1):
+        subprocess.run(["make", "CC=./cc", *flags, "train_gpt"], check=True, stdout=subprocess.DEVNULL)
+        before, built = built, read("calls").count(b"-o train_gpt ")
+        assert built - before == again, (flags, read("calls"))
 
 
 @slip
