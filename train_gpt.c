@@ -820,8 +820,10 @@ static Factors adamw_factors(AdamW o) {
     return f;
 }
 
-// Updates the tensors from number `first` to before `end`, and leaves their gradients zero for the next step.
+// Updates the tensors from number `first` to before `end`, and leaves their gradients zero for the next step. Numbers
+// that are not finite would spoil all weights: no step is made of them, and the run ends with those that it has.
 static void adamw(Model* model, size_t first, size_t end, AdamW o) {
+    if (!isfinite(model->gradient_norm) || !isfinite(model->loss_sum)) return;
     float clip = o.clip > 0 ? (float)fmin(1, o.clip / (model->gradient_norm + 1e-6)) : 1;
     Factors f = adamw_factors(o);
 #pragma omp parallel
@@ -1923,8 +1925,8 @@ static void on_cut_file(int number, siginfo_t* info, void* context) {
 }
 
 // A file being written. It has no name until output_replace() gives it that of the file it replaces: whenever a run
-// ends, that one is whole, and, where files can be without a name, no half of another is left. What goes wrong is kept in `error`, and all that follows does
-// nothing.
+// ends, that one is whole, and, where files can be without a name, no half of another is left. What goes wrong is kept
+// in `error`, and all that follows does nothing.
 typedef struct {
     FILE* stream;
     const char* error;
@@ -2380,7 +2382,8 @@ enum { BROKEN = 0x110000, UNFINISHED, CHARACTERS }; // bytes that are no charact
 enum { SLOTS = 4 * MAX_SIZE };
 
 struct Tokenizer {
-    File file;
+    File file;     // a copy of it
+    uint64_t mark; // its fingerprint
     size_t V;
     int end_of_text; // the token between documents, or -1
     const uint32_t* offsets;
@@ -2416,19 +2419,24 @@ static uint32_t* find_slot(const Tokenizer* t, const uint8_t* s, size_t n) {
 
 static int find_token(const Tokenizer* t, const uint8_t* s, size_t n) { return (int)*find_slot(t, s, n) - 1; }
 
-static Tokenizer read_tokenizer(const File* file) {
+// The tokenizer in these bytes, which are copied: to an address that suits numbers, and because the file at `path` may
+// become another while a run that saves it goes on.
+static Tokenizer read_tokenizer(const char* path, const uint8_t* data, size_t size) {
     Tokenizer t;
-    const char* path = file->path;
+    int32_t header[HEADER];
     memset(&t, 0, sizeof t);
-    t.file = *file;
-    const int32_t* header = (const int32_t*)t.file.data;
-    if (t.file.size < HEADER * 4 || header[0] != TOKENIZER_MAGIC || header[1] != 1)
+    memcpy(header, data, min_size(size, sizeof header));
+    if (size < sizeof header || header[0] != TOKENIZER_MAGIC || header[1] != 1)
         die("%s is not a tokenizer made by prepare_data.py, or is cut off", path);
     int64_t V = header[3], S = header[4], R = header[5];
     if (V < 256 || V > MAX_SIZE || S < V || R < 0 || header[6] < -1 || header[6] >= V ||
-        t.file.size != HEADER * 4 + 12 * (uint64_t)R + 4 * (uint64_t)(V + 1) + (uint64_t)S)
+        size != sizeof header + 12 * (uint64_t)R + 4 * (uint64_t)(V + 1) + (uint64_t)S)
         die("%s is damaged: its header does not fit its size", path);
-    const uint32_t* ranges = (const uint32_t*)(header + HEADER);
+    snprintf(t.file.path, MAX_PATH, "%s", path);
+    t.file.size = size;
+    t.file.data = (const uint8_t*)memcpy(allocate(size, 1, "the tokenizer"), data, size);
+    t.mark = fingerprint(t.file.data, size);
+    const uint32_t* ranges = (const uint32_t*)(t.file.data + sizeof header);
     t.V = (size_t)V;
     t.end_of_text = header[6];
     t.offsets = ranges + 3 * R;
@@ -2461,10 +2469,10 @@ static Tokenizer load_tokenizer(const char* path) {
     char advice[2 * MAX_PATH];
     snprintf(advice, sizeof advice, "; `python3 prepare_data.py --out %s` makes it from text", folder_of(path));
     File file = map_file(path, advice);
-    return read_tokenizer(&file);
+    Tokenizer t = read_tokenizer(path, file.data, file.size);
+    unmap_file(&file);
+    return t;
 }
-
-static uint64_t tokenizer_mark(const Tokenizer* t) { return fingerprint(t->file.data, t->file.size); }
 
 // Length of the UTF-8 character at s, of n > 0 bytes, and its code point. A byte that begins none is a character of its
 // own with a code of no class: UNFINISHED if more bytes could make it one, else BROKEN, as overlong forms and surrogates
@@ -3253,9 +3261,7 @@ static void export_model(const char* directory, const Model* model, const Tokeni
         check_exported(path_in(directory, "tokenizer.bin"), t->file.data, t->file.size);
     char more[128];
     int n = snprintf(more, sizeof more, ",\"--heads\":\"%zu\"", model->config.H);
-    if (t)
-        snprintf(more + n, sizeof more - (size_t)n, ",\"tokenizer\":\"%016llx\"",
-                 (unsigned long long)tokenizer_mark(t));
+    if (t) snprintf(more + n, sizeof more - (size_t)n, ",\"tokenizer\":\"%016llx\"", (unsigned long long)t->mark);
     const char* error = save_checkpoint(path_in(directory, "model.safetensors"), model, false, more, NULL);
     if (error) die("cannot write %s/model.safetensors: %s; whatever stood there before is untouched", directory, error);
     Config c = model->config;
@@ -3826,18 +3832,15 @@ static bool find_tokenizer(const Checkpoint* c, Tokenizer* t, bool needed) {
     const Entry* e = find_entry(c, "", "tokenizer.bin");
     const char *wanted = metadata(c, "tokenizer"), *path = c->file.path;
     const char* beside = path_in(folder_of(path), "tokenizer.bin");
-    if (e) {
-        File copy = c->file; // at an address that suits its numbers
-        copy.size = e->to - e->from;
-        copy.data = (const uint8_t*)memcpy(allocate(copy.size, 1, "the tokenizer"), e->data, copy.size);
-        *t = read_tokenizer(&copy);
-    } else if (!access(beside, F_OK) && !given("--data"))
+    if (e)
+        *t = read_tokenizer(path, e->data, e->to - e->from);
+    else if (!access(beside, F_OK) && !given("--data"))
         *t = load_tokenizer(beside);
     else if (needed || given("--data"))
         *t = load_tokenizer(data_path("tokenizer.bin"));
     else
         return false;
-    if (wanted && strtoull(wanted, NULL, 16) != tokenizer_mark(t))
+    if (wanted && strtoull(wanted, NULL, 16) != t->mark)
         die("%s was trained with another tokenizer than %s: --data names the folder with its own", path, t->file.path);
     if (!wanted && !e && t->V != 50257)
         note("%s does not say which tokenizer it was trained with: %s is taken", path, t->file.path);
@@ -3967,11 +3970,12 @@ typedef struct {
     uint64_t next;                                 // the window that is to be loaded next
     bool batch_loaded;                             // inputs and targets hold it and those after it
     size_t saved;                                  // the step that the checkpoint holds
-    uint64_t text_mark;                            // of the text that is trained on
+    uint64_t text_mark, val_mark;                  // of the texts that are trained and validated on
     double retry;                                  // when to save again what could not be saved; 0: nothing
     struct stat own;                               // the checkpoint, if this run wrote it or began from it
     char checkpoint[MAX_PATH], log_path[MAX_PATH]; // the files themselves, not links to them
     FILE* log;
+    bool log_goes_on;                                           // the one that is there
     double loss;                                                // of the last step
     double peak;                                                // operations a second
     size_t first;                                               // the step that the run began or resumed after
@@ -4004,9 +4008,9 @@ static const char* write_run(Run* run) {
     FILE* f = begin_text(&text);
     fprintf(f, ",\"step\":\"%zu\",\"windows\":\"%llu\",\"loss\":\"%.9g\"", run->step, (unsigned long long)run->taken,
             run->loss);
-    fprintf(f, ",\"tokenizer\":\"%016llx\",\"tokens\":\"%zu\",\"text\":\"%016llx\"",
-            (unsigned long long)tokenizer_mark(&run->tokenizer), run->train.token_count,
-            (unsigned long long)run->text_mark);
+    fprintf(f, ",\"tokenizer\":\"%016llx\",\"tokens\":\"%zu\",\"text\":\"%016llx\",\"val_text\":\"%016llx\"",
+            (unsigned long long)run->tokenizer.mark, run->train.token_count, (unsigned long long)run->text_mark,
+            (unsigned long long)run->val_mark);
     for (const Option* o = options; o < options + OPTIONS; o++) {
         if (!(o->use & SAVED) || (!o->initial && !o->given)) continue;
         if (o->use & SHAPE && !*o->whole) continue; // as in GPT-2
@@ -4056,7 +4060,8 @@ static void resume_options(Run* run, const Checkpoint* c) {
 
 static const char log_title[] = "step,loss,val_loss,lr,grad_norm,ms,tokens_per_s\n";
 
-// The log that is there: read only, since what is no log must not become one.
+// The log that is there: read only, since what is no log must not become one. Of the run that is resumed is a log that
+// has a row for the checkpoint's last step, with the loss that the checkpoint gives it.
 static File find_log(Run* run) {
     struct stat info, stream;
     File log = {"", (const uint8_t*)"", 0};
@@ -4069,15 +4074,21 @@ static File find_log(Run* run) {
         if (!fstat(i, &stream) && same_file(&stream, &info))
             fail(2, "--log %s is where the program prints to: give it a file of its own", opt.log);
     log = map_file(run->log_path, "");
-    if (log.size && (log.size < strlen(log_title) || memcmp(log.data, log_title, strlen(log_title))))
+    size_t title = strlen(log_title);
+    if (log.size && (log.size < title || memcmp(log.data, log_title, title)))
         die("%s is no log of a training run: give --log another name", opt.log);
-    // Of the run that is resumed is a log that gives its last step the loss that the checkpoint does.
+    if (!opt.resume || log.size <= title) return log;
     char step[32], row[64];
     snprintf(step, sizeof step, "\n%zu,", run->step);
     snprintf(row, sizeof row, "%s%.9g,", step, run->loss);
-    if (opt.resume && !isnan(run->loss) && memmem(log.data, log.size, step, strlen(step)) &&
-        !memmem(log.data, log.size, row, strlen(row)))
+    const char* end = (const char*)memrchr(log.data, '\n', log.size); // what is behind it is half a row
+    const char* there = (const char*)memmem(log.data, (size_t)(end - (const char*)log.data), step, strlen(step));
+    if (there && !isnan(run->loss) && strncmp(there, row, strlen(row)))
         die("%s is the log of another run than %s: give --log another name", opt.log, opt.checkpoint);
+    run->log_goes_on = there != NULL;
+    if (!there)
+        note("%s has no row of step %zu, after which %s was saved: it is kept as %s", opt.log, run->step,
+             opt.checkpoint, free_old_name(run->log_path));
     return log;
 }
 
@@ -4088,12 +4099,13 @@ static void open_log(Run* run, File* old) {
     const char *row = (const char*)old->data + min_size(title, old->size), *end = (const char*)old->data + old->size;
     output_open(&out, run->log_path, 0);
     output_write(&out, log_title, title);
-    for (const char* next; opt.resume && (next = (const char*)memchr(row, '\n', (size_t)(end - row))); row = next) {
+    for (const char* next; run->log_goes_on && (next = (const char*)memchr(row, '\n', (size_t)(end - row)));
+         row = next) {
         size_t step = strtoul(row, NULL, 10);
         next++;
         if (step > 0 && step <= run->step) output_write(&out, row, (size_t)(next - row));
     }
-    if (!opt.resume && old->size > title && !out.error) output_failed(&out, keep_old(run->log_path));
+    if (!run->log_goes_on && old->size > title && !out.error) output_failed(&out, keep_old(run->log_path));
     output_finish(&out);
     unmap_file(old);
     run->log = fopen(run->log_path, "a");
@@ -4101,7 +4113,7 @@ static void open_log(Run* run, File* old) {
 }
 
 // The checkpoint may take another's place, which is then kept, but no other file's.
-static void try_checkpoint(Run* run) {
+static void find_checkpoint(Run* run) {
     if (opt.resume) {
         stat(run->checkpoint, &run->own);
     } else if (!access(run->checkpoint, F_OK)) {
@@ -4113,23 +4125,25 @@ static void try_checkpoint(Run* run) {
                 opt.checkpoint);
         unmap_file(&there);
     }
-    try_output(run->checkpoint, 3 * sizeof(float) * run->model.parameter_count);
+}
+
+// What has become of a run that ends, and the error with which it could not be saved, if so.
+static const char* outcome(const Run* run, const char* error) {
+    static char line[2 * MAX_PATH];
+    if (error)
+        snprintf(line, sizeof line, "the steps after %zu cannot be saved: %s", run->saved, error);
+    else if (run->step == run->first)
+        snprintf(line, sizeof line, "nothing is changed");
+    else
+        snprintf(line, sizeof line, "saved after step %zu in %s, --resume goes on", run->step, opt.checkpoint);
+    return line;
 }
 
 // Everything that a run would lose if it ended now.
 static Run* rescued;
 static const char* rescue_run(void) {
-    static char outcome[2 * MAX_PATH];
     const char* alone = "it takes all processes, and this one ends";
-    const char* error = rescued->saved == rescued->step ? NULL : world.size > 1 ? alone : save_run(rescued);
-    if (error)
-        snprintf(outcome, sizeof outcome, "the steps after %zu cannot be saved: %s", rescued->saved, error);
-    else if (rescued->step == rescued->first)
-        snprintf(outcome, sizeof outcome, "nothing is changed");
-    else
-        snprintf(outcome, sizeof outcome, "saved after step %zu in %s, --resume goes on", rescued->step,
-                 opt.checkpoint);
-    return outcome;
+    return outcome(rescued, rescued->saved == rescued->step ? NULL : world.size > 1 ? alone : save_run(rescued));
 }
 
 // The i-th of the windows that are validated on, spread evenly over the text, into row b of the batch.
@@ -4150,7 +4164,7 @@ static void check_shards(const Data* d, const Tokenizer* t) {
             mark = fingerprint(file.data, file.size);
             unmap_file(&file);
         }
-        if (mark && mark != tokenizer_mark(t))
+        if (mark && mark != t->mark)
             die("%s was not made with the tokenizer of %s: prepare the text again, with that one", s->file.path,
                 t->file.path);
         if (!mark && t->V != 50257)
@@ -4167,10 +4181,13 @@ static void open_texts(Run* run, size_t V, const Checkpoint* resumed) {
     if (resumed && run->train.token_count != metadata_number(resumed, "tokens"))
         die("%s was trained on %s tokens, but there are %zu now: other data", resumed->file.path,
             metadata(resumed, "tokens"), run->train.token_count);
-    run->text_mark = data_mark(&run->train);
+    run->text_mark = data_mark(&run->train), run->val_mark = data_mark(&run->val);
     const char* text = resumed ? metadata(resumed, "text") : NULL;
     if (text && strtoull(text, NULL, 16) != run->text_mark)
         die("%s was trained on another text of %zu tokens", resumed->file.path, run->train.token_count);
+    text = resumed ? metadata(resumed, "val_text") : NULL;
+    if (text && strtoull(text, NULL, 16) != run->val_mark)
+        die("%s was validated on another text than %s", resumed->file.path, run->val.shards->file.path);
     run->inputs = (int*)allocate(run->B * run->T, sizeof(int), "a batch");
     run->targets = (int*)allocate(run->B * run->T, sizeof(int), "a batch");
     run->val_count = min_size(run->val.windows, opt.val_batches * opt.batch);
@@ -4197,12 +4214,8 @@ static void check_same(const Run* run) {
     static const char* const names[] = {"program",          "command line",        "tokenizer",
                                         "text to train on", "text to validate on", "weights to start from"};
     File program = map_file("/proc/self/exe", "");
-    uint64_t marks[] = {fingerprint(program.data, program.size),
-                        0,
-                        tokenizer_mark(&run->tokenizer),
-                        run->text_mark,
-                        data_mark(&run->val),
-                        0};
+    uint64_t marks[] = {
+        fingerprint(program.data, program.size), 0, run->tokenizer.mark, run->text_mark, run->val_mark, 0};
     for (const Option* o = options; o < options + OPTIONS; o++) {
         double value = o->whole ? (double)*o->whole : o->real ? *o->real : o->flag ? *o->flag : 0;
         marks[1] = random_bits(marks[1], fingerprint((const uint8_t*)&value, sizeof value));
@@ -4242,6 +4255,11 @@ static void start_run(Run* run) {
     run->T = config.T;
     run->first = run->saved = run->step;
     run->next = run->taken;
+    File log = {"", (const uint8_t*)"", 0};
+    if (!world.rank) {
+        find_checkpoint(run);
+        log = find_log(run);
+    }
     open_texts(run, config.V, opt.resume ? from : NULL);
     printf("data       %zu tokens to train on, %zu to validate, vocabulary %zu\n", run->train.token_count,
            run->val.token_count, config.V);
@@ -4255,11 +4273,7 @@ static void start_run(Run* run) {
         train_together(&run->model);
     }
     if (from) close_checkpoint(from);
-    File log = {"", (const uint8_t*)"", 0};
-    if (!world.rank) {
-        try_checkpoint(run);
-        log = find_log(run);
-    }
+    if (!world.rank) try_output(run->checkpoint, 3 * sizeof(float) * run->model.parameter_count);
     print_config(config);
     printf(": %zu parameters\n", run->model.parameter_count);
     printf("machine    ");
@@ -4279,10 +4293,12 @@ static void start_run(Run* run) {
 }
 
 // Mean loss over the validation windows, always the same, spread evenly over the text. Also in bits per byte of text,
-// which unlike the loss compares between tokenizers.
-static void validate(Run* run) {
+// which unlike the loss compares between tokenizers. Returns false if it was told to stop; several processes, of which
+// not all were, go on to the end.
+static bool validate(Run* run) {
     double loss = 0;
     for (size_t i = (size_t)world.rank * run->B, n; i < run->val_count; i += opt.batch) {
+        if (signalled && world.size == 1) return false;
         n = min_size(run->B, run->val_count - i);
         for (size_t b = 0; b < n; b++) load_val_window(run, i + b, b);
         device->forward(&run->model, &run->a, run->inputs, run->targets, n, run->T, 0, false);
@@ -4291,6 +4307,7 @@ static void validate(Run* run) {
     sum_over_processes(&loss, 1);
     run->val_loss = loss / (double)run->val_count;
     run->bits_per_byte = loss * (double)run->T / run->val_bytes / 0.6931471805599453;
+    return true;
 }
 
 // Sampling draws from a stream of the step's own, so that a resumed run draws the same.
@@ -4337,12 +4354,19 @@ static void load_next_batch(Run* run) {
     run->batch_loaded = true;
 }
 
-// The one end that saves nothing: what was saved before is worth more than a model that has gone wrong.
-__attribute__((noreturn)) static void diverged(const Run* run, const char* what, double loss) {
+// The model may have gone wrong before that was seen: what was saved earlier is kept beside what is saved now.
+__attribute__((noreturn)) static void diverged(Run* run, size_t step, const char* what, double loss) {
+    char kept[2 * MAX_PATH] = "";
+    const char* error = NULL;
+    memset(&run->own, 0, sizeof run->own);
+    if (run->saved != run->step) {
+        if (is_foreign(run)) snprintf(kept, sizeof kept, ", the one before in %s", free_old_name(run->checkpoint));
+        error = save_run(run);
+    }
     rescue = NULL;
-    die("at step %zu the %s is %f and the gradient's norm %f: a smaller --lr or --clip may help; %s%s", run->step, what,
-        loss, run->model.gradient_norm, run->saved ? opt.checkpoint : "nothing was saved",
-        run->saved ? " holds an earlier step" : "");
+    die("at step %zu the %s is %f and the gradient's norm %f: a smaller --lr or --clip may help, or another --seed; "
+        "%s%s",
+        step, what, loss, run->model.gradient_norm, outcome(run, error), error ? "" : kept);
 }
 
 // One step: `accumulate` batches forward and backward, one update. Returns the mean loss. The next batch is loaded
@@ -4356,13 +4380,13 @@ static double train_step(Run* run) {
         device->forward(model, &run->a, run->inputs, run->targets, run->B, run->T, 0, true);
         device->backward(model, &run->a, run->inputs, run->targets, run->B, run->T, 1 / (float)opt.accumulate);
     }
-    AdamW o = {rate_at(run->step + 1), opt.beta1, opt.beta2, opt.weight_decay, opt.clip, run->step + 1};
+    size_t step = run->step + 1;
+    if (step < opt.steps) load_next_batch(run);
+    AdamW o = {rate_at(step), opt.beta1, opt.beta2, opt.weight_decay, opt.clip, step};
     device->update(model, o);
-    run->step++;
-    run->taken = run->next;
-    if (run->step < opt.steps) load_next_batch(run);
-    double loss = run->loss = take_loss(model);
-    if (!isfinite(loss) || !isfinite(model->gradient_norm)) diverged(run, "loss", loss);
+    double loss = take_loss(model);
+    if (!isfinite(loss) || !isfinite(model->gradient_norm)) diverged(run, step, "loss", loss);
+    run->step = step, run->taken = run->next, run->loss = loss;
     return loss;
 }
 
@@ -4470,16 +4494,16 @@ static int run_training(void) {
     static Run run;
     start_run(&run);
     double begin = seconds(), average = 0;
+    bool validated = false;
     while (run.step < opt.steps && !(world.size > 1 ? world.stopping : signalled)) {
         double start = seconds(), loss = train_step(&run), duration = seconds() - start;
         average = average ? 0.9 * average + 0.1 * duration : duration;
         run.train_sum[curve_column(&run)] += loss;
         run.train_count[curve_column(&run)]++;
-        bool validated = due(run.step, opt.val_every);
+        validated = due(run.step, opt.val_every) && validate(&run);
         if (validated) {
-            validate(&run);
             run.val_at[curve_column(&run)] = run.val_loss;
-            if (!isfinite(run.val_loss)) diverged(&run, "validation loss", run.val_loss);
+            if (!isfinite(run.val_loss)) diverged(&run, run.step, "validation loss", run.val_loss);
         }
         log_step(&run, loss, duration, validated);
         report(&run, loss, average, validated);
@@ -4502,8 +4526,9 @@ static int run_training(void) {
         return 128 + signalled;
     }
     draw_curve(&run);
-    printf("\n%.1f s. Validation loss %.4f, %.3f bits per byte. The model is in %s; to let it write:\n    ",
-           seconds() - begin, run.val_loss, run.bits_per_byte, opt.checkpoint);
+    printf("\n%.1f s. ", seconds() - begin);
+    if (validated) printf("Validation loss %.4f, %.3f bits per byte. ", run.val_loss, run.bits_per_byte);
+    printf("The model is in %s; to let it write:\n    ", opt.checkpoint);
     print_command("");
     puts(" --generate \"The\"");
     if (run.log && fclose(run.log)) die("cannot write %s: %s", opt.log, strerror(errno));

@@ -1528,7 +1528,7 @@ struct Piece {
 // What comes back.
 struct Results {
     double loss, norm; // loss: the sum since it was last read
-    float clip;        // what clipping leaves of the gradient
+    float clip;        // what clipping leaves of the gradient; NAN: no step is made
 };
 
 // What a model has here beside its blocks.
@@ -1879,6 +1879,7 @@ __global__ static void clip_kernel(Results* results, const double* partial, unsi
     double norm = sqrt(sum), clip = factors->clip;
     results->norm = norm;
     results->clip = clip > 0 && clip < norm + 1e-6 ? (float)(clip / (norm + 1e-6)) : 1;
+    if (!isfinite(norm) || !isfinite(results->loss)) results->clip = NAN;
 }
 
 // All tensors in one launch, a block for each piece. It also rounds the new weights for the multiplies.
@@ -1888,6 +1889,7 @@ __global__ static void adamw_kernel(float* w, real* rounded, float* d, float* m,
     Factors f = *factors;
     float keep = piece.decays ? f.keep : 1, clip = results->clip, wi[4], di[4], mi[4], vi[4];
     const float zero[4] = {};
+    if (isnan(clip)) return;
     for (size_t i = piece.first + threadIdx.x * 4; i < piece.first + piece.size; i += THREADS * 4) {
         size_t j = i - piece.first + piece.moment;
         load(wi, w + i);
