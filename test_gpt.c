@@ -5067,6 +5067,7 @@ static void close_view(View* v) {
 static void compare_view(void) {
     size_t T = fixture.T, L = fixture.L, H = fixture.H, pairs = T * T;
     const int* tokens = stored_tokens("tokens", fixture.rows);
+    float* logits = borrow(fixture.rows * fixture.V);
     for (size_t b = 0; b < fixture.B && T > 1; b++) {
         View v;
         open_view(&v, fixture_model(), tokens + b * T, T);
@@ -5091,8 +5092,10 @@ static void compare_view(void) {
                       sum_error);
             }
         }
+        memcpy(logits + b * T * fixture.V, v.logits, T * fixture.V * sizeof(float));
         close_view(&v);
     }
+    if (T > 1) compare(logits, fixture.rows * fixture.V, "logits");
 }
 static void test_view_weights(void) { for_each_fixture(compare_view); }
 

@@ -4587,11 +4587,12 @@ static float* view_weights(const View* v, size_t l, size_t h) { return v->weight
 
 // Mean loss of the tokens after the first.
 static double text_loss(View* v) {
-    device->forward(&v->model, &v->a, v->tokens, v->targets, 1, v->n - 1, 0, true);
+    device->forward(&v->model, &v->a, v->tokens, v->targets, 1, v->n - 1, 0, false);
     return take_loss(&v->model);
 }
 
-// What the view's model computes of n > 1 tokens. There is room for one more.
+// What the view's model computes of n > 1 tokens. There is room for one more. The activations are those of training,
+// which has every layer's and the logits of all positions, though the pass is not.
 static void look_at(View* v, const int* tokens, size_t n) {
     Config c = v->model.config;
     v->n = n, v->L = c.L, v->H = c.H, v->tokens = tokens, v->targets = tokens + 1;
@@ -4601,7 +4602,7 @@ static void look_at(View* v, const int* tokens, size_t n) {
     v->logits = (float*)allocate(n * c.V, sizeof(float), "logits");
     v->heads = (HeadView*)allocate(c.L * c.H, sizeof(HeadView), "the table of heads");
     device->create_activations(&v->a, &v->model, 1, n, true);
-    device->forward(&v->model, &v->a, v->tokens, v->targets, 1, n, 0, true);
+    device->forward(&v->model, &v->a, v->tokens, v->targets, 1, n, 0, false);
     take_loss(&v->model);
     for (size_t l = 0; l < c.L; l++) {
         float *qkv = v->qkv + l * n * 3 * c.C, *lse = v->lse + l * n * c.H;
@@ -4629,9 +4630,9 @@ static void ablate(View* v) {
     float *dw = b + c.C, *db = dw + c.C * c.C, *att = (float*)allocate(v->n * c.C, sizeof(float), "heads' outputs");
     float *cut = (float*)allocate(D * c.C + c.C, sizeof(float), "a head's weights"), *bias = cut + D * c.C;
     double* means = (double*)allocate(v->L * c.C, sizeof(double), "heads' means");
-    text_loss(v);
+    device->forward(&v->model, &v->a, v->tokens, v->targets, 1, v->n - 1, 0, true);
     device->backward(&v->model, &v->a, v->tokens, v->targets, 1, v->n - 1, 1);
-    device->wait(&v->model);
+    take_loss(&v->model);
     for (size_t l = 0; l < v->L; l++) {
         device->read_activation(att, &v->a, v->a.att[l], (v->n - 1) * c.C);
         for (size_t i = 0; i < (v->n - 1) * c.C; i++) means[l * c.C + i % c.C] += att[i] / (double)(v->n - 1);
