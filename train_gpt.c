@@ -1404,6 +1404,12 @@ typedef struct {
     bool whole;   // every query sees all of them
 } KeyTile;
 
+// The keys that any of these queries sees, from where a tile begins.
+static Range seen_by_any(Attention a, size_t i0, size_t queries) {
+    Range keys = {visible_keys(a, i0).first / TILE * TILE, visible_keys(a, i0 + queries - 1).end};
+    return keys;
+}
+
 static KeyTile next_tile(Attention a, size_t i0, size_t queries, size_t j0) {
     Range seen_first = visible_keys(a, i0), seen_last = visible_keys(a, i0 + queries - 1);
     KeyTile t = {min_size(TILE - j0 % TILE, seen_last.end - j0), 0, false};
@@ -1462,10 +1468,10 @@ static void attention_forward_tiles(float* out, float* lse, const float* qkv, At
                 copy_rows(v, wide, values, 3 * C, T, D);
                 for (size_t i0 = a.start + share * TILE; i0 < T; i0 += shares * TILE) {
                     size_t queries = min_size(TILE, T - i0), row = b * Q + i0 - a.start;
-                    size_t begin = visible_keys(a, i0).first / TILE * TILE, end = visible_keys(a, i0 + queries - 1).end;
+                    Range seen = seen_by_any(a, i0, queries);
                     pack(q, matrix(queries_of + i0 * 3 * C, 3 * C), queries, TILE, D);
                     for (size_t i = 0; i < TILE; i++) largest[i] = -FLT_MAX, sum[i] = 0;
-                    for (size_t j0 = begin, tile_keys; j0 < end; j0 += tile_keys) {
+                    for (size_t j0 = seen.first, tile_keys; j0 < seen.end; j0 += tile_keys) {
                         KeyTile t = next_tile(a, i0, queries, j0);
                         tile_keys = t.keys;
                         // Scores, and the largest so far.
@@ -1490,10 +1496,11 @@ static void attention_forward_tiles(float* out, float* lse, const float* qkv, At
                                 s[j * TILE + i] = p;
                                 sum[i] += p;
                             }
-                        for (size_t i = t.first; i < queries && j0 > begin; i++)
+                        // The sum of values; the first tile overwrites what o holds of queries before.
+                        for (size_t i = t.first; i < queries && j0 > seen.first; i++)
                             for (size_t c = 0; c < D; c++) o[i * wide + c] *= shrink[i];
-                        matmul_tile(o + t.first * wide, wide, j0 > begin, transposed(s + t.first, TILE), v + j0 * wide,
-                                    wide, queries - t.first, D, t.keys);
+                        matmul_tile(o + t.first * wide, wide, j0 > seen.first, transposed(s + t.first, TILE),
+                                    v + j0 * wide, wide, queries - t.first, D, t.keys);
                     }
                     for (size_t i = 0; i < queries; i++) {
                         for (size_t c = 0; c < D; c++) out[(row + i) * C + h * D + c] = o[i * wide + c] / sum[i];
@@ -1595,7 +1602,7 @@ static void attention_backward_fast(float* dqkv, const float* dout, const float*
             memset(dk, 0, 2 * padded * wide * sizeof(float)); // and dv
             for (size_t i0 = 0; i0 < T; i0 += TILE) {
                 size_t queries = min_size(TILE, T - i0);
-                size_t begin = visible_keys(a, i0).first / TILE * TILE, end = visible_keys(a, i0 + queries - 1).end;
+                Range seen = seen_by_any(a, i0, queries);
                 float p[TILE * TILE + MR * TILE] __attribute__((aligned(64))),
                     ds[TILE * TILE + MR * TILE] __attribute__((aligned(64)));
                 float p_dp[TILE] = {0}, row_lse[TILE] = {0};
@@ -1607,7 +1614,7 @@ static void attention_backward_fast(float* dqkv, const float* dout, const float*
                     p_dp[i] = dot(d_o + (i0 + i) * C, o + (i0 + i) * C, D); // sum over j of p_j dp_j
                     row_lse[i] = lse[(b * T + i0 + i) * a.H + h];
                 }
-                for (size_t j0 = begin, tile_keys; j0 < end; j0 += tile_keys) {
+                for (size_t j0 = seen.first, tile_keys; j0 < seen.end; j0 += tile_keys) {
                     KeyTile t = next_tile(a, i0, queries, j0);
                     size_t first = t.first, rows = queries - first, at = j0 * wide;
                     tile_keys = t.keys;
@@ -1626,8 +1633,9 @@ static void attention_backward_fast(float* dqkv, const float* dout, const float*
                     Matrix pj = matrix(p + first, TILE), dsj = matrix(ds + first, TILE);
                     matmul_tile(dv + at, wide, true, pj, d_oi + first * wide, wide, t.keys, D, rows);
                     matmul_tile(dk + at, wide, true, dsj, qi + first * wide, wide, t.keys, D, rows);
-                    matmul_tile(dqi + first * wide, wide, j0 > begin, transposed(ds + first, TILE), k + at, wide, rows,
-                                D, t.keys);
+                    // The first tile overwrites, as above.
+                    matmul_tile(dqi + first * wide, wide, j0 > seen.first, transposed(ds + first, TILE), k + at, wide,
+                                rows, D, t.keys);
                 }
                 copy_rows(dhead + i0 * 3 * C, 3 * C, dqi, wide, queries, D);
             }
@@ -3064,9 +3072,11 @@ static Config read_config(const Checkpoint* c) {
     Config config;
     const char* path = c->file.path;
     memset(&config, 0, sizeof config);
-#define SAVED_FIELD(field, option, initial, least, most, help)          \
-    if (metadata(c, option)) config.field = metadata_number(c, option); \
-    if (config.field > (most)) die("%s: %s %zu is more than %zu", path, option, config.field, (size_t)(most));
+#define SAVED_FIELD(field, option, initial, least, most, help)                                                         \
+    if (metadata(c, option)) {                                                                                         \
+        double said = (double)(config.field = metadata_number(c, option));                                             \
+        if (said < (least) || said > (most)) die("%s: %s is %.0f, not %d to %d", path, option, said, (least), (most)); \
+    }
     CONFIG(SAVED_FIELD)
     const Entry *wte = find_entry(c, "", "wte.weight"), *wpe = find_entry(c, "", "wpe.weight");
     if (!wte || !wpe || wte->dimensions != 2 || wpe->dimensions != 2 || wte->shape[1] != wpe->shape[1])
@@ -4622,11 +4632,12 @@ static float* view_weights(const View* v, size_t l, size_t h) { return v->weight
 
 // Mean loss of the tokens after the first.
 static double text_loss(View* v) {
-    device->forward(&v->model, &v->a, v->tokens, v->targets, 1, v->n - 1, 0, true);
+    device->forward(&v->model, &v->a, v->tokens, v->targets, 1, v->n - 1, 0, false);
     return take_loss(&v->model);
 }
 
-// What the view's model computes of n > 1 tokens. There is room for one more.
+// What the view's model computes of n > 1 tokens. There is room for one more. The activations are those of training,
+// which has every layer's and the logits of all positions, though the pass is not.
 static void look_at(View* v, const int* tokens, size_t n) {
     Config c = v->model.config;
     v->n = n, v->L = c.L, v->H = c.H, v->tokens = tokens, v->targets = tokens + 1;
@@ -4636,7 +4647,7 @@ static void look_at(View* v, const int* tokens, size_t n) {
     v->logits = (float*)allocate(n * c.V, sizeof(float), "logits");
     v->heads = (HeadView*)allocate(c.L * c.H, sizeof(HeadView), "the table of heads");
     device->create_activations(&v->a, &v->model, 1, n, true);
-    device->forward(&v->model, &v->a, v->tokens, v->targets, 1, n, 0, true);
+    device->forward(&v->model, &v->a, v->tokens, v->targets, 1, n, 0, false);
     take_loss(&v->model);
     for (size_t l = 0; l < c.L; l++) {
         float *qkv = v->qkv + l * n * 3 * c.C, *lse = v->lse + l * n * c.H;
@@ -4664,9 +4675,9 @@ static void ablate(View* v) {
     float *dw = b + c.C, *db = dw + c.C * c.C, *att = (float*)allocate(v->n * c.C, sizeof(float), "heads' outputs");
     float *cut = (float*)allocate(D * c.C + c.C, sizeof(float), "a head's weights"), *bias = cut + D * c.C;
     double* means = (double*)allocate(v->L * c.C, sizeof(double), "heads' means");
-    text_loss(v);
+    device->forward(&v->model, &v->a, v->tokens, v->targets, 1, v->n - 1, 0, true);
     device->backward(&v->model, &v->a, v->tokens, v->targets, 1, v->n - 1, 1);
-    device->wait(&v->model);
+    take_loss(&v->model);
     for (size_t l = 0; l < v->L; l++) {
         device->read_activation(att, &v->a, v->a.att[l], (v->n - 1) * c.C);
         for (size_t i = 0; i < (v->n - 1) * c.C; i++) means[l * c.C + i % c.C] += att[i] / (double)(v->n - 1);
@@ -5011,6 +5022,7 @@ static void run_attention(void) {
     if (given("--html")) check_page(opt.html);
     load_for_use(&v.model, &v.tokenizer, true, opt.ablate);
     Config c = v.model.config;
+    if (beyond_gpt2(c)) die("--attention shows what GPT-2 computes, not a model made with %s", beyond_gpt2(c));
     size_t bytes = strlen(opt.attention), most = min_size(given("--tokens") ? opt.tokens : 128, c.T);
     int* tokens = (int*)allocate(bytes + 1, sizeof(int), "the text");
     size_t count = encode(&v.tokenizer, (const uint8_t*)opt.attention, bytes, tokens), n = min_size(count, most);
