@@ -60,6 +60,14 @@ static inline float slope(Function* f, Tape* t, float* x) {
     return (float)((8 * near - far) / (12 * (double)h));
 }
 
+// Behind a parameter's gradient lies its mean, which only adamw() changes.
+static inline void expect_gradients_inside(const Tape* t, const char* name) {
+    bool inside = true;
+    for (int i = 0; i < t->parameter_count; i++)
+        for (size_t k = 0; k < size(t->parameters[i]); k++) inside = inside && t->parameters[i]->mean[k] == 0;
+    expect_of(inside, name, "gradients stay inside their arrays", 0);
+}
+
 // ---- PyTorch's tensors ---------------------------------------------------------------------------------------------
 
 // A fixture is a text: a tensor's name, rows, columns, and its numbers, again and again.
@@ -142,6 +150,7 @@ static inline void expect_function(const char* prefix, Function* f, int count, c
         snprintf(gradient, sizeof gradient, "d.%s", labels[i]);
         expect_stored(prefix, label_of(prefix, gradient), p->grad, p->rows, p->cols, limit);
     }
+    expect_gradients_inside(t, prefix);
     tape_free(t);
 }
 

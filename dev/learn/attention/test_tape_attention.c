@@ -98,6 +98,7 @@ static void test(const Case* c) {
         error = sqrt(difference / (length > 0 ? length : 1));
         expect_of(error < 1e-4, c->name, k == 0 ? "dq" : k == 1 ? "dk" : "dv", error);
     }
+    expect_gradients_inside(t, c->name);
     free(bias), free(turns), free(by), tape_free(t);
 }
 
