@@ -117,8 +117,8 @@ for source, tests, first_tests in (
     ("memory.h", "test_nodes", {"memory.h": ["memory", "lstmn", "pytorch"]}),
     ("glimpse.h", "test_nodes", {"glimpse.h": ["glimpses", "unbiased", "draws", "pytorch"]}),
     ("vision.h", "test_vision", FIRST_VISION_TESTS),
-    ("dropout.h", "test_dropout", {}),
-    ("tape_attention.h", "test_tape_attention", {}),
+    ("dropout.h", "test_dropout", {"dropout.h": ["pytorch"]}),
+    ("tape_attention.h", "test_tape_attention", {"tape_attention.h": ["pytorch"]}),
     ("tape.h", "test_tape", FIRST_TAPE_TESTS),
 ):
     SUBJECTS[source] = Subject(COURSE, source, tests + ".c", f"../../../build/attention/{tests}",

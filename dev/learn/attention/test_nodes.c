@@ -28,6 +28,7 @@ static void test_gradient(const char* name, Function* f, int count, const int (*
         double error = sqrt(difference) / fmax(sqrt(length), 0.2);
         expect(error < 3e-4, text, error);
     }
+    expect_gradients_inside(t, name);
     tape_free(t);
 }
 

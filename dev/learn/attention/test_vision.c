@@ -154,6 +154,7 @@ static void test_mechanism(const char* name, Mechanism* mechanism) {
         snprintf(label, sizeof label, "d.p%d", i - 1);
         expect_equal(name, label, t->parameters[i]->grad, t->parameters[i]->rows, t->parameters[i]->cols);
     }
+    expect_gradients_inside(t, name);
     if (mechanism == m_vit) {
         enum { N = 10 };
         float maps[2][BATCH * N * N], room[2 * N * N];
