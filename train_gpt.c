@@ -3547,7 +3547,7 @@ static void parse_command_line(int argc, char** argv) {
 // Either way a process sends (N-1)/N of P numbers, and nothing less than both leaves everybody with the whole sum. A
 // layer's gradients travel while the layer below is computed; a tensor's weights while the next ones are updated. Sums
 // are taken in the order of processes: the same bits for any number of threads and with any MPI. Another number of
-// processes has another order, and the same loss but for rounding.
+// processes has another order, and the same loss but for rounding; README says what the same bits would cost.
 
 #ifdef WITH_MPI
 static struct {
@@ -4500,6 +4500,15 @@ static void save_last(Run* run) {
         die("cannot write %s: %s; what was learned after step %zu is lost", opt.checkpoint, error, run->saved);
 }
 
+// Open MPI's mpirun, when it is told to stop, gives the processes one second to finish the step and save.
+static void warn_of_haste(double step_seconds) {
+    if (step_seconds > 1 && world.rank == 0 && getenv("OMPI_COMM_WORLD_SIZE") &&
+        !getenv("OMPI_MCA_odls_base_sigkill_timeout"))
+        fputs("train_gpt: a step takes longer than mpirun waits after Ctrl-C, and nothing would be saved then; to "
+              "mend that: export OMPI_MCA_odls_base_sigkill_timeout=30\n",
+              stderr);
+}
+
 static int run_training(void) {
     static Run run;
     start_run(&run);
@@ -4515,6 +4524,7 @@ static int run_training(void) {
             run.val_at[curve_column(&run)] = run.val_loss;
             if (!isfinite(run.val_loss)) diverged(&run, run.step, "validation loss", run.val_loss);
         }
+        if (run.step == run.first + 1) warn_of_haste(duration);
         log_step(&run, loss, duration, validated);
         report(&run, loss, average, validated);
         save_when_due(&run);
@@ -5164,6 +5174,22 @@ static void prepare_threads(char** argv) {
 static void end_all(int status) { MPI_Abort(MPI_COMM_WORLD, status); }
 static void leave(void) { MPI_Finalize(); }
 
+// Another MPI's mpirun, or srun without this one's PMI, starts processes that find themselves alone. The first of the
+// names that is set tells. A Slurm job's script, which may well run a program alone, has no SLURM_STEP_NUM_TASKS.
+static void refuse_to_be_alone(void) {
+    static const char* const names[][2] = {{"OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"},
+                                           {"PMI_SIZE", "PMI_RANK"},
+                                           {"SLURM_STEP_NUM_TASKS", "SLURM_PROCID"}};
+    size_t i = 0;
+    while (i < 2 && !getenv(names[i][0])) i++;
+    const char *size = getenv(names[i][0]), *rank = getenv(names[i][1]);
+    if (!size || !rank || atoi(size) < 2) return;
+    if (atoi(rank)) sleep(3), _exit(1); // the first says it for all
+    die("these %d processes do not find each other: use the mpirun of the MPI that this program was built with, or "
+        "srun --mpi=pmix",
+        atoi(size));
+}
+
 static void join_processes(void) {
     static char host[MPI_MAX_PROCESSOR_NAME];
     int level, length;
@@ -5182,6 +5208,7 @@ static void join_processes(void) {
     MPI_Allreduce(MPI_IN_PLACE, &cores, sizeof cores, MPI_BYTE, MPI_BOR, near); // those of all neighbours
     MPI_Comm_free(&near);
     world.host = host, world.end = end_all;
+    if (world.size == 1) refuse_to_be_alone();
     int known = CPU_COUNT(&cores), threads = known / world.neighbours;
     if (known && !getenv("OMP_NUM_THREADS") && !getenv("OMP_PROC_BIND") && threads < omp_get_max_threads())
         omp_set_num_threads(threads > 1 ? threads : 1);

@@ -9,8 +9,8 @@
 see them all; a quarter of an hour. Small models are trained by 1, 2, 3 and 4 processes of one thread each: losses, gradient
 norms, weights and moments must be those of train_gpt but for rounding, with one process to the bit; a run must go on
 with any other number of processes. Then what can go wrong does: a process is killed, one is told to stop, one has other
-data, another command line, another program or too little memory, a node is lost, the disk is full. All must end
-within seconds with a line that names the rank, and leave the last checkpoint whole. Prints a line for each failure and
+data, another command line, another program or too little memory, a node is lost, the disk is full, the mpirun is
+another MPI's. All must end within seconds with a line that names the rank, and leave the last checkpoint whole. Prints a line for each failure and
 in the end `N passed, N failed`; the exit status is 1 if something failed. The standard library is enough.
 """
 
@@ -21,6 +21,7 @@ import json
 import math
 import os
 import random
+import re
 import resource
 import shutil
 import signal
@@ -167,7 +168,6 @@ class Runs:
         else:
             status, output = self.end(self.start([os.path.join(ROOT, "train_gpt")] + arguments), 60)
         check(status == 0, "%s: status %s" % (name, status), output)
-        # Started by another MPI's mpirun, each would take itself for the only one.
         check(count < 2 or "machine    %d processes" % count in output, "%s: not %d processes" % (name, count), output)
         return output
 
@@ -215,6 +215,27 @@ def test_same_training(runs):
                       "%s: %s is %s, not %s" % (name, key, its_metadata.get(key), metadata.get(key)))
             # Where there is one process, Open MPI gives it a terminal, on which it writes one line again and again.
             check(count == 1 or output.count("step    12/12") == 1 and output.splitlines().count("---") == 4, "%s: progress or samples not once" % name, output)
+
+
+def test_memory(runs):
+    """Of N processes each needs what one needs for its windows, less all but an N-th of the two moments, and more a
+    layer's gradients from each of the others."""
+    channels, layers, context, vocabulary = 256, 2, 32, 256
+    layer = 12 * channels**2 + 13 * channels
+    floats = layers * layer + (vocabulary + context + 2) * channels
+    arguments = ["--layers", str(layers), "--channels", str(channels), "--heads", "2", "--context", str(context),
+                 "--steps", "1", "--val-batches", "1", "--sample-every", "0", "--tokens", "1", "--save-every", "0"]
+
+    def needed(count, batch):
+        output = runs.train("memory%d" % count, count, *arguments, "--batch", str(batch))
+        found = re.search(r"memory +([0-9.]+) MB needed", output)
+        return float(found[1]) if found else math.nan
+
+    for count in (2, 4):
+        others = (count - 1) / count
+        expected = needed(0, 4 // count) - 4e-6 * others * (2 * floats - layer)
+        its = needed(count, 4)
+        check(abs(its - expected) < 0.2, "%d processes: %.1f MB needed, not %.1f" % (count, its, expected))
 
 
 def test_same_bits(runs):
@@ -294,6 +315,9 @@ def test_kill(runs):
             os.kill(ranks[victim], signal.SIGKILL)
         status, output = runs.end(process)
         check(status not in (None, 0), "%s: status %s" % (name, status), output)
+        # MPICH's mpirun names the host and a PID, which on a busy machine may be another's that it ended itself.
+        wanted = ["process rank %d" % victim if runs.openmpi else "RUNNING AT", os.uname().nodename]
+        check(all(w in output for w in wanted), "%s: not said which" % name, output)
         check(gone(ranks), "%s: processes are left" % name)
         check(whole(runs.path(name)), "%s: the checkpoint is damaged" % name)
         status, output = runs.run((2, [runs.options.program] + runs.files(name) +
@@ -336,6 +360,24 @@ def test_stop(runs):
     del runs.environment["OMPI_MCA_odls_base_sigkill_timeout"]  # it makes the end after a failure slower, too
 
 
+def test_haste(runs):
+    """Where a step takes longer than Open MPI's mpirun would wait for it, that is said, unless it was told to wait."""
+    command = [runs.options.program] + runs.files("haste") + MODEL + ["--steps", "1", "--batch", "12", "--accumulate", "400"]
+    for told in (False, True):
+        if told:
+            runs.environment["OMPI_MCA_odls_base_sigkill_timeout"] = "3"
+        status, output = runs.run((2, command))
+        runs.environment.pop("OMPI_MCA_odls_base_sigkill_timeout", None)
+        check(status == 0, "haste: status %s" % status, output)
+        check(output.count("sigkill_timeout") == (runs.openmpi and not told), "haste, told %s: said wrongly or not" % told, output)
+
+
+def expect_line(name, wanted, status, output):
+    lines = [line for line in output.splitlines() if line.startswith("train_gpt:")]
+    check(status not in (None, 0), "%s: status %s" % (name, status), output)
+    check(len(lines) == 1 and all(w in lines[0] for w in wanted), "%s: not one line with %s" % (name, wanted), output)
+
+
 def expect(runs, name, wanted, *blocks):
     """All end in time, with one line of train_gpt's, in which is what is wanted. On a busy machine mpirun may be slow to
     pass a line on, or to end those who would say the same a second later: then it is tried again."""
@@ -345,8 +387,7 @@ def expect(runs, name, wanted, *blocks):
         lines = [line for line in output.splitlines() if line.startswith("train_gpt:")]
         if len(lines) == 1:
             break
-    check(status not in (None, 0), "%s: status %s after %.0f s" % (name, status, time.monotonic() - start), output)
-    check(len(lines) == 1 and all(w in lines[0] for w in wanted), "%s: not one line with %s" % (name, wanted), output)
+    expect_line("%s, %.0f s" % (name, time.monotonic() - start), wanted, status, output)
 
 
 def test_refusals(runs):
@@ -384,6 +425,23 @@ def test_refusals(runs):
     check(status == 0 and len(output.strip()) < 200, "generation with three processes", output)
 
 
+def test_alone(runs):
+    """Started by the other MPI's mpirun, where there is one, or by a srun that brings none, nobody finds the others."""
+    train = [runs.options.program] + runs.files("alone") + MODEL + ["--steps", "2", "--batch", "12"]
+    wanted = ["these 2 processes do not find each other", "srun --mpi=pmix"]
+    other = shutil.which("mpirun.mpich" if runs.openmpi else "mpirun.openmpi")
+    if other and is_open_mpi(other) != runs.openmpi:
+        process = runs.start([other] + ([] if runs.openmpi else ANYWHERE) + ["-n", "2"] + train)
+        expect_line("the other mpirun", wanted, *runs.end(process))
+    for size, refused in (("2", True), ("1", False)):
+        command = ["env", "SLURM_STEP_NUM_TASKS=" + size, "SLURM_PROCID=0", "SLURM_NTASKS=2"] + train
+        status, output = runs.end(runs.start(command))
+        if refused:
+            expect_line("srun", wanted, status, output)
+        else:
+            check(status == 0, "a step of one task: status %s" % status, output)
+
+
 def full_disk(runs):
     """Returns the run's status, what it printed, and the checkpoint from before."""
     before = None
@@ -409,7 +467,7 @@ def test_full_disk(runs):
     """From some time on rank 0 can write no file of that size: training goes on, and the checkpoint before is whole."""
     for attempt in range(TRIES):  # see expect()
         status, output, before = full_disk(runs)
-        if sum(line.startswith("train_gpt:") for line in output.splitlines()) == 1:
+        if sum(line.startswith("train_gpt:") for line in output.splitlines()) == 1 and "training goes on" in output:
             break
     check(status not in (None, 0), "a full disk: status %s" % status, output)
     check("training goes on" in output, "a full disk is not said", output)
@@ -455,7 +513,8 @@ def test_nodes(runs):
 
 def test_all(options, folder):
     runs = Runs(options, folder)
-    for test in (test_same_training, test_same_bits, test_resume, test_kill, test_stop, test_refusals, test_full_disk, test_nodes):
+    for test in (test_same_training, test_memory, test_same_bits, test_resume, test_kill, test_stop, test_haste, test_refusals,
+                 test_alone, test_full_disk, test_nodes):
         if not options.tests or test.__name__[5:] in options.tests:
             start = time.monotonic()
             test(runs)
@@ -487,6 +546,10 @@ PLANTED = {
                                                 ["resume"]),
     "one is told to stop, the others go on": ("world.stopping = sums[2] > 0;", "world.stopping = signalled != 0;", ["stop"]),
     "all write the checkpoint": ("if (world.rank) output_failed(", "if (false) output_failed(", ["full_disk", "same_training"]),
+    "each keeps all moments": ("model->moment_size = t->moment + cache_lines(t->owned *",
+                               "model->moment_size = t->moment + cache_lines(t->size *", ["memory"]),
+    "alone unnoticed": ("if (world.size == 1) refuse_to_be_alone();", "", ["alone"]),
+    "haste unsaid": ("if (run.step == run.first + 1) warn_of_haste(duration);", "", ["haste"]),
     "nobody compares": ("if (first_says(marks[i]) != marks[i])", "if (first_says(marks[i]) != marks[i] && i > 5)", ["refusals"]),
 }
 
