@@ -1624,6 +1624,10 @@ static void test_memory(void) {
                     CHECK(at[j].from + at[j].bytes <= at[i].from || at[i].from + at[i].bytes <= at[j].from,
                           "B = %zu, training %d: %s lies in %s", B, training, at[i].name, at[j].name);
             }
+            size_t scores = memory_needed(c, B, FOR_SCORES);
+            if (device == &cpu && training)
+                CHECK(needed <= scores && scores <= needed + 64 * count, "B = %zu: scores take %zu bytes, not %zu", B,
+                      scores, needed);
             needed += (training ? 4 : 1) * (model.parameter_count + (padded_V(c.V) - c.V) * c.C) * sizeof(float);
             size_t said = device->memory(c, B, c.T, training), tensors = count + 4 * model.tensor_count;
             if (device == &cpu) // a GPU may need more
@@ -3086,6 +3090,14 @@ static void test_checkpoint_parts(void) {
         else
             CHECK_SUCCESS(r, what);
     }
+    const char* pickles = "{\"weight_map\": {\"x\": \"pickle\"}}";
+    unlink(in_folder("parts/model.safetensors.index.json"));
+    write_file(in_folder("parts/pytorch_model.bin"), "PK", 2);
+    write_file(in_folder("parts/pytorch_model.bin.index.json"), pickles, strlen(pickles));
+    CHECK_FAILURE(cli("--init %s --export x", in_folder("parts")), 1, "to_safetensors.py", "Python's own format");
+    unlink(in_folder("parts/pytorch_model.bin"));
+    write_file(in_folder("parts/pickle"), "PK", 2);
+    CHECK_FAILURE(cli("--init %s --export x", in_folder("parts")), 1, "parts/pickle", "several in Python's format");
     write_file(in_folder("parts/pytorch_model.bin"), "PK", 2);
     CHECK_FAILURE(cli("--init %s --export x", in_folder("parts/pytorch_model.bin")), 1, "to_safetensors.py",
                   "Python's own format");
@@ -4735,6 +4747,10 @@ static void test_option_names(void) {
     CHECK_FAILURE(cli("--resume --init x"), 2, "give one of them", "two origins of the weights");
     CHECK_FAILURE(cli("--precision bf16 --tokenize x"), 2, "has no effect with --tokenize",
                   "a precision where nothing is multiplied");
+    CHECK_FAILURE(cli("--layers 3 --tokenize x"), 2, "has no effect with --tokenize", "a shape without a model");
+    CHECK_FAILURE(cli("--init a --checkpoint b --generate x"), 2, "--checkpoint has no effect", "two models");
+    CHECK_FAILURE(cli("--top-k 3 --temperature 0 --generate x"), 2, "no effect with --temperature 0", "no chance");
+    CHECK_FAILURE(cli("--top-p 0.5 --temperature 0"), 2, "no effect with --temperature 0", "no chance in training");
 }
 
 static void set_and_print(const char* argument) {
@@ -4871,7 +4887,7 @@ static void test_cli_mismatch(void) {
     write_copy("data/train.bin", "swapped/train.bin");
     write_copy("data/val.bin", "swapped/val.bin");
     CHECK_FAILURE(cli("--data %s --checkpoint %s --resume --steps 5", in_folder("swapped"), checkpoint), 1,
-                  "was not made with the tokenizer of", "a text of another tokenizer");
+                  "was trained with another tokenizer", "a text of another tokenizer");
     CHECK_FAILURE(cli(SMALL_MODEL "--data %s --train %s/train.bin", data, in_folder("swapped")), 1,
                   "was not made with the tokenizer of", "a text beside another tokenizer");
     // The shard's own word is worth more than what is beside it.
@@ -4891,11 +4907,17 @@ static void test_cli_mismatch(void) {
     CHECK_FAILURE(cli(SMALL_MODEL "--data %s --train %s/train.bin", data, in_folder("swapped")), 1,
                   "was not made with the tokenizer of", "a text that names another tokenizer");
     free(shard);
-    // The model writes with its own tokenizer, whatever the data's has become; an export, too.
+    // The model writes with its own tokenizer, and no other is taken that is asked for; an export, too.
     static char text[1 << 17];
     snprintf(text, sizeof text, "%s", cli("--data %s --generate x --checkpoint %s", data, checkpoint)->out);
-    const Result* r = cli("--data %s --generate x --checkpoint %s", in_folder("swapped"), checkpoint);
-    CHECK(!r->status && !strcmp(r->out, text), "another tokenizer in data/ changes the text: %s", r->err);
+    const Result* r = cli("--generate x --checkpoint %s", checkpoint);
+    CHECK(!r->status && !strcmp(r->out, text), "without data/ the text is another: %s", r->err);
+    static const char* const uses[] = {"--generate", "--tokenize"};
+    for (int i = 0; i < 2; i++)
+        CHECK_FAILURE(cli("--data %s %s %s --checkpoint %s", in_folder("swapped"), uses[i], checkpoint, checkpoint), 1,
+                      "leave out --data", "another tokenizer than the model's");
+    r = cli("--tokenize %s --checkpoint %s", in_folder("swapped/tokenizer.bin"), checkpoint);
+    CHECK(!r->status && *r->out, "--tokenize with a checkpoint's tokenizer: %s", r->err);
     CHECK_SUCCESS(cli("--checkpoint %s --export %s", checkpoint, in_folder("e")), "an export");
     r = cli("--init %s --generate x", in_folder("e"));
     CHECK(!r->status && !*r->err && !strcmp(r->out, text), "an export writes another text: %s", r->err);
@@ -5171,6 +5193,57 @@ static void test_view_patterns(void) {
               fabs(head.is[DISTANCE] - 2) < 1e-6,
           "even weights are '%s', %g bits, %g back", head.pattern, head.is[ENTROPY], head.is[DISTANCE]);
     CHECK(isnan(head.is[SAME]) && isnan(head.is[INDUCTION]), "copies where there are none");
+    // Three tokens again and again: what followed the copy stands two before. A third of the weight on each of the last
+    // three is above a half nowhere, and near; odd keys with five times the weight of even ones have fewer bits than all
+    // alike, but not far fewer.
+    enum { M = 24 };
+    int triples[M];
+    float induction[M * M] = {0}, local[M * M] = {0}, broad[M * M] = {0};
+    for (size_t i = 0; i < M; i++) {
+        triples[i] = (int)(i % 3);
+        induction[i * M + (i < 2 ? 0 : i - 2)] = 1;
+        for (size_t j = 0; j < 3; j++) local[i * M + (i < j ? 0 : i - j)] += 1 / 3.f;
+        for (size_t j = 0; j <= i; j++) broad[i * M + j] = (j % 2 ? 5 : 1) / (float)(i % 2 ? 3 * (i + 1) : 3 * i + 1);
+    }
+    head = describe_head(induction, triples, M);
+    CHECK(!strcmp(head.pattern, "induction") && head.is[INDUCTION] == 1 && head.is[SAME] == 0, "'%s', %g, %g",
+          head.pattern, head.is[INDUCTION], head.is[SAME]);
+    head = describe_head(local, triples, M);
+    CHECK(!strcmp(head.pattern, "local"), "'%s', %g back", head.pattern, head.is[DISTANCE]);
+    head = describe_head(broad, triples, M);
+    CHECK(!strcmp(head.pattern, "broad"), "'%s', %g bits", head.pattern, head.is[ENTROPY]);
+}
+
+// Of the same order, of the opposite one, and of one with two neighbours exchanged: 1 - 6 (1 + 1) / (5 (25 - 1)).
+static void test_view_correlation(void) {
+    static const double gates[3][5] = {{-3, 0, 0.5, 7, 7.25}, {9, 3, 2, 1, -1}, {0, 1, 3, 2, 4}};
+    static const double right[] = {1, -1, 0.9};
+    HeadView heads[5];
+    for (int k = 0; k < 3; k++) {
+        for (int i = 0; i < 5; i++) heads[i].loss = 0.1 * i * i, heads[i].gate = gates[k][i];
+        double found = rank_correlation(heads, 5);
+        CHECK(fabs(found - right[k]) < 1e-12, "the ranks correlate by %g, not %g", found, right[k]);
+    }
+    CHECK(isnan(rank_correlation(heads, 1)), "the correlation of a single head");
+}
+
+// The clearest head is that of least entropy, but not one that looks at the first token; of those asked for.
+static void test_view_choice(void) {
+    View v;
+    HeadView heads[6];
+    static const double bits[6] = {0.5, 2, 1.5, 0, 3, 1.7};
+    memset(&v, 0, sizeof v);
+    memset(heads, 0, sizeof heads);
+    v.L = 2, v.H = 3, v.heads = heads;
+    for (int i = 0; i < 6; i++) heads[i].is[ENTROPY] = bits[i], heads[i].pattern = i % 3 ? "" : "first";
+    static const char* const asked[] = {"", "--layer", "--head"};
+    static const size_t chosen[] = {2, 5, 1};
+    for (int i = 0; i < 3; i++) {
+        if (i) set_option(find_option(asked[i]), "1", 2, ""), find_option(asked[i])->given = true;
+        choose_head(&v);
+        if (i) set_option(find_option(asked[i]), "0", 2, ""), find_option(asked[i])->given = false;
+        CHECK(v.layer * v.H + v.head == chosen[i], "%s: layer %zu, head %zu", asked[i], v.layer, v.head);
+    }
 }
 
 // The loss of the text if the output of head h in layer l is mean + gate (output - mean), layer by layer.
@@ -5214,6 +5287,7 @@ static void test_view_ablation(void) {
         open_view(&v, fixture_model(), stored_tokens("tokens", fixture.rows), fixture.T);
         ablate(&v);
         CHECK(v.loss == text_loss(&v), "%s: the weights are not as they were", fixture.name);
+        CHECK(v.correlation == rank_correlation(v.heads, fixture.L * fixture.H), "%s: the correlation", fixture.name);
         if (device == &cpu) {
             double most = 0;
             for (size_t i = 0; i < fixture.L * fixture.H; i++) most = fmax(most, fabs(v.heads[i].loss));
@@ -5280,6 +5354,19 @@ static void test_eval(void) {
     CHECK_FAILURE(cli("--data %s --checkpoint %s --eval %s --stride 24", data, path, file), 2, "at most 23", "stride");
     write_file(file, "x", 1);
     CHECK_FAILURE(cli("--data %s --checkpoint %s --eval %s", data, path, file), 1, "at least two tokens", "one token");
+    // Windows of a long text that together need more memory than any machine has.
+    enum { MANY = 70000 };
+    static char many[MANY];
+    const char* wide = in_folder("wide.safetensors");
+    CHECK_SUCCESS(
+        cli("--layers 1 --heads 1 --channels 128 --context 2048 --batch 1 --val-batches 1 --data %s --val %s/train.bin "
+            "--steps 1 --checkpoint %s",
+            data, data, wide),
+        "training");
+    memset(many, 'x', MANY);
+    write_file(file, many, MANY);
+    CHECK_FAILURE(cli("--data %s --checkpoint %s --eval %s --stride 1 --batch 65536", data, wide, file), 1, "would fit",
+                  "too many windows at once");
     device->free_activations(&a), device->free_model(&m), free_tokenizer(&t);
     free_borrowed();
 }
@@ -5318,6 +5405,20 @@ static void test_attention_cli(void) {
     CHECK_FAILURE(cli(LOOK "'a text' --layer 9", data, model, page), 2, "the model has layers 0 to", "--layer 99");
     CHECK_FAILURE(cli(LOOK "'a text' --head 99", data, model, page), 2, "the model has heads 0 to", "--head 99");
     CHECK_FAILURE(cli(LOOK "x", data, model, page), 1, "at least two tokens", "a single token");
+    CHECK(!*cli(LOOK "'a text' --layer 99 --ablate", data, model, page)->out,
+          "work was done before --layer was looked at");
+    r = cli(LOOK "'a text of bytes' --tokens 5", data, model, page);
+    CHECK(strstr(r->out, "the first 5 of the text's 15 tokens (--tokens"), "--tokens 5: %s", r->out);
+    r = cli(LOOK "'%0200d'", data, model, page, 0);
+    CHECK(strstr(r->out, "the first 24 of the text's 200 tokens (the model's context)"), "200 tokens: %s", r->out);
+    const char* wide = in_folder("wide.safetensors");
+    CHECK_SUCCESS(cli("--layers 1 --heads 1 --channels 8 --context 150 --batch 1 --data %s --steps 1 --checkpoint %s",
+                      data, wide),
+                  "training");
+    r = cli(LOOK "'%0200d'", data, wide, page, 0);
+    CHECK(strstr(r->out, "the first 128 of the text's 200 tokens (--tokens"), "200 tokens: %s", r->out);
+    r = cli(LOOK "'%0200d' --tokens 140", data, wide, page, 0);
+    CHECK(strstr(r->out, "the first 140 of the text's 200 tokens"), "140 of 200 tokens: %s", r->out);
     CHECK_FAILURE(cli(LOOK "'a text'", data, model, model), 1, "is not a page", "a page in place of the checkpoint");
     CHECK_FAILURE(cli("--data %s --html %s --steps 1", data, page), 2, "--html has no effect without --attention",
                   "--html");
@@ -5597,6 +5698,7 @@ static void test_twin_options(void) {
         CHECK(!strstr(r->out, "adamw_kernel") == (i == 0), "%s: %s", devices[i], r->out);
         CHECK(strstr(r->out, "2 x 8 |"), "%s, no last line: %s", devices[i], r->out);
     }
+    CHECK_FAILURE(cli("--compare --log x"), 2, "--log has no effect with --compare", "a log of a comparison");
     r = cli("--memory");
     CHECK_SUCCESS(r, "--memory");
     CHECK(strstr(r->out, "gpt2-xl") && strstr(r->out, "recompute"), "--memory says %s", r->out);
@@ -5757,6 +5859,8 @@ static const struct {
     // Looking at attention
     {"view_weights", test_view_weights, DEVICE},
     {"view_patterns", test_view_patterns, HOST},
+    {"view_choice", test_view_choice, HOST},
+    {"view_correlation", test_view_correlation, HOST},
     {"view_ablation", test_view_ablation, DEVICE},
     {"float_to_half", test_float_to_half, HOST},
     {"eval", test_eval, HOST},

@@ -2330,9 +2330,9 @@ const Device cpu = {cpu_start, memory_available, cpu_memory, cpu_peak, cpu_creat
                     cpu_free_model, cpu_free_activations, cpu_forward, cpu_backward, cpu_update, cpu_wait,
                     cpu_copy, cpu_copy, cpu_read_activation, NULL};
 // clang-format on
-static const Device* cuda_device;    // in a program built from train_gpt.cu
-static int (*compare_devices)(void); // likewise
-static int cuda_number;              // which GPU
+static const Device* cuda_device;     // in a program built from train_gpt.cu
+static void (*compare_devices)(void); // likewise
+static int cuda_number;               // which GPU
 
 static void next_logits(float* logits, Model* model, Activations* a, const int* tokens, size_t T, size_t start) {
     device->forward(model, a, tokens, NULL, 1, T, start, false);
@@ -3362,7 +3362,7 @@ static Option options[] = {
     {"", "--resume", NULL, NULL, "go on from the checkpoint, bit for bit", FLAG(&opt.resume)},
     {"", "--export", "DIR", NULL, "write the model for Hugging Face transformers, and end", TEXT(&opt.export_to, 0)},
     {"generate", "--generate", "TEXT", NULL, "continue TEXT with the checkpoint's model (or --init's)", TEXT(&opt.prompt, 0)},
-    {"", "--tokens", "N", "256", "tokens to generate", WHOLE(&opt.tokens, 0, 1e12, 0)},
+    {"", "--tokens", "N", "256", "tokens to generate; of --attention's at most so many (128)", WHOLE(&opt.tokens, 0, 1e12, 0)},
     {"", "--temperature", "X", "0.8", "below 1 bolder, above wilder; 0: always the likeliest", REAL(&opt.temperature, 0, 1e3, 0)},
     {"", "--top-k", "N", "0", "draw from the N likeliest (0: all)", WHOLE(&opt.top_k, 0, MAX_SIZE, 0)},
     {"", "--top-p", "X", "1", "draw from the likeliest that sum to X", REAL(&opt.top_p, 1e-9, 1, 0)},
@@ -3721,27 +3721,30 @@ static const char* data_path(const char* name) { return path_in(opt.data, name);
 // Where --init points: a file, or in a folder the model.safetensors, or the index of several.
 static const char* weights_path(void) {
     static const char* const names[] = {"model.safetensors", "model.safetensors.index.json", "pytorch_model.bin",
-                                        "model.safetensors"};
+                                        "pytorch_model.bin.index.json", "model.safetensors"};
     const char* path = opt.init;
     struct stat info;
     if (!stat(path, &info) && S_ISDIR(info.st_mode))
-        for (int i = 0; i < 4 && (i == 0 || access(path, R_OK)); i++) path = path_in(opt.init, names[i]);
+        for (int i = 0; i < 5 && (i == 0 || access(path, R_OK)); i++) path = path_in(opt.init, names[i]);
     return path;
 }
 
-// Training also samples: the activations of one more sequence, being what memory() grows by from none to one.
-static size_t memory_needed(Config config, size_t B, bool training) {
-    size_t needed = device->memory(config, B, config.T, training);
-    if (training) needed += device->memory(config, 1, config.T, false) - device->memory(config, 0, config.T, false);
-    return needed;
+// Training also samples: the activations of one more sequence, being what memory() grows by from none to one. To score
+// batches, training's activations are needed beside a model that is there already.
+enum { FOR_USE, FOR_TRAINING, FOR_SCORES };
+static size_t memory_needed(Config config, size_t B, int what) {
+    size_t needed = device->memory(config, B, config.T, what != FOR_USE);
+    if (what == FOR_TRAINING)
+        needed += device->memory(config, 1, config.T, false) - device->memory(config, 0, config.T, false);
+    return what == FOR_SCORES ? needed - device->memory(config, 0, config.T, true) : needed;
 }
 
 // The largest batch below `too_many` that takes no more than so many bytes, or 0.
-static size_t largest_batch(Config config, size_t too_many, bool training, size_t bytes) {
+static size_t largest_batch(Config config, size_t too_many, int what, size_t bytes) {
     size_t fits = 0;
     while (too_many - fits > 1) {
         size_t middle = fits + (too_many - fits) / 2;
-        if (memory_needed(config, middle, training) <= bytes)
+        if (memory_needed(config, middle, what) <= bytes)
             fits = middle;
         else
             too_many = middle;
@@ -3749,13 +3752,12 @@ static size_t largest_batch(Config config, size_t too_many, bool training, size_
     return fits;
 }
 
-static void check_memory(Config config, size_t B, bool training) {
-    size_t available = device->memory_available() / (size_t)world.neighbours,
-           needed = memory_needed(config, B, training);
-    if (training)
+static void check_memory(Config config, size_t B, int what) {
+    size_t available = device->memory_available() / (size_t)world.neighbours, needed = memory_needed(config, B, what);
+    if (what == FOR_TRAINING && !opt.ablate)
         printf("memory     %.1f MB needed, %.0f MB available\n", (double)needed / 1e6, (double)available / 1e6);
     if (needed <= available) return;
-    size_t fits = largest_batch(config, B, training, available);
+    size_t fits = largest_batch(config, B, what, available);
     char advice[64] = "a smaller --context or model may fit";
     if (fits) snprintf(advice, sizeof advice, "--batch %zu would fit", fits * (size_t)world.size);
     die("this takes %.0f MB of memory and %.0f MB are available: %s", (double)needed / 1e6, (double)available / 1e6,
@@ -3789,11 +3791,12 @@ static void run_memory(void) {
         describe_parameters(&model);
         free(model.tensors);
         Config c = model.config;
-        double token = ((double)memory_needed(c, 2, true) - (double)memory_needed(c, 1, true)) / (double)T;
+        double token =
+            ((double)memory_needed(c, 2, FOR_TRAINING) - (double)memory_needed(c, 1, FOR_TRAINING)) / (double)T;
         printf("%-12s %8.0f M %6.2f MB", recompute ? "  recompute" : preset[0], (double)model.parameter_count / 1e6,
                token / 1e6);
         for (int k = 0; k < SIZES; k++) {
-            size_t fits = largest_batch(c, MAX_SIZE + 1, true, (size_t)sizes[k] * GiB - reserve);
+            size_t fits = largest_batch(c, MAX_SIZE + 1, FOR_TRAINING, (size_t)sizes[k] * GiB - reserve);
             printf(fits ? "%13zu" : "            -", fits);
         }
         puts("");
@@ -3821,7 +3824,7 @@ static Config choose_config(const Tokenizer* t, const Checkpoint* from) {
             option, opt.model.field, path, config.field);
         CONFIG(FITS)
         if (t && opt.init && t->V < config.V && config.V - t->V <= t->V / 50) // some are extended, or padded
-            note("%s has a vocabulary of %zu: the first %zu, which %s knows, are used", path, config.V, t->V,
+            note("%s has a vocabulary of %zu: the first %zu are taken to be those of %s", path, config.V, t->V,
                  t->file.path);
         else if (t && t->V != config.V)
             die("%s has a vocabulary of %zu, but %s has %zu tokens: prepare the data with the model's tokenizer "
@@ -3836,22 +3839,27 @@ static Config choose_config(const Tokenizer* t, const Checkpoint* from) {
     return config;
 }
 
-// The tokenizer of the model in a file: the one within it, else the one beside it, else the data's. Returns false if
-// there is none, which is refused where it is needed; one that is not the model's is refused always.
+// The tokenizer of the model in a file: the one of --data if given, else the one within the file, else the one beside
+// it, else the data's. Returns false if there is none, which is refused where it is needed; one that is not the model's
+// is refused always.
 static bool find_tokenizer(const Checkpoint* c, Tokenizer* t, bool needed) {
     const Entry* e = find_entry(c, "", "tokenizer.bin");
     const char *wanted = metadata(c, "tokenizer"), *path = c->file.path;
     const char* beside = path_in(folder_of(path), "tokenizer.bin");
-    if (e)
+    if (given("--data"))
+        *t = load_tokenizer(data_path("tokenizer.bin"));
+    else if (e)
         *t = read_tokenizer(path, e->data, e->to - e->from);
-    else if (!access(beside, F_OK) && !given("--data"))
+    else if (!access(beside, F_OK))
         *t = load_tokenizer(beside);
-    else if (needed || given("--data"))
+    else if (needed)
         *t = load_tokenizer(data_path("tokenizer.bin"));
     else
         return false;
     if (wanted && strtoull(wanted, NULL, 16) != t->mark)
-        die("%s was trained with another tokenizer than %s: --data names the folder with its own", path, t->file.path);
+        die("%s was trained with another tokenizer than %s: %s", path, t->file.path,
+            e ? "leave out --data, or prepare the text there with the model's"
+              : "--data names the folder with its own");
     if (!wanted && !e && t->V != 50257)
         note("%s does not say which tokenizer it was trained with: %s is taken", path, t->file.path);
     return true;
@@ -3866,7 +3874,7 @@ static bool load_for_use(Model* model, Tokenizer* t, bool needed, bool training)
     bool found = find_tokenizer(&c, t, needed);
     model->config = choose_config(found ? t : NULL, &c);
     device->start();
-    check_memory(model->config, 1, false);
+    check_memory(model->config, 1, training ? FOR_TRAINING : FOR_USE);
     device->create_model(model, training);
     load_block(&c, model, "", model->weights);
     check_foreign(&c, model);
@@ -3897,7 +3905,13 @@ static void run_generate(void) {
 
 static void run_tokenize(void) {
     static Tokenizer t;
-    t = load_tokenizer(data_path("tokenizer.bin"));
+    if (given("--checkpoint")) {
+        Checkpoint c = open_checkpoint(opt.checkpoint, "");
+        find_tokenizer(&c, &t, true);
+        close_checkpoint(&c);
+        fputs(notes, stderr);
+    } else
+        t = load_tokenizer(data_path("tokenizer.bin"));
     File file = map_file(opt.tokenize, "");
     int* tokens = (int*)allocate(file.size, sizeof(int), "tokens");
     size_t n = encode(&t, file.data, file.size, tokens);
@@ -3911,6 +3925,7 @@ static void run_tokenize(void) {
 static double score_text(Model* model, const Tokenizer* t, const int* tokens, size_t n, size_t stride, size_t* bytes) {
     size_t T = model->config.T, rows = T - 1, B = min_size(opt.batch, (n + stride - 1) / stride), reached = 1,
            begin = 0;
+    check_memory(model->config, B, FOR_SCORES);
     Activations a;
     memset(&a, 0, sizeof a);
     device->create_activations(&a, model, B, rows, true);
@@ -4274,7 +4289,7 @@ static void start_run(Run* run) {
     printf("data       %zu tokens to train on, %zu to validate, vocabulary %zu\n", run->train.token_count,
            run->val.token_count, config.V);
     const char* machine = device->start();
-    check_memory(config, run->B, true);
+    check_memory(config, run->B, FOR_TRAINING);
     run->peak = device->peak();
     sum_over_processes(&run->peak, 1);
     create_model(run, from);
@@ -4672,6 +4687,18 @@ static void look_at(View* v, const int* tokens, size_t n) {
     v->loss = text_loss(v);
 }
 
+// Spearman's correlation of the heads' loss and gate: of the ranks. Equal values, which do not occur, would all get the
+// lowest of theirs.
+static double rank_correlation(const HeadView* heads, size_t count) {
+    double squares = 0, n = (double)count;
+    for (size_t i = 0; i < count; i++) {
+        double ranks = 0;
+        for (size_t k = 0; k < count; k++) ranks += (heads[k].loss < heads[i].loss) - (heads[k].gate < heads[i].gate);
+        squares += ranks * ranks;
+    }
+    return count > 1 ? 1 - 6 * squares / (n * (n * n - 1)) : NAN;
+}
+
 // A head's output always the same, its mean over the text: W^O's rows of the head become 0, and what they make of the
 // mean goes into the bias. So nothing has to be changed inside the network.
 //
@@ -4680,7 +4707,7 @@ static void look_at(View* v, const int* tokens, size_t n) {
 // taking the gate from 1 to 0 should raise the loss by -dloss/dg, if it were a straight line.
 static void ablate(View* v) {
     Config c = v->model.config;
-    size_t D = c.C / c.H, count = v->L * v->H;
+    size_t D = c.C / c.H;
     float *w = (float*)allocate(2 * (c.C + 1) * c.C, sizeof(float), "a layer's weights"), *b = w + c.C * c.C;
     float *dw = b + c.C, *db = dw + c.C * c.C, *att = (float*)allocate(v->n * c.C, sizeof(float), "heads' outputs");
     float *cut = (float*)allocate(D * c.C + c.C, sizeof(float), "a head's weights"), *bias = cut + D * c.C;
@@ -4715,15 +4742,7 @@ static void ablate(View* v) {
         }
         device->to_device(v->model.w.att_b[l], b, c.C);
     }
-    // Spearman's correlation: of the ranks. Equal values, which do not occur, would get ranks in order.
-    double squares = 0;
-    for (size_t i = 0; i < count; i++) {
-        double ranks = 0;
-        for (size_t k = 0; k < count; k++)
-            ranks += (v->heads[k].loss < v->heads[i].loss) - (v->heads[k].gate < v->heads[i].gate);
-        squares += ranks * ranks;
-    }
-    v->correlation = count > 1 ? 1 - 6 * squares / ((double)count * ((double)count * (double)count - 1)) : NAN;
+    v->correlation = rank_correlation(v->heads, v->L * v->H);
 }
 
 // The first characters of a token's text for a map's edge, each by itself, and their number. Each must be one column
@@ -4922,7 +4941,7 @@ static void write_next(FILE* f, const View* v) {
 }
 
 // Weights of all heads in 8 bits (so wrong by at most 1/510), row by row up to the diagonal; the chosen head's scores
-// q . k and log-sum-exps as they are, from which the page computes its weights anew.
+// q . k, of hidden keys too, and log-sum-exps as they are, from which the page computes its weights anew.
 static void write_data(FILE* f, const View* v) {
     Config c = v->model.config;
     size_t n = v->n, D = c.C / c.H, count = 0;
@@ -4959,7 +4978,7 @@ static void write_data(FILE* f, const View* v) {
     write_base64(f, bytes, count);
     count = 0;
     for (size_t i = 0; i < n; i++)
-        for (size_t j = 0; j <= i; j++) {
+        for (size_t j = 0; j < n; j++) {
             const float* q = v->qkv + (v->layer * n + i) * 3 * c.C + v->head * D;
             const float* k = v->qkv + (v->layer * n + j) * 3 * c.C + c.C + v->head * D;
             chosen[count++] = dot(q, k, D);
@@ -4986,8 +5005,10 @@ static void check_page(const char* path) {
     unmap_file(&old);
 }
 
-static void write_page(const View* v, const char* path) {
-    static const char here[] = "dev/view/attention.html", word[] = PAGE_DATA;
+// The template, or an empty file: then there will be no page, which is said, or refused if it was asked for.
+static File open_template(void) {
+    static const char here[] = "dev/view/attention.html";
+    File none = {"", (const uint8_t*)"", 0};
     char program[MAX_PATH];
     if (!realpath("/proc/self/exe", program)) program[0] = 0;
     const char* beside = path_in(folder_of(program), here);
@@ -4995,19 +5016,26 @@ static void write_page(const View* v, const char* path) {
     if (access(searched, R_OK)) {
         if (given("--html") || opt.live)
             die("cannot make a page: its template is not at %s, where dev/view stands beside the program", searched);
-        printf("\n(no page: its template is not at %s)\n", searched);
-        return;
+        print_wrapped("(no page: its template is not at %s)\n", searched);
+        return none;
     }
     File file = map_file(searched, "");
+    if (!memmem(file.data, file.size, PAGE_DATA, strlen(PAGE_DATA)))
+        die("%s is not the template of the page: it lacks %s", searched, PAGE_DATA);
+    return file;
+}
+
+static void write_page(const View* v, File file, const char* path) {
     const char *begin = (const char*)file.data, *end = begin + file.size;
-    const char* at = (const char*)memmem(begin, file.size, word, strlen(word));
-    if (!at) die("%s is not the template of the page: it lacks %s", searched, word);
+    const char* at = (const char*)memmem(begin, file.size, PAGE_DATA, strlen(PAGE_DATA));
+    if (!at) return;
     check_page(path);
     Text text;
     FILE* f = begin_text(&text);
     fwrite(begin, 1, (size_t)(at - begin), f);
     write_data(f, v);
-    fwrite(at + strlen(word), 1, (size_t)(end - at) - strlen(word), f);
+    at += strlen(PAGE_DATA);
+    fwrite(at, 1, (size_t)(end - at), f);
     end_text(&text, "the page");
     write_whole(path, text.text, text.length);
     printf("\nAll heads, for a browser (%.1f MB):\n%s\n", (double)text.length / 1e6, path);
@@ -5015,8 +5043,6 @@ static void write_page(const View* v, const char* path) {
 
 // The head whose map is shown: the one asked for, or that of least entropy which does not look at the first token.
 static void choose_head(View* v) {
-    if (opt.layer >= v->L) fail(2, "--layer %zu: the model has layers 0 to %zu", opt.layer, v->L - 1);
-    if (opt.head >= v->H) fail(2, "--head %zu: the model has heads 0 to %zu", opt.head, v->H - 1);
     v->layer = opt.layer, v->head = opt.head;
     double least = INFINITY;
     for (size_t i = 0; i < v->L * v->H; i++) {
@@ -5029,10 +5055,13 @@ static void choose_head(View* v) {
 
 static void run_attention(void) {
     static View v;
-    if (given("--html")) check_page(opt.html);
+    File template_file = open_template();
+    if (template_file.size) check_page(opt.html);
     load_for_use(&v.model, &v.tokenizer, true, opt.ablate);
     Config c = v.model.config;
     if (beyond_gpt2(c)) die("--attention shows what GPT-2 computes, not a model made with %s", beyond_gpt2(c));
+    if (opt.layer >= c.L) fail(2, "--layer %zu: the model has layers 0 to %zu", opt.layer, c.L - 1);
+    if (opt.head >= c.H) fail(2, "--head %zu: the model has heads 0 to %zu", opt.head, c.H - 1);
     size_t bytes = strlen(opt.attention), most = min_size(given("--tokens") ? opt.tokens : 128, c.T);
     int* tokens = (int*)allocate(bytes + 1, sizeof(int), "the text");
     size_t count = encode(&v.tokenizer, (const uint8_t*)opt.attention, bytes, tokens), n = min_size(count, most);
@@ -5045,12 +5074,14 @@ static void run_attention(void) {
     if (opt.live && weights > 20000000)
         die("--live puts the weights into the page, which %.0f MB are too many for: at most 20 MB",
             (double)weights / 1e6);
+    c.T = n;
+    check_memory(c, 1, FOR_SCORES);
     look_at(&v, tokens, n);
     if (opt.ablate) ablate(&v);
     choose_head(&v);
     print_heads(&v);
     print_map(&v);
-    write_page(&v, opt.html);
+    write_page(&v, template_file, opt.html);
 }
 
 // ====================================================================================================================
@@ -5060,6 +5091,7 @@ static void run_attention(void) {
 // all but what is for looking or measuring.
 #define LOOKS    " --layer --head --html --ablate --live "
 #define MEASURES " --stride --json "
+static void run_compare(void) { compare_devices(); }
 typedef struct {
     const char *name, *takes;
     void (*run)(void);
@@ -5072,7 +5104,11 @@ static const Way ways[] = {
      " --data --init --checkpoint --context --device --precision --seed --tokens --temperature --top-k --top-p ",
      run_generate},
     {"--attention", " --data --init --checkpoint --context --device --tokens" LOOKS, run_attention},
-    {"--eval", " --data --init --checkpoint --context --device --batch --precision" MEASURES, run_eval}};
+    {"--eval", " --data --init --checkpoint --context --device --batch --precision" MEASURES, run_eval},
+    {"--compare",
+     " --init --preset --device --precision --recompute --seed --batch --accumulate --lr --beta1 --beta2 "
+     "--weight-decay --clip ",
+     run_compare}};
 
 // The way that was asked for, or NULL. An option that changes nothing is a misunderstanding, and said.
 static const Way* chosen_way(void) {
@@ -5085,14 +5121,18 @@ static const Way* chosen_way(void) {
     for (const Option* o = options; o < options + OPTIONS; o++) {
         char name[64];
         snprintf(name, sizeof name, " %s ", o->name);
-        // A file brings the model's shape along, which may be repeated.
-        bool takes =
-            way ? strstr(way->takes, name) || !strcmp(o->name, way->name) || (o->use & SHAPE && way->run != run_memory)
-                : !strstr(LOOKS MEASURES, name);
+        // What takes --init is about a model, whose shape is given or may be repeated.
+        bool takes = way ? strstr(way->takes, name) || !strcmp(o->name, way->name) ||
+                               (o->use & SHAPE && strstr(way->takes, " --init "))
+                         : !strstr(LOOKS MEASURES, name);
         if (!o->given || takes) continue;
         if (way) fail(2, "%s has no effect with %s", o->name, way->name);
         fail(2, "%s has no effect without %s", o->name, strstr(LOOKS, name) ? "--attention" : "--eval");
     }
+    if (way && opt.init && given("--checkpoint")) fail(2, "--checkpoint has no effect with --init and %s", way->name);
+    static const char* const chances[] = {"--top-k", "--top-p", "--seed"};
+    for (int i = 0; i < (way ? 3 : 2) && !opt.temperature; i++) // training draws more than text
+        if (given(chances[i])) fail(2, "%s has no effect with --temperature 0", chances[i]);
     return way;
 }
 
@@ -5115,7 +5155,7 @@ static int train_gpt(int argc, char** argv) {
     parse_command_line(argc, argv);
     int status = 0;
     const Way* way = opt.help || opt.version ? NULL : chosen_way();
-    bool alone = way || opt.help || opt.version || opt.compare;
+    bool alone = way || opt.help || opt.version;
     uint64_t what = 2 * (uint64_t)alone + (device == &cpu);
     if (first_says(what) != what) fail(2, "the command line here is not that of rank 0: all processes need the same");
     if (alone) { // one does it
@@ -5130,7 +5170,7 @@ static int train_gpt(int argc, char** argv) {
     else if (way)
         way->run();
     else
-        status = opt.compare ? compare_devices() : run_training();
+        status = run_training();
     if (!status) check_output();
     return status;
 }

@@ -121,6 +121,25 @@ class Bench(unittest.TestCase):
         self.assertEqual((got["cached"], got["prompt"]), (T - 1, 32))
         self.assertTrue(got["ms_per_token"] > 0 and got["prompt_ms"] > 0 and got["one_by_one_ms"] > 0)
 
+    def test_report(self):
+        """The table of report.py --bench: a row a layer and pass, with its time and its share of the step."""
+        with tempfile.TemporaryDirectory() as folder:
+            log, json_file, page = (os.path.join(folder, name) for name in ("run.csv", "bench.json", "page.html"))
+            with open(log, "w") as file:
+                file.write("step,loss,val_loss,lr,grad_norm,ms,tokens_per_s\n1,4.5,,1e-3,1,10,100\n2,4.25,4,1e-3,1,10,100\n")
+            with open(json_file, "w") as file:
+                json.dump(self.all, file)
+            report = os.path.join(ROOT, "dev", "bench", "report.py")
+            done = subprocess.run([sys.executable, report, log, "--bench", json_file, "--out", page], capture_output=True)
+            self.assertEqual(done.returncode, 0, msg=done.stderr)
+            with open(page, encoding="utf-8") as file:
+                text = file.read()
+        for row in self.all["step"]["rows"]:
+            cells = f"<td>{row['layer']}</td><td>{row['pass']}</td><td>{row['ms']:.3f}</td>"
+            self.assertEqual(text.count(cells), 1, msg=cells)
+            self.assertIn(f"<td>{100 * row['of_step']:.1f} %</td>", text)
+        self.assertEqual(text.count('<rect class="bar"'), len(self.all["step"]["rows"]))
+
     def test_errors(self):
         for status, options in ((2, ["--fast"]), (2, ["--preset", "gpt5"]), (2, ["--batch"]), (2, ["--layers", "0"]),
                                 (2, ["--channels", "33"]), (1, ["--preset", "tiny", "--json", "/nowhere/b.json"]),

@@ -240,6 +240,17 @@ def imports(data, folder, work):
     shutil.rmtree(again)
     run("./train_gpt", "--init", old, "--export", again)
     check(same_weights(folder, again), "and converted it is read")
+    # The same in parts.
+    parts = work / "parts"
+    transformers.AutoModelForCausalLM.from_pretrained(folder).save_pretrained(
+        parts, safe_serialization=False, max_shard_size="100KB"
+    )
+    advice = run("./train_gpt", "--init", parts, "--export", again, status=1)
+    check("to_safetensors.py" in advice, f"pytorch_model.bin.index.json: {advice.strip()}")
+    run(sys.executable, "dev/check/to_safetensors.py", advice.split()[-1])
+    shutil.rmtree(again)
+    run("./train_gpt", "--init", parts, "--export", again)
+    check(same_weights(folder, again), "and converted it is read")
 
 
 def main():

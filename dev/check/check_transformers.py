@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Are the logits of train_gpt those of Hugging Face's GPT-2, for the same files?
+"""Are the logits of train_gpt, and its attention, those of Hugging Face's GPT-2, for the same files?
 
     python3 dev/check/check_transformers.py
 
@@ -10,15 +10,22 @@ Needs torch and transformers (dev/requirements.txt), and gcc. Two ways are compa
 
 In float32 the two must agree within 1e-4. Weights saved in 16 bits are computed with in float32 on both sides, so the
 same holds for them.
+
+And attention's weights, of every head of a random GPT-2: the page of --attention has what it takes to compute those of
+the chosen head anew, and they must be transformers' output_attentions within 1e-5.
 """
 
+import base64
+import json
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
 
+import numpy
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
@@ -80,6 +87,35 @@ def random_model(seed, V, T, C, H, L):
     return model
 
 
+def attention(train_gpt, work):
+    """Whether the weights of all heads agree. Of a token a byte, in a text where some come again."""
+    T, C, H, L = 40, 48, 4, 3
+    text = "the cat and the dog, the dog and the cat"
+    model = random_model(9, 256, T, C, H, L)
+    folder, data, page = (os.path.join(work, name) for name in ("attention", "bytes", "attention.html"))
+    model.save_pretrained(folder, safe_serialization=True)
+    file = os.path.join(work, "bytes.txt")
+    with open(file, "w") as f:
+        f.write(text * 100)
+    run(sys.executable, os.path.join(ROOT, "prepare_data.py"), "--tokenizer", "bytes", "--out", data, file)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager")
+    with torch.no_grad():
+        theirs = theirs.eval()(torch.tensor([list(text.encode())]), output_attentions=True).attentions
+    worst, n = 0.0, len(text)
+    for l in range(L):
+        for h in range(H):
+            look = ("--layer", str(l), "--head", str(h), "--html", page)
+            run(train_gpt, "--data", data, "--init", folder, "--attention", text, *look, cwd=ROOT)
+            with open(page, encoding="utf-8") as f:
+                chosen = json.loads(re.search(r'id="data">(.*?)</script>', f.read(), re.S).group(1))["chosen"]
+            numbers = lambda name: torch.tensor(numpy.frombuffer(base64.b64decode(chosen[name]), "<f4").copy())
+            scores, lse = numbers("scores").reshape(n, n), numbers("lse").reshape(n, 1)
+            ours = torch.exp(scores / (C / H) ** 0.5 - lse).tril()
+            worst = max(worst, float((ours - theirs[l][0, h]).abs().max()))
+    print(f"attention's weights: largest difference {worst:.1e}, in {L * H} heads")
+    return worst <= 1e-5
+
+
 def in_half(folder, half, dtype):
     """A copy of a saved model with its weights in 16 bits."""
     os.makedirs(half)
@@ -129,8 +165,11 @@ def main():
         theirs = transformers.AutoModelForCausalLM.from_pretrained(exported)
         tokens = list(b"The lazy fox jumps over the quick brown dog.")
         good &= compare("  out", c_logits(logits, checkpoint, tokens), their_logits(theirs, tokens))
+        same_attention = attention(train_gpt, work)
     if not good:
         sys.exit(f"check_transformers.py: the logits differ by more than {LIMIT}, or are not comparable")
+    if not same_attention:
+        sys.exit("check_transformers.py: attention's weights differ by more than 1e-5")
 
 
 if __name__ == "__main__":

@@ -590,10 +590,10 @@ def data_prepared_anew():
         prepare(folder, name, "--vocab-size", "400")
     good(run(*SMALL, "--data", "a", "--steps", "2"))
     before = good(run("--data", "a", "--generate", "def", "--tokens", "9")).stdout
-    assert good(run("--data", "b", "--generate", "def", "--tokens", "9")).stdout == before
-    refused(run("--data", "b", "--resume", "--steps", "3"), "not made with the tokenizer")
-    refused(run("--batch", "2", "--data", "b", "--init", "gpt.safetensors", "--checkpoint", "c"),
-            "not made with the tokenizer")
+    assert good(run("--generate", "def", "--tokens", "9")).stdout == before
+    for other in (("--resume", "--steps", "3"), ("--batch", "2", "--init", "gpt.safetensors", "--checkpoint", "c"),
+                  ("--generate", "def"), ("--tokenize", "a.txt", "--checkpoint", "gpt.safetensors")):
+        refused(run("--data", "b", *other), "another tokenizer than b/tokenizer.bin", "leave out --data")
     refused(run(*SMALL, "--data", "a", "--train", "b/train.bin", "--steps", "1"), "not made with the tokenizer")
     shutil.copy("b/train.bin", "a/train.bin")   # as if killed between two renames
     refused(run(*SMALL, "--data", "a", "--steps", "1"), "not made with the tokenizer")
@@ -674,6 +674,13 @@ def options_that_swallow_options():
     refused(run("--resume", "--steps", "1"), "has done 2 steps")
     for idle in ("--layers", "3"), ("--log", "x"), ("--steps", "3"), ("--recompute",):
         refused(run("--memory", *idle), "no effect with --memory", status=2)
+    refused(run("--tokenize", "data/train.bin", "--layers", "1"), "no effect with --tokenize", status=2)
+    refused(run("--generate", "x", "--top-k", "3", "--temperature", "0"), "no effect with --temperature 0", status=2)
+    refused(run("--generate", "x", "--seed", "3", "--temperature", "0"), "no effect with --temperature 0", status=2)
+    refused(run("--temperature", "0", "--top-p", "0.5"), "no effect with --temperature 0", status=2)
+    for way in ("--generate", "x"), ("--attention", "x y"), ("--eval", "data/train.bin"), ("--export", "folder"):
+        refused(run(*way, "--init", "gpt.safetensors", "--checkpoint", "other"),
+                "--checkpoint has no effect with --init", status=2)
     assert sorted(os.listdir()) == ["data", "gpt.safetensors"]
 
 

@@ -60,8 +60,10 @@ def near(x, right, limit, what):
 class Program:
     def __init__(self, work):
         self.model, self.work = str(work / "gpt.safetensors"), work
-        self.log = work / "<run>.csv"
-        self.run("--layers", "3", "--steps", "300", "--sample-every", "0", "--val-every", "100", "--log", str(self.log))
+        self.log, self.other_log = work / "<run>.csv", work / "other.csv"
+        few = "--layers 1 --heads 1 --channels 16 --steps 20 --sample-every 0 --val-every 10 --tokens 0".split()
+        self.run(*few, "--log", str(self.other_log), "--checkpoint", str(work / "other.safetensors"))
+        self.run("--steps", "300", "--sample-every", "0", "--val-every", "100", "--log", str(self.log))
 
     def run(self, *options):
         command = ["./train_gpt", "--checkpoint", self.model, *options]
@@ -229,7 +231,7 @@ def terminal(program):
             "control characters are printed",
         )
         table[columns] = [x for x in lines if re.match(r" +\d+ +\d+ ", x)]
-        check(len(table[columns]) == 12, f"{columns} columns: {len(table[columns])} heads")
+        check(len(table[columns]) == 8, f"{columns} columns: {len(table[columns])} heads")
     check(
         "gate+" in program.in_terminal(80, "--attention", PLAIN, "--ablate", "--html", str(program.work / "t.html")),
         "80 columns do not hold the table",
@@ -311,9 +313,9 @@ def page(program, browser, w, c):
         rows = browser.js(
             "return [...document.querySelectorAll('#pieces tbody tr')].map(r => [...r.cells].map(c => c.textContent))"
         )
-        check(len(rows) == n and rows[-1][4] == "hidden", "pieces: rows")
+        check(len(rows) == n and rows[-1][4:] == ["masked", "0"], "pieces: rows")
         root = (c.C / c.H) ** 0.5
-        for j, row in enumerate(rows[: query + 1]):
+        for j, row in enumerate(rows):
             right = scores[layer, head, query, j]
             near(float(row[3]), right, 1e-4 + 1e-5 * abs(right), f"scaled {j}")
             near(float(row[2]), right * root, 1e-3 + 1e-5 * abs(right), f"q k {j}")
@@ -359,6 +361,11 @@ def page(program, browser, w, c):
                 check(numbers == sorted(numbers, reverse=order < 0), f"column {k} does not sort: {column}")
         browser.js("document.querySelectorAll('#heads tbody tr')[3].click()")
         check(browser.js("return document.querySelectorAll('#heads tr.chosen').length") == 1, "a row chooses its head")
+        row = browser.element("#heads tbody tr:nth-child(6)")
+        wanted = [cell.text for cell in row.find_elements("css selector", "td")][:2]
+        row.send_keys(Keys.ENTER)
+        check(browser.text("largeTitle") == "Layer {}, head {}".format(*wanted), "Enter on a row chooses its head")
+        check(browser.js("return document.activeElement.className") == "chosen", "and stays there")
         # Lines, and the light.
         browser.js("document.querySelectorAll('#lines text')[4].dispatchEvent(new MouseEvent('click'))")
         check(browser.js("return query") == 2, "a click on the lines' text")
@@ -403,18 +410,36 @@ def live(program, browser, w, c):
     print(
         f"logits of the page: up to {worst:.1e} from those of float32's weights, where half precision allows {allowed:.1e}"
     )
-    # Typing shows the same as the program would of that text.
+    # Typing shows the same as the program would of that text: first the table of heads of the page's own text, where
+    # weights of half precision change little, then a text that goes on otherwise than the one before.
     typed = "import os\0\u202e\u0301x</script>"
-    browser.js("$('typed').value = arguments[0]; $('typed').dispatchEvent(new Event('input'))", typed)
-    browser.driver.execute_async_script("setTimeout(arguments[0], 500)")
+    type_in = "$('typed').value = arguments[0]; $('typed').dispatchEvent(new Event('input'))"
+    for text in PLAIN, "import oss", typed:
+        browser.js(type_in, text)
+        browser.driver.execute_async_script("setTimeout(arguments[0], 500)")
+        if text == PLAIN:
+            ours, stored = browser.js("return [view.heads, data.heads]")
+            for one, other in zip(ours, stored):
+                check(one["pattern"] == other["pattern"], f"live, a head's pattern: {one}, not {other}")
+                check(np.allclose(one["numbers"], other["numbers"], atol=0.02), f"live, a head: {one}, not {other}")
+            shown = browser.js("return document.querySelectorAll('#heads tbody tr').length")
+            check(shown == len(stored) == c.L * c.H, "live: the table of heads")
     tokens = program.tokens(typed)
     check(browser.js("return view.ids") == tokens, "tokens as one types")
     weights = computed(halves, c, tokens)[1]
     n = len(tokens)
-    browser.element('[data-at="2,1"]').click()
+    browser.element('[data-at="1,2"]').click()
     for i, j in (n - 1, 0), (n - 1, n - 2), (n // 2, 1):
         browser.move_to(i, j, n)
-        near(shown_number(browser.text("hover")), weights[2, 1, i, j], 1e-5, f"hover, live, {i},{j}")
+        near(shown_number(browser.text("hover")), weights[1, 2, i, j], 1e-5, f"hover, live, {i},{j}")
+    scores = computed(halves, c, tokens)[0][1, 2] * (c.C / c.H) ** 0.5
+    ours = browser.js("return view.ids.map((_, i) => view.ids.map((_, j) => view.exact(1, 2).score(i, j)))")
+    check(np.abs(ours - scores).max() <= 1e-5 * np.abs(scores).max(), "live: q k of every query and key")
+    said = browser.js("return view.next.map(x => x.rank ? x.bits : 0)")
+    logits = computed(halves, c, tokens)[2]
+    p = np.exp(logits - logits.max(-1, keepdims=True))
+    right = [-np.log2(p[i, t] / p[i].sum()) for i, t in enumerate(tokens[1:])] + [0]
+    check(np.allclose(said, right, atol=1e-3), f"live: bits of the next tokens {said}, not {right}")
     check(len(browser.js("return $('tokens').textContent")) > 0 and "\0" not in browser.text("tokens"), "NUL is shown")
     # Writing: without chance the program's very text; and how fast.
     for prompt in PLAIN, "class ":
@@ -445,19 +470,20 @@ def live(program, browser, w, c):
 
 
 def report(program, browser):
-    """dev/bench/report.py of the run, twice beside itself."""
+    """dev/bench/report.py of two runs."""
     out, text = program.work / "report.html", program.work / "sample"
     text.write_text("</pre><script>alert(1)</script>")
-    command = [sys.executable, ROOT / "dev/bench/report.py", program.log, program.log, "--out", out, "--samples", text]
+    command = [sys.executable, ROOT / "dev/bench/report.py", program.log, program.other_log, "--out", out, "--samples", text]
     for _ in range(2):  # and over itself
         check(subprocess.run(command, capture_output=True).returncode == 0, "report.py")
-    text_of_log = program.log.read_text().split()
     browser.open(out)
     check(browser.js("return document.querySelectorAll('section').length") == 5, "report: panels")
     check(browser.js("return document.querySelectorAll('polyline').length") == 10, "report: lines")
-    check(browser.js("return document.querySelectorAll('circle').length") == 6, "report: three validations a run")
-    last = browser.js("return document.querySelector('tr:nth-child(2)').cells[2].textContent")
-    near(float(last), float(text_of_log[-1].split(",")[1]), 6e-5, "report: the last loss")
+    check(browser.js("return document.querySelectorAll('circle').length") == 5, "report: validations, three and two")
+    for i, log in enumerate((program.log, program.other_log)):
+        row = browser.js("return [...document.querySelectorAll('tr')[arguments[0]].cells].map(x => x.textContent)", 1 + i)
+        check(row[0].strip() == log.name.removesuffix(".csv"), f"report: the run's name is {row[0]!r}")
+        near(float(row[2]), float(log.read_text().split()[-1].split(",")[1]), 6e-5, "report: the last loss")
     check(browser.js("return document.scripts.length") == 0, "report: a script")
     for dark in False, True:
         browser.picture(None, 390, dark)
@@ -481,7 +507,12 @@ def main():
             live(program, browser, w, c)
             report(program, browser)
             browser.open(program.page("page.html", PLAIN, "--ablate", "--live"))
-            for name, width, dark in ("light", 1200, False), ("dark", 1200, True), ("phone", 390, False):
+            for name, width, dark in (
+                ("light", 1200, False),
+                ("dark", 1200, True),
+                ("phone", 390, False),
+                ("phone-dark", 390, True),
+            ):
                 browser.picture(pictures and pictures / f"{name}.png", width, dark)
         finally:
             browser.driver.quit()
