@@ -216,9 +216,9 @@ build/bench: dev/bench/bench.c train_gpt.c Makefile build/compile | tools
 bench: build/bench
 	./build/bench $(BENCH)
 	@if nvidia-smi -L >/dev/null 2>&1 && command -v $(NVCC) >/dev/null; then \
-	    $(MAKE) --no-print-directory train_gpt_cu && ./train_gpt_cu --compare && \
-	    { timeout 60 ./train_gpt_cu --compare --device cuda --preset gpt2 --batch 16 || \
-	      timeout 60 ./train_gpt_cu --compare --device cuda --preset gpt2 --batch 4; }; fi
+	    $(MAKE) --no-print-directory train_gpt_cu && timeout 40 ./train_gpt_cu --compare && \
+	    { timeout 40 ./train_gpt_cu --compare --device cuda --preset gpt2 --batch 16 || \
+	      timeout 40 ./train_gpt_cu --compare --device cuda --preset gpt2 --batch 4; }; fi
 
 # clang tells of loops that it unrolls instead of vectorising, being so short here.
 build/by_hand: dev/learn/by_hand.c train_gpt.c Makefile build/compile | tools

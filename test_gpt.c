@@ -1646,23 +1646,28 @@ static void test_memory(void) {
 
 static void make_model(Model* m, Config config, bool training, uint64_t seed);
 
-// --recompute takes less memory and changes no bit, but where GELU is folded into a multiply of bfloat16s.
+// --recompute takes less memory and changes no bit, but where GELU is folded into a multiply of bfloat16s. With the head
+// in parts, as the twin has it for more logits, sums come in another order.
 static void test_recompute(void) {
-    enum { B = 3, T = 24, N = B * T };
+    enum { B = 3, T = 24, N = B * T, CASES = TWINS ? 3 : 2 };
     const Config config = {256, T, 40, 2, 3};
     int tokens[N], targets[N];
-    double losses[2];
-    float* gradients[2] = {NULL, NULL};
-    size_t bytes[2], n = 0;
+    double losses[CASES];
+    float* gradients[CASES];
+    size_t bytes[CASES], n = 0;
     for (size_t i = 0; i < N; i++) {
         tokens[i] = (int)(random_bits(1, i) % 256);
         targets[i] = (int)(random_bits(2, i) % 256);
     }
-    for (int again = 0; again < 2; again++) {
+    for (int again = 0; again < CASES; again++) {
+#ifdef TWIN
+        size_t few = gpu::few_logits;
+        if (again == 2) gpu::few_logits = 7 * config.V;
+#endif
         Model m;
         Activations a;
         memset(&a, 0, sizeof a);
-        recompute = again;
+        recompute = again > 0;
         make_model(&m, config, true, 5);
         device->create_activations(&a, &m, B, T, true);
         for (int twice = 0; twice < 2; twice++) {
@@ -1673,14 +1678,22 @@ static void test_recompute(void) {
         gradients[again] = from_device(m.gradients, n = m.block_size);
         bytes[again] = device->memory(config, B, T, true);
         device->free_activations(&a), device->free_model(&m);
+#ifdef TWIN
+        gpu::few_logits = few;
+#endif
     }
     recompute = false;
     size_t saved = 6 * config.C * (config.L - 1) * N * (TWINS && BFLOAT16 ? 2 : 4);
     CHECK(bytes[0] - bytes[1] >= saved, "%zu bytes are saved, not %zu", bytes[0] - bytes[1], saved);
-    double off = euclidean_distance(gradients[0], gradients[1], n) / euclidean_norm(gradients[0], n);
-    CHECK(BFLOAT16 ? fabs(losses[1] / losses[0] - 1) <= COARSER * FLOOR / 8 : losses[0] == losses[1],
-          "the loss is %.9g instead of %.9g", losses[1], losses[0]);
-    CHECK(BFLOAT16 ? off <= COARSER * FLOOR : off == 0, "the gradients differ by %g", off);
+    CHECK(bytes[CASES - 1] < bytes[1] || !TWINS, "the head in parts takes %zu bytes", bytes[CASES - 1]);
+    for (int i = 1; i < CASES; i++) {
+        double off = euclidean_distance(gradients[0], gradients[i], n) / euclidean_norm(gradients[0], n);
+        double loss_off = fabs(losses[i] / losses[0] - 1), loss_allowed = i == 1 ? 0 : FLOOR,
+               allowed = i == 1 ? 0 : 8 * FLOOR;
+        if (BFLOAT16) loss_allowed = COARSER * FLOOR / 8, allowed = i * COARSER * FLOOR;
+        CHECK(loss_off <= loss_allowed, "case %d: the loss is %.9g instead of %.9g", i, losses[i], losses[0]);
+        CHECK(off <= allowed, "case %d: the gradients differ by %g", i, off);
+    }
     free_borrowed();
 }
 
@@ -5433,8 +5446,8 @@ static void test_attention_cli(void) {
 
 enum { TWIN_STEPS = SLOW ? 24 : 200 };
 
-// A row's loss is the difference of two numbers, each found from rounded ones and rounded: in float32 four times, by
-// 2^-24. What bfloat16 leaves of the logits is off by more, but as often up as down.
+// A row's loss is the difference of two numbers, lse and a logit, each found from rounded ones and rounded: in float32
+// four times, by 2^-24 of them. What bfloat16 leaves of the logits is off by more, but as often up as down.
 #define LOSS_FLOOR (BFLOAT16 ? COARSER * FLOOR / 8 : 0x1p-22)
 
 // A model in training on a device, from the same weights always, on two batches of random tokens in turn.
@@ -5492,8 +5505,9 @@ enum { TWIN_CONFIGS = sizeof twin_configs / sizeof *twin_configs };
 // Both take the same steps, and from step to step the twin goes on from the CPU's weights and moments. Otherwise a
 // difference in the last bits would grow, since AdamW moves weights whose gradient is nearly 0 as far as others: the CPU
 // without fused multiply-adds is 0.02 off the CPU with them after 200 such steps. A pass has the loss to within its
-// rounding, and the gradient too; so by how much the loss falls in a step is known to the gradient's precision. Then
-// both train by themselves, and must have learned.
+// rounding, that of the largest lse, and the gradient too; so by how much the loss falls in a step is known to the
+// gradient's precision. (The CPU without fused multiply-adds is within 0.08 of this bound over 200 steps in float32.
+// There lse grows to 15 while the loss falls to 0.0002.) Then both train by themselves, and must have learned.
 static void test_twin_trains_alike(void) {
     for (size_t c = 0; c < TWIN_CONFIGS; c++) {
         double on_cpu[TWIN_STEPS], on_twin[TWIN_STEPS], again[TWIN_STEPS], worst = 0;
@@ -5507,13 +5521,14 @@ static void test_twin_trains_alike(void) {
             gpu::to_device(twins->weights, ours->weights, n);
             gpu::to_device(twins->moment1, ours->moment1, n);
             gpu::to_device(twins->moment2, ours->moment2, n);
-            double before[2], after[2];
+            double before[2], after[2], largest = 0;
             for (int i = 0; i < 2; i++) {
                 before[i] = training_step(&both[i], tokens + at, targets + at, B, step);
                 device->forward(&both[i].model, &both[i].a, tokens + at, targets + at, B, twin_configs[c].T, 0, false);
                 after[i] = take_loss(&both[i].model);
             }
-            double allowed = LOSS_FLOOR * (1 + before[0]), fell = COARSER * FLOOR * 4 * fabs(before[0] - after[0]);
+            for (size_t i = 0; i < rows; i++) largest = fmax(largest, fabsf(both[0].a.logits_lse[i]));
+            double allowed = LOSS_FLOOR * (1 + largest), fell = COARSER * FLOOR * 4 * fabs(before[0] - after[0]);
             double error = fabs(before[1] - before[0]) / allowed, error2 = fabs(after[1] - after[0]) / (allowed + fell);
             CHECK(error <= 1, "step %zu: the loss is %.7f, on the CPU %.7f", step + 1, before[1], before[0]);
             CHECK(error2 <= 1, "step %zu leaves a loss of %.7f, on the CPU %.7f", step + 1, after[1], after[0]);

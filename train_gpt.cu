@@ -64,11 +64,13 @@ static void check_status(cudaError_t status, const char* call, int line) {
     const char* advice = by_kernel ? "; CUDA_LAUNCH_BLOCKING=1 tells which kernel's fault it is" : "";
     if (status) die("%s failed: %s%s (train_gpt.cu, line %d)", call, cudaGetErrorString(status), advice, line);
 }
-static size_t multiplied[3]; // M, N, K of the latest multiply
+static size_t multiplied[3]; // M, N, K of the latest multiply, if there was one
 static void check_status(cublasStatus_t status, const char* call, int line) {
-    if (status)
-        die("%s failed: %s, for (%zu,%zu) times (%zu,%zu) (train_gpt.cu, line %d)", call, cublasLtGetStatusName(status),
-            multiplied[0], multiplied[2], multiplied[2], multiplied[1], line);
+    char shape[100] = "";
+    if (multiplied[0])
+        snprintf(shape, sizeof shape, ", for (%zu,%zu) times (%zu,%zu)", multiplied[0], multiplied[2], multiplied[2],
+                 multiplied[1]);
+    if (status) die("%s failed: %s%s (train_gpt.cu, line %d)", call, cublasLtGetStatusName(status), shape, line);
 }
 #ifdef WITH_MPI
 static void check_status(ncclResult_t status, const char* call, int line) {
@@ -345,7 +347,8 @@ static cublasLtMatrixLayout_t layout(cudaDataType_t type, size_t width, size_t r
     return l;
 }
 
-static void choose_algorithm(Plan* plan, uint32_t alignment) {
+// may_fail: somebody knows what to do without, and what kind of error says that there is none does not matter.
+static void choose_algorithm(Plan* plan, uint32_t alignment, bool may_fail) {
     cublasLtMatmulPreference_t preference;
     check(cublasLtMatmulPreferenceCreate(&preference));
     set(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, (size_t)WORKSPACE);
@@ -358,7 +361,8 @@ static void choose_algorithm(Plan* plan, uint32_t alignment) {
     int found = 0;
     cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(multiplier, plan->operation, plan->a, plan->b, plan->c,
                                                            plan->c, preference, 1, &choice, &found);
-    if (status != CUBLAS_STATUS_NOT_SUPPORTED) check_status(status, "cublasLtMatmulAlgoGetHeuristic", __LINE__);
+    if (!may_fail && status != CUBLAS_STATUS_NOT_SUPPORTED)
+        check_status(status, "cublasLtMatmulAlgoGetHeuristic", __LINE__);
     plan->is_plain = status || !found;
     if (!plan->is_plain) plan->algorithm = choice.algo;
     check(cublasLtMatmulPreferenceDestroy(preference));
@@ -382,10 +386,10 @@ __global__ static void plain_matmul_kernel(S* c, Matrix a, Matrix b, const real*
 
 // c (M,N) = alpha times a (M,K) times b (K,N), plus bias (N), plus add (M,N), each of which may be NULL; with add == c
 // the product is accumulated. c is of reals or of floats. False, and nothing done, if cuBLASLt cannot do what is to be
-// folded in; with nothing folded in it is always true.
+// folded in.
 template <typename S>
-static bool matmul(S* c, Matrix a, Matrix b, const real* bias, const S* add, size_t M, size_t N, size_t K,
-                   float alpha = 1, Folded folded = NOTHING) {
+[[nodiscard]] static bool matmul(S* c, Matrix a, Matrix b, const real* bias, const S* add, size_t M, size_t N, size_t K,
+                                 float alpha, Folded folded) {
     cublasLtEpilogue_t epilogue =
         bias && folded.what == CUBLASLT_EPILOGUE_DEFAULT ? CUBLASLT_EPILOGUE_BIAS : folded.what;
     uint32_t alignment = ((size_t)a.p | (size_t)b.p | (size_t)c | (size_t)add) % 16 ? sizeof(real) : 16;
@@ -416,7 +420,7 @@ static bool matmul(S* c, Matrix a, Matrix b, const real* bias, const S* add, siz
         set(plan.operation, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, folded.at);
         set(plan.operation, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, (int64_t)N);
     }
-    if (is_new) choose_algorithm(&plan, alignment);
+    if (is_new) choose_algorithm(&plan, alignment, folded.at || M == 1 || N == 1 || K == 1);
     double operations = 2.0 * (double)M * (double)N * (double)K;
     if (plan.is_plain && folded.at) return false;
     if (plan.is_plain) {
@@ -431,6 +435,13 @@ static bool matmul(S* c, Matrix a, Matrix b, const real* bias, const S* add, siz
                          plan.c, &plan.algorithm, workspace, WORKSPACE, stream));
     launched("cublasLtMatmul", cudaSuccess, operations);
     return true;
+}
+
+// The same with nothing folded in, which always can be done.
+template <typename S>
+static void matmul(S* c, Matrix a, Matrix b, const real* bias, const S* add, size_t M, size_t N, size_t K,
+                   float alpha = 1) {
+    (void)matmul(c, a, b, bias, add, M, N, K, alpha, NOTHING);
 }
 
 // ====================================================================================================================
@@ -1165,6 +1176,7 @@ __global__ static void __launch_bounds__(ATTENTION_THREADS)
     attention_backward_keys_kernel(real* dqkv, const real* dout, const real* qkv, const float2* rows, int T, int C,
                                    int H, int heads) {
     constexpr int ROW = Tiling<HEAD>::ROW, QUERIES = Tiling<HEAD>::TILE_ROWS, KEYS = ATTENTION_WARPS * 16;
+    static_assert(KEYS % QUERIES == 0, "a block's first key is the first query of a tile");
     int D = C / H, head = blockIdx.x % heads, b = head / H, h = head % H, warp = threadIdx.x / WARP;
     int first = blockIdx.x / heads * KEYS, key0 = first + warp * 16;
     size_t first_row = (size_t)b * T;
@@ -1196,10 +1208,9 @@ __global__ static void __launch_bounds__(ATTENTION_THREADS)
         if (threadIdx.x < QUERIES) cp_async<8>(tile_rows + stage * QUERIES + threadIdx.x, rows + i, i < T);
     };
     float dk[HEAD / 8][4] = {}, dv[HEAD / 8][4] = {};
-    int begin = first / QUERIES * QUERIES;
-    fetch(begin, 0);
+    fetch(first, 0);
     cp_async_commit();
-    for (int i0 = begin, stage = 0; i0 < T; i0 += QUERIES, stage ^= 1) {
+    for (int i0 = first, stage = 0; i0 < T; i0 += QUERIES, stage ^= 1) {
         if (i0 + QUERIES < T) fetch(i0 + QUERIES, stage ^ 1);
         cp_async_commit();
         cp_async_wait<1>();
@@ -1700,7 +1711,7 @@ __global__ static void mean_loss_kernel(Results* results, const float* losses, s
 }
 
 // The MLP's first half. In training GELU comes along with the multiply where the matrix units' arithmetic is all that is
-// asked for; fc keeps its input. Generation has too few rows for that to matter, and for a single row there may be no
+// asked for, and cuBLASLt has an algorithm for it; fc keeps its input. Generation has too few rows for that to matter, and for a single row there may be no
 // algorithm. With --recompute it is found twice, from the same fc, so that both find the same.
 static bool gelu_is_folded_in(bool training, size_t rows, size_t C) {
     return training && !recompute && rows > 1 && sizeof(real) == 2 && C % WIDTH == 0;
@@ -1741,13 +1752,12 @@ static void run_forward(Model* model, Activations* activations, bool with_target
         done("att_w");
         layernorm_forward(a.ln2[l], a.ln2_mean[l], a.ln2_rstd[l], a.mid[l], p->ln2_w[l], p->ln2_b[l], rows, C);
         done("ln2");
-        if (gelu_is_folded_in(activations->training, rows, C)) {
-            matmul(a.gelu[l], matrix(a.ln2[l], C), matrix(w->fc_w[l], 4 * C), w->fc_b[l], none, rows, 4 * C, C, 1,
-                   Folded{CUBLASLT_EPILOGUE_GELU_AUX_BIAS, a.fc[l]});
-            done("fc_w");
-        } else {
-            linear_forward(a.fc[l], a.ln2[l], w->fc_w[l], w->fc_b[l], none, rows, C, 4 * C);
-            done("fc_w");
+        bool folded = gelu_is_folded_in(activations->training, rows, C) &&
+                      matmul(a.gelu[l], matrix(a.ln2[l], C), matrix(w->fc_w[l], 4 * C), w->fc_b[l], none, rows, 4 * C,
+                             C, 1, Folded{CUBLASLT_EPILOGUE_GELU_AUX_BIAS, a.fc[l]});
+        if (!folded) linear_forward(a.fc[l], a.ln2[l], w->fc_w[l], w->fc_b[l], none, rows, C, 4 * C);
+        done("fc_w");
+        if (!folded) {
             gelu_forward(a.gelu[l], a.fc[l], rows * 4 * C);
             done("gelu");
         }
@@ -1815,14 +1825,13 @@ static void run_backward(Model* model, Activations* activations, size_t B, size_
             layernorm_forward(a.ln2[l], a.ln2_mean[l], a.ln2_rstd[l], a.mid[l], p->ln2_w[l], p->ln2_b[l], rows, C);
             gelu_forward(a.gelu[l], a.fc[l], rows * 4 * C);
         }
-        if (gelu_is_folded_in(activations->training, rows, C)) {
-            matmul(a.dfc, matrix(a.dresidual, C), transposed(w->mlp_w[l], C), NULL, none, rows, 4 * C, C, 1,
-                   Folded{CUBLASLT_EPILOGUE_DGELU, a.fc[l]});
-            linear_backward(NULL, d->mlp_w[l], d->mlp_b[l], a.dresidual, a.gelu[l], w->mlp_w[l], rows, 4 * C, C);
-            done("mlp_w");
-        } else {
-            linear_backward(a.dfc, d->mlp_w[l], d->mlp_b[l], a.dresidual, a.gelu[l], w->mlp_w[l], rows, 4 * C, C);
-            done("mlp_w");
+        bool folded = gelu_is_folded_in(activations->training, rows, C) &&
+                      matmul(a.dfc, matrix(a.dresidual, C), transposed(w->mlp_w[l], C), NULL, none, rows, 4 * C, C, 1,
+                             Folded{CUBLASLT_EPILOGUE_DGELU, a.fc[l]});
+        linear_backward(folded ? NULL : a.dfc, d->mlp_w[l], d->mlp_b[l], a.dresidual, a.gelu[l], w->mlp_w[l], rows,
+                        4 * C, C);
+        done("mlp_w");
+        if (!folded) {
             gelu_backward(a.dfc, a.dfc, a.fc[l], rows * 4 * C);
             done("gelu");
         }
@@ -2217,10 +2226,10 @@ static void add_row(std::vector<Row>& rows, const Mark& m, double ms) {
 }
 
 // What a call of a kernel computes, or else the bytes that at least it must read and write, n being the tokens. Multiplies
-// say it themselves. Kernels that are not here have little to do.
+// say it themselves. Kernels that are not here have little to do. Of the logits, a call has as many as a part of the head.
 static double work_of(const char* kernel, Config c, double n, double parameters, bool* is_bytes) {
     double C = (double)c.C, product = n * C * (double)c.T, row = n * C * sizeof(real),
-           logits = n * (double)padded_V(c.V);
+           logits = n * (double)padded_V(c.V) / blocks((size_t)n, head_rows(c.V));
     const struct {
         const char* kernel;
         double operations, bytes;
@@ -2235,6 +2244,7 @@ static double work_of(const char* kernel, Config c, double n, double parameters,
                  {"attention_backward_queries_kernel", 3 * product, 0},
                  {"gelu_forward_kernel", 0, 8 * row},
                  {"gelu_backward_kernel", 0, 12 * row},
+                 {"cross_entropy_kernel<false>", 0, logits * sizeof(real)},
                  {"cross_entropy_kernel<true>", 0, 2 * logits * sizeof(real)},
                  {"norm_kernel", 0, parameters * sizeof(float)},
                  {"adamw_kernel", 0, parameters * (8 * sizeof(float) + sizeof(real))}};

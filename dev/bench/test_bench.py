@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import types
 import unittest
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -165,6 +166,49 @@ class LLMC(unittest.TestCase):
                 self.assertNotIn("gcc is left out", done.stdout)
                 self.assertEqual(done.returncode, 1)
                 self.assertRegex(done.stderr, "^llmc.py: .*" + last)
+
+
+class OnGPU(unittest.TestCase):
+    """What pytorch.py --device cuda reads of the programs that it runs: here they are scripts that print it."""
+
+    def setUp(self):
+        try:
+            import pytorch
+        except SystemExit:
+            self.skipTest("no PyTorch")
+        self.pytorch = pytorch
+        self.folder = tempfile.TemporaryDirectory()
+        self.addCleanup(self.folder.cleanup)
+        self.options = types.SimpleNamespace(preset="gpt2", layers=3, heads=2, channels=16, context=8, batch=4, vocab=99,
+                                             twin=os.path.join(self.folder.name, "twin"), llmc=self.folder.name)
+
+    def program(self, name, script):
+        path = os.path.join(self.folder.name, name)
+        with open(path, "w") as file:
+            file.write("#!/bin/sh\n" + script)
+        os.chmod(path, 0o755)
+
+    def test_twin(self):
+        self.program("twin", """[ "$*" = "--compare --device cuda --preset gpt2 --layers 3 --heads 2 --channels 16 \
+--context 8 --batch 4" ] || exit 1
+            echo "model      vocabulary 50257: 12345 parameters; 32 tokens a step"
+            echo "| machine | model | batch | ms a step | tokens/s | TFLOP/s | of its own multiply's |"
+            echo "|---|---|---|---|---|---|---|"
+            echo "| GPU | gpt2 | 4 x 8 | 2.50 | 12800 | 1.5 | 40.0% |" """)
+        self.assertEqual(self.pytorch.twins(self.options),
+                         {"ms": 2.5, "machine": "GPU", "share": "40.0%", "parameters": 12345})
+        self.program("twin", "echo no memory >&2; exit 1")
+        with self.assertRaisesRegex(SystemExit, "no memory"):
+            self.pytorch.twins(self.options)
+
+    def test_llmc(self):
+        self.program("train_gpt2cu", """case "$*" in "-e d3 -i "*" -b 4 -t 8 -d 32 -x 12 "*) ;; *) exit 1;; esac
+            [ $(wc -c <"$4") = $((1024 + 2 * (14 * 32 + 1))) ] || exit 1
+            for ms in 90 50 3 5 4; do echo "step 1/12 | loss 11.0 | norm 1.0 | lr 1e-4 | $ms.25 ms | 40.0% bf16 MFU"; done""")
+        self.assertEqual(self.pytorch.llmc(self.options), 4.25)
+        self.program("train_gpt2cu", "echo out of memory")
+        with self.assertRaisesRegex(RuntimeError, "out of memory"):
+            self.pytorch.llmc(self.options)
 
 
 class Result(unittest.TextTestResult):

@@ -18,7 +18,8 @@
 //                 all but the first are as early as they may be, instead: so is what they take before it is there.
 //     addresses   of more than a number at a time must be multiples of its size, which x86 would not ask for.
 //     multiplies  of bfloat16 cut off what the matrix units cut off, cuBLASLt adds in an order that depends on the
-//                 shape, and knows no way to multiply by a single row or column: all that it may do, too.
+//                 shape, knows no way to multiply by a single row or column, nor, at times, to fold GELU in: all that it
+//                 may do, too.
 //
 //     NCCL        is MPI's messages between as many such processes, in a program built with WITH_MPI.
 //
@@ -1032,9 +1033,16 @@ static inline cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t, cu
                                                             cublasLtMatmulHeuristicResult_t* choice, int* found) {
     size_t K = operation->transposed[0] == CUBLAS_OP_T ? a->rows : a->columns;
     bool sums_columns = operation->epilogue == CUBLASLT_EPILOGUE_BGRADA;
+    // Of the small ones, some fold in GELU and others its derivative, some both and others neither.
+    size_t refused = operation->epilogue == CUBLASLT_EPILOGUE_GELU_AUX_BIAS ? 2
+                     : operation->epilogue == CUBLASLT_EPILOGUE_DGELU       ? 5
+                                                                            : SIZE_MAX;
     choice->algo = {*operation, *a, *b, *c, *d, *preference};
-    *found = c->rows > 1 && c->columns > 1 && K > 1 && (!sums_columns || (a->type == CUDA_R_16BF && c->rows % 8 == 0));
-    return *found ? CUBLAS_STATUS_SUCCESS : CUBLAS_STATUS_NOT_SUPPORTED;
+    *found = c->rows > 1 && c->columns > 1 && K > 1 &&
+             (!sums_columns || (a->type == CUDA_R_16BF && c->rows % 8 == 0)) &&
+             (c->rows >= 160 || c->columns % refused);
+    // Which error says that there is none is not to be relied on.
+    return *found ? CUBLAS_STATUS_SUCCESS : K % 2 ? CUBLAS_STATUS_NOT_SUPPORTED : CUBLAS_STATUS_INVALID_VALUE;
 }
 
 namespace cuda_on_cpu {

@@ -5,28 +5,39 @@
 #     LLMC=../llm.c dev/check/first_gpu.sh      also llm.c's CUDA program, built by its own Makefile
 #     ON_CPU=1 dev/check/first_gpu.sh           tries the script itself, with the programs built for the CPU
 #
-# Each part has a time limit of its own, and one that fails or takes too long keeps no other from running. The report
-# ends with a line for each part: what came of it, and in how many seconds.
+# Each part has a time limit of its own, and one that fails or takes too long keeps no other from running; after half an
+# hour no further one begins, and the one at work ends. The report ends with a line for each part: what came of it, and in
+# how many seconds. After Ctrl-C, too.
 
 cd "$(dirname "$0")/../.." || exit 1
 mkdir -p build
 report=build/first_gpu.txt summary=build/first_gpu.summary
 rm -f build/first_?.safetensors*
 : >"$report" && : >"$summary" || exit 1
-trap 'echo "interrupted" >>"$summary"; finish; exit 130' INT TERM
+deadline=$(($(date +%s) + 1800)) running=
+trap 'trap "" INT TERM; [ -z "$running" ] || kill "$running"; tail -n 400 build/first_gpu.part >>"$report"
+    echo "$name: interrupted" >>"$summary"; finish; exit 130' INT TERM
 
 finish() {
     { echo; echo "== summary"; cat "$summary"; } | tee -a "$report"
     echo "The report is $report."
 }
 
-# part SECONDS NAME COMMAND: runs a command of the shell's under a time limit, into the report.
+# part SECONDS NAME COMMAND: runs a command of the shell's under a time limit, into the report. It runs beside this
+# shell, which sees no signal while it runs a command itself; timeout passes on the one that it gets.
 part() {
     limit=$1 name=$2 begin=$(date +%s)
     shift 2
+    [ "$limit" -lt $((deadline - begin)) ] || limit=$((deadline - begin))
+    if [ "$limit" -le 0 ]; then
+        printf '%-34s not done, no time is left\n' "$name" >>"$summary"
+        return
+    fi
     { echo; echo "== $name"; echo "\$ $*"; } | tee -a "$report"
-    timeout -k 10 "$limit" sh -c "$*" </dev/null >build/first_gpu.part 2>&1
-    status=$?
+    timeout -k 10 "$limit" sh -c "$*" </dev/null >build/first_gpu.part 2>&1 &
+    running=$!
+    wait "$running"
+    status=$? running=
     tail -n 400 build/first_gpu.part >>"$report"
     tail -n 4 build/first_gpu.part
     case $status in
@@ -42,12 +53,12 @@ needs='command -v compute-sanitizer >/dev/null || { echo "compute-sanitizer is n
 if [ -n "$ON_CPU" ]; then
     program=./train_gpt_cu_on_cpu tests=build/test_twin
     small='--layers 2 --heads 2 --channels 16 --context 8' model="$small" batches='2 3 4'
-    part 900 'build' make train_gpt_cu_on_cpu build/test_twin_bf16 build/test_twin_fp32 build/bench
+    part 900 'build' make train_gpt_cu_on_cpu build/test_twin_bf16 build/test_twin_fp32
 else
     program=./train_gpt_cu tests=build/test_gpt_cu
     small='' model='--preset gpt2' batches='16 32 64'
     part 30 'machine' 'nvidia-smi; nvcc --version || /usr/local/cuda/bin/nvcc --version; nproc; git log -1 --oneline'
-    part 400 'build' make train_gpt_cu build/bench
+    part 400 'build' make train_gpt_cu
 fi
 
 part 120 'smoke run' "$program $small --steps 20 --val-every 10 --sample-every 20 --checkpoint build/first_a.safetensors"

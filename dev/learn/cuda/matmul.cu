@@ -150,7 +150,7 @@ __global__ static void __launch_bounds__(THREADS)
                 size_t row = row0 + warp_row + i * 16 + fragment_row() + 8 * half;
                 size_t column = column0 + warp_column + j * 8 + fragment_column();
                 if (row < M && column < N)
-                    join(*reinterpret_cast<pair*>(&c[row * N + column]), sum[i][j][2 * half], sum[i][j][2 * half + 1]);
+                    join(as<pair>(&c[row * N + column]), sum[i][j][2 * half], sum[i][j][2 * half + 1]);
             }
 }
 
