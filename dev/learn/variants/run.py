@@ -7,6 +7,7 @@
     python3 dev/learn/variants/run.py --only-apply window    makes build/variants/window, to look at and to work in
     python3 dev/learn/variants/run.py --refresh              writes the diffs anew, after the lines around them changed
     python3 dev/learn/variants/run.py --write window         the same from what is in build/variants/window now
+    python3 dev/learn/variants/run.py --plant                makes small mistakes in them, which the tests must see
 
 A diff is in the form that `patch -p1` takes, behind a text that says what it is. It adds to test_gpt.c the options that
 choose the variant, and those are what is trained here. Printed for each:
@@ -16,6 +17,8 @@ choose the variant, and those are what is trained here. Printed for each:
     ms             of a step, the lower quartile
     steps, loss    so many steps fit into --seconds; after as many, over which the learning rate falls as always, this is
                    the validation loss
+
+README.md has the first three, too, and is compared. And train_gpt.cu is asked, on the CPU, to refuse one of them.
 
 Only the standard library is used. The exit status is 1 if a diff no longer applies or a test fails.
 """
@@ -38,6 +41,41 @@ FILES = ["train_gpt.c", "test_gpt.c"]
 NEIGHBOURS = 1  # lines of context, few so that a diff outlives small changes around it
 ROUNDS = 4  # of timing
 NEAR = 150  # lines that a change may have moved more than the one before it
+REFUSED = "window.diff"  # by the twin: one is enough
+
+# What one could well get wrong: the diff, the mistake, what is changed in train_gpt.c after the diff.
+PLANTED = [
+    ("rotary", "the gradient is turned on, not back", "rotate(a->dqkv, shape, -1);", "rotate(a->dqkv, shape, 1);"),
+    ("rotary", "generation counts positions from its own first", "(double)position * pow", "(double)(i % Q) * pow"),
+    ("window", "the backward pass sees a key more",
+     "    size_t T = a.T, D = a.D, C = a.H * D, wide = dense_width(D), padded = round_up(T, TILE);\n    size_t each",
+     "    a.window++;\n"
+     "    size_t T = a.T, D = a.D, C = a.H * D, wide = dense_width(D), padded = round_up(T, TILE);\n    size_t each"),
+    ("window", "generation sees everything", "Range seen = visible_keys(a, T - 1);", "Range seen = {0, T};"),
+    ("gqa", "a head overwrites what the one before gave its keys",
+     "size_t h = g * G + n / tiles, i0 = n % tiles * TILE, queries = min_size(TILE, T - i0);",
+     "size_t h = g * G + n / tiles, i0 = n % tiles * TILE, queries = min_size(TILE, T - i0);\n"
+     "if (!i0) memset(dk, 0, padded * wide * sizeof(float));"),
+    ("gqa", "generation shares out keys in another order", "size_t at = j * W + h / (H / a.K) * D;",
+     "size_t at = j * W + h % a.K * D;"),
+    ("dropout", "validation drops too", "size_t percent = training ? model->config.dropout : 0;",
+     "size_t percent = model->config.dropout;"),
+    ("dropout", "the backward pass drops others",
+     "dropout(a->dbranch, a->dresidual, NULL, percent, random_bits(model->dropped, 2 * l + 1), rows * C);",
+     "dropout(a->dbranch, a->dresidual, NULL, percent, random_bits(model->dropped, 2 * l), rows * C);"),
+    ("dropout", "batches are counted from where a run was resumed",
+     "model->dropped = random_bits(random_bits(opt.seed, STREAM_DROPOUT), run->next + (uint64_t)world.rank);",
+     "static uint64_t count;\nmodel->dropped = random_bits(random_bits(opt.seed, STREAM_DROPOUT), count++);"),
+    ("rmsnorm", "the backward pass takes the size for fixed", "gn_avg = gn_sum / (float)C;",
+     "gn_avg = mean ? gn_sum / (float)C : 0;"),
+    ("activation", "SwiGLU's gate has half its gradient", "(s + g[c] * s * (1 - s))", "s"),
+    ("activation", "--recompute computes GELU", "    activation_forward(model->config, a->gelu[l], a->fc[l], rows);\n}",
+     "    gelu_forward(a->gelu[l], a->fc[l], rows * hidden(model->config));\n}"),
+    ("untied", "the head's gradient goes to the embedding", "w->head ? d->head : d->wte;", "d->wte;"),
+    ("untied", "the head does not decay", "c.untied ? c.V : 0, c.untied ? c.C : 0,", "0, c.untied ? c.V * c.C : 0,"),
+    ("untied", "a head in a file is refused unless it is the embedding", "bool head = !known && !", "bool head = !"),
+    ("no_biases", "one bias stays", "c.no_biases ? 0 : 4 * c.C,", "4 * c.C,"),
+]
 
 
 class Failed(Exception):
@@ -72,6 +110,9 @@ class Diff:
 
     def count(self, sign):
         return sum(line[0] == sign for _, hunk in self.hunks["train_gpt.c"] for line in hunk)
+
+    def size(self):
+        return len(self.hunks["train_gpt.c"]), self.count("+"), self.count("-")
 
     def options(self):
         """What the diff adds to the variants in test_gpt.c."""
@@ -138,12 +179,63 @@ def prepare(diff):
     return folder
 
 
-def run(folder, *command):
+def run(folder, *command, status=0):
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
-    if done.returncode:
+    if done.returncode != status:
         said = done.stdout[-2000:] + done.stderr[-2000:]
         raise Failed(f"{' '.join(command)} in {folder}: status {done.returncode}\n{said}")
-    return done.stdout
+    return done.stdout + done.stderr
+
+
+def check_page(diff):
+    """That the page's table says how large a diff is."""
+    size = tuple(str(n) for n in diff.size())
+    page = read(os.path.join(HERE, "README.md"))
+    rows = re.findall(r"\|[^|]*\(" + re.escape(diff.name) + r"\) \|" + r" (\d+) \|" * 3, page)
+    if not rows or any(row != size for row in rows):
+        raise Failed(f"{diff.name}: README.md's table should have {' | '.join(size)}, but has {rows}")
+
+
+def check_refused(diff, folder):
+    """That train_gpt.cu, which computes GPT-2 only, says so."""
+    if not shutil.which("g++"):
+        return print("skipped: train_gpt.cu; g++ is not installed")
+    os.makedirs(os.path.join(folder, "dev", "check"), exist_ok=True)
+    for name in ["train_gpt.cu", os.path.join("dev", "check", "cuda_on_cpu.h")]:
+        shutil.copy2(os.path.join(ROOT, name), os.path.join(folder, name))
+    run(folder, "make", "-s", "train_gpt_cu_on_cpu")
+    option = diff.options()[0].split()
+    said = run(folder, "./train_gpt_cu_on_cpu", "--device", "cuda", "--steps", "1", *option, status=1)
+    if f"does not compute a model with {option[0]}" not in said:
+        raise Failed(f"train_gpt_cu_on_cpu {' '.join(option)}: {said}")
+    print("train_gpt.cu refuses it:", diff.name, flush=True)
+
+
+def plant(names):
+    """Each mistake in a copy, as a row of README.md's table; returns how many the tests did not see."""
+    folder, unseen = os.path.join(BUILD, "planted"), 0
+    os.makedirs(folder, exist_ok=True)
+    print("| | mistake | first seen by |\n|---|---|---|")
+    for name, mistake, old, new in PLANTED:
+        if name not in names:
+            continue
+        diff = Diff(os.path.join(HERE, name + ".diff"))
+        source, tests = (diff.apply(file, read(os.path.join(ROOT, file))) for file in FILES)
+        if source.count(old) != 1:
+            raise Failed(f"{name}: {mistake}: in {source.count(old)} places, not one, stands\n{old}")
+        for file, text in zip(FILES, [source.replace(old, new), tests]):
+            write(os.path.join(folder, file), text)
+        shutil.copy2(os.path.join(ROOT, "Makefile"), folder)
+        run(folder, "make", "-s", "CFLAGS=-O1 $(ARCH)", "build/test_gpt")
+        done = subprocess.run(["build/test_gpt", "variants"], cwd=folder, capture_output=True, text=True)
+        line = re.search(r"test_gpt\.c:(\d+): variants: ", done.stdout)
+        above = "\n".join(tests.splitlines()[: int(line.group(1))]) if line else ""
+        check = re.findall(r"^static [^;=\n]*?(\w+)\(", above, re.MULTILINE)  # the last is the one that complained
+        seen = check[-1] if check else "a crash" if done.returncode else "nothing"
+        seen = "check_cache" if seen == "compare_logits" else seen  # which it calls
+        unseen += seen == "nothing"
+        print(f"| {name} | {mistake} | {seen} |", flush=True)
+    return unseen
 
 
 class Variant:
@@ -171,9 +263,7 @@ class Variant:
                    if not name.startswith(("adam.", "__metadata__")))
 
     def row(self, ms, steps, loss):
-        size = [""] * 3
-        if self.diff:
-            size = [len(self.diff.hunks["train_gpt.c"]), self.diff.count("+"), self.diff.count("-")]
+        size = self.diff.size() if self.diff else [""] * 3
         show(self.name, *size, self.parameters(), ms, steps, loss)
 
 
@@ -207,11 +297,16 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME")
     parser.add_argument("--seconds", type=float, default=60, help="of training, for each [60]")
-    for flag in ["--check", "--only-apply", "--refresh", "--write"]:
+    for flag in ["--check", "--only-apply", "--refresh", "--write", "--plant"]:
         parser.add_argument(flag, action="store_true")
     arguments = parser.parse_args()
     names = arguments.names or sorted(os.path.basename(p)[:-5] for p in glob.glob(os.path.join(HERE, "*.diff")))
     diffs = [Diff(os.path.join(HERE, name + ".diff")) for name in names]
+    if arguments.plant:
+        try:
+            sys.exit(plant(names) > 0)
+        except Failed as error:
+            sys.exit(str(error))
     testing = not (arguments.only_apply or arguments.refresh or arguments.write)
     if testing:
         run(ROOT, "make", "-s", "data")
@@ -230,6 +325,10 @@ def main():
                 run(folder, "make", "-s", "build/test_gpt", "train_gpt")
                 run(folder, "build/test_gpt", "variants")
                 print("tests pass:", diff.name if diff else "GPT-2", flush=True)
+                if diff:
+                    check_page(diff)
+                if diff and diff.name == REFUSED:
+                    check_refused(diff, folder)
                 variants += [Variant(diff, options) for options in (diff.options() if diff else [""])]
         except Failed as error:
             failed += 1
