@@ -415,7 +415,7 @@ def fetch(source, out):
     if hashlib.sha256(data).hexdigest() != sha256:
         raise OSError(f"its SHA-256 is wrong, got {len(data):,} bytes of something else")
     if os.path.exists(path):
-        old = next(old for n in itertools.count() if not os.path.lexists(old := f"{path}.old{n or ''}"))
+        old = next(old for n in itertools.count(1) if not os.path.lexists(old := f"{path}.old{n if n > 1 else ''}"))
         os.rename(path, old)
         warn(f"{path} was another text than the one of this name: it is kept as {old}")
     write_files(out, {name: [data]})
@@ -463,19 +463,29 @@ def files_below(folder):
     return sorted(filter(os.path.isfile, paths)), hidden
 
 
-def memory_available():
-    """Bytes, or None where the system does not say."""
-    try:
-        return int(re.search(r"MemAvailable: *(\d+) kB", read_file("/proc/meminfo").decode()).group(1)) << 10
-    except (OSError, AttributeError):
-        return None
+def memory_available(proc="/proc", root="/sys/fs/cgroup"):
+    """Bytes: what the system calls available, or the least limit of the control groups, of version 1 or 2, that this
+    process is in. A limit also holds in all groups below, and in a container the path may be that outside of it, so all
+    its prefixes are tried."""
+    def found(path, pattern):
+        try:
+            return re.findall(pattern, read_file(path).decode(), re.M)
+        except OSError:
+            return []
+
+    least = [int(kb) << 10 for kb in found(f"{proc}/meminfo", r"^MemAvailable: *(\d+) kB")]
+    for controllers, path in found(f"{proc}/self/cgroup", r"^\d+:(|(?:[^:]*,)?memory(?:,[^:]*)?):(.*)"):
+        for prefix in (path[:i] for i in range(len(path) + 1) if path[i:i + 1] in ("/", "")):
+            limit = f"/memory{prefix}/memory.limit_in_bytes" if controllers else f"{prefix}/memory.max"
+            least += map(int, found(root + limit, r"^\d+$"))
+    return min(least, default=sys.maxsize)
 
 
 def warn_of_memory(sources):
     """A text is held in memory several times over: as bytes, characters, pieces and tokens."""
     paths = [path for source in sources for path in (files_below(source)[0] if os.path.isdir(source) else [source])]
     needed, available = 8 * sum(map(os.path.getsize, paths)), memory_available()
-    if available is not None and needed > available:
+    if needed > available:
         warn(f"this text may take {needed / 1e9:.1f} GB of memory, and {available / 1e9:.1f} GB are available; "
              "a part of it may do")
 

@@ -1537,6 +1537,18 @@ static void test_adamw_formula(void) {
                 CHECK(d_new[k] == 0, "the gradient is left at %g", d_new[k]);
             }
         }
+        // Of numbers that are not finite no step is made.
+        const float bad[] = {NAN, INFINITY, -INFINITY};
+        for (size_t i = 0; i < 3; i++) {
+            device->to_device(model.gradients + n / 2, &bad[i], 1);
+            device->update(&model, o);
+            device->wait(&model);
+            CHECK(!isfinite(model.gradient_norm), "norm %g of a gradient that has %g", model.gradient_norm, bad[i]);
+            CHECK(!memcmp(from_device(model.weights, n), w_new, n * sizeof(float)) &&
+                      !memcmp(from_device(model.moment1, n), m_new, n * sizeof(float)) &&
+                      !memcmp(from_device(model.moment2, n), v_new, n * sizeof(float)),
+                  "a gradient that has %g changes the model", bad[i]);
+        }
         device->free_model(&model);
         free_borrowed();
     }
@@ -1737,16 +1749,17 @@ static void test_finite_differences(void) {
 }
 
 // Attention by its definition, in double, for one head: q, k, v (T,D) are `stride` apart, out (T,D), lse (T), and
-// weights (T,T) dense.
+// weights (T,T) dense. Which keys a query sees is asked, as the layers do: the fixtures know that it is all up to its own.
 static void attention_defined(double* out, double* lse, double* weights, const float* q, size_t stride, size_t T,
                               size_t D, size_t channels) {
     const float *k = q + channels, *v = k + channels;
     for (size_t i = 0; i < T; i++) {
         double largest = -INFINITY, sum = 0, *p = weights + i * T;
+        Range seen = visible_keys(attention_shape(1, T, 0, channels, channels / D), i);
         for (size_t j = 0; j < T; j++) {
             double s = 0;
             for (size_t c = 0; c < D; c++) s += (double)q[i * stride + c] * k[j * stride + c];
-            p[j] = j <= i ? s / sqrt((double)D) : -INFINITY;
+            p[j] = j >= seen.first && j < seen.end ? s / sqrt((double)D) : -INFINITY;
             largest = fmax(largest, p[j]);
         }
         for (size_t j = 0; j < T; j++) sum += p[j] = exp(p[j] - largest);
@@ -1754,7 +1767,7 @@ static void attention_defined(double* out, double* lse, double* weights, const f
         lse[i] = largest + log(sum);
         for (size_t c = 0; c < D; c++) {
             out[i * D + c] = 0;
-            for (size_t j = 0; j <= i; j++) out[i * D + c] += p[j] * v[j * stride + c];
+            for (size_t j = 0; j < T; j++) out[i * D + c] += p[j] * v[j * stride + c];
         }
     }
 }
@@ -1931,7 +1944,7 @@ static void test_attention_gradient(void) {
                     const float* x = dout + i * channels + h * D;
                     double average = 0;
                     for (size_t c = 0; c < D; c++) average += x[c] * o[i * D + c];
-                    for (size_t j = 0; j <= i; j++) {
+                    for (size_t j = 0; j < N; j++) {
                         double dp = 0, weight = p[i * N + j];
                         for (size_t c = 0; c < D; c++) dp += (double)x[c] * v[j * stride + c];
                         double ds = weight * (dp - average) / sqrt((double)D);
@@ -2168,10 +2181,7 @@ static void write_tokenizer(const char* path, const Vocabulary* v, size_t ranges
     fclose(f);
 }
 
-static void free_tokenizer(Tokenizer* t) {
-    free(t->slots), free(t->classes);
-    unmap_file(&t->file);
-}
+static void free_tokenizer(Tokenizer* t) { free(t->slots), free(t->classes), free((void*)t->file.data); }
 
 // Pieces as a plain loop makes them: the pair that makes the lowest token is joined, the leftmost first.
 static size_t encode_plainly(const Tokenizer* t, const uint8_t* s, size_t n, int* tokens) {
@@ -3151,6 +3161,21 @@ static void test_checkpoint_heads(void) {
     write_safetensors(path, &b);
     CHECK(heads_of(path) == 2, "the metadata says 2 heads, there are %zu", heads_of(path));
     free_builder(&b);
+    // But not what no option could have asked for.
+    static const char* const noted[][2] = {
+        {"\"--heads\":\"0\"", "--heads is 0, not 1 to 65536"},
+        {"\"--heads\":\"65537\"", "--heads is 65537, not"},
+        {"\"--heads\":\"2\",\"--layers\":\"0\"", "--layers is 0, not 1 to 96"},
+        {"\"--heads\":\"2\",\"--channels\":\"18446744073709551615\"", "--channels is 1844674407370955"},
+    };
+    for (size_t i = 0; i < sizeof noted / sizeof *noted; i++) {
+        Builder shaped = {NULL, NULL, 0, 0};
+        append(&shaped.text, &shaped.text_size, "\"__metadata__\":{%s}", noted[i][0]);
+        add_model(&shaped, tiny, "", "F32", NULL);
+        write_safetensors(path, &shaped);
+        CHECK_FAILURE(forked(load_weights, path), 1, noted[i][1], noted[i][0]);
+        free_builder(&shaped);
+    }
 }
 
 static void test_checkpoint_foreign(void) {
@@ -4392,10 +4417,14 @@ static void test_log(void) {
 // Variants
 //
 // What holds of any model, whatever its layers are, and without numbers from elsewhere to compare with. Whoever changes
-// the architecture adds a line: the options that choose it, GPT-2's own being none.
+// the architecture adds a line: the options that choose it, GPT-2's own being none, and how many parameters the model
+// below should have with them, worked out by hand.
 
-static const char* const variants[] = {
-    "",
+static const struct {
+    const char* options;
+    size_t parameters;
+} variants[] = {
+    {"", 17640},
 };
 
 #define VARIANT_MODEL "--layers 2 --heads 4 --channels 24 --context 70 --batch 3 " // more than a tile of attention
@@ -4444,6 +4473,15 @@ static const float* logits_of(const Activations* a, size_t n) {
     float* logits = borrow(n * VARIANT_V);
     device->read_activation(logits, a, a->logits, n * VARIANT_V);
     return logits;
+}
+
+// As many parameters as should be; and what begins at random, the matrices and embeddings, decays.
+static void check_parameters(const Subject* s, size_t count) {
+    CHECK(s->model.parameter_count == count, "%s: %zu parameters, not %zu", s->name, s->model.parameter_count, count);
+    for (size_t i = 0; i < s->model.tensor_count; i++) {
+        const Tensor* t = &s->model.tensors[i];
+        CHECK((t->rows > 0) == (t->std > 0), "%s: %s %s", s->name, t->name, t->rows ? "decays" : "does not decay");
+    }
 }
 
 // A new model guesses: it gives each token about the same probability, and does not settle on one by its shape alone.
@@ -4544,10 +4582,11 @@ static void check_run(Subject* s, const char* data, const char* variant) {
     CHECK_SUCCESS(cli("--resume --data %s --checkpoint %s", data, path), "resuming");
     CHECK(same_files(whole, path), "%s: resumed, the bits differ", s->name);
     CHECK_SUCCESS(cli("--generate 'the ' --tokens 80 --data %s --checkpoint %s", data, path), "generation");
+    const char* beyond = beyond_gpt2(opt.model);
     const Result* exported = cli("--export %s --checkpoint %s", in_folder("exported"), path);
-    CHECK(beyond_gpt2(opt.model) ? exported->status == 1 && strstr(exported->err, beyond_gpt2(opt.model))
-                                 : !exported->status,
+    CHECK(beyond ? exported->status == 1 && strstr(exported->err, beyond) : !exported->status,
           "%s: --export ends with status %d: %s", s->name, exported->status, exported->err);
+    if (beyond) CHECK_FAILURE(cli("--attention 'the ' --data %s --checkpoint %s", data, path), 1, beyond, s->name);
     CHECK_SUCCESS(cli("--init %s --lr 0 --min-lr 0 --batch 3 --steps 1 --warmup 0 --val-batches 2 --data %s --log %s "
                       "--checkpoint %s",
                       whole, data, in_folder("again.csv"), in_folder("again.safetensors")),
@@ -4563,7 +4602,8 @@ static void test_variants(void) {
     const char* data = make_data();
     for (size_t i = 0; i < sizeof variants / sizeof *variants; i++) {
         static Subject s;
-        make_subject(&s, variants[i]);
+        make_subject(&s, variants[i].options);
+        check_parameters(&s, variants[i].parameters);
         check_first_values(&s);
         make_speak(&s.model, 5);
         check_slopes(&s.model, &s.a, s.tokens, s.targets, s.name);
@@ -4571,7 +4611,7 @@ static void test_variants(void) {
         check_causality(&s);
         check_cache(&s);
         check_validation(&s);
-        check_run(&s, data, variants[i]);
+        check_run(&s, data, variants[i].options);
         free_subject(&s);
     }
 }
@@ -4852,7 +4892,7 @@ static void test_cli_mismatch(void) {
                   "was not made with the tokenizer of", "a text beside another tokenizer");
     // The shard's own word is worth more than what is beside it.
     Tokenizer own = load_tokenizer(in_folder("data/tokenizer.bin"));
-    uint64_t mark = tokenizer_mark(&own);
+    uint64_t mark = own.mark;
     free_tokenizer(&own);
     size_t shard_size = 0;
     char* shard = read_file(in_folder("data/train.bin"), &shard_size);
@@ -5089,6 +5129,7 @@ static void close_view(View* v) {
 static void compare_view(void) {
     size_t T = fixture.T, L = fixture.L, H = fixture.H, pairs = T * T;
     const int* tokens = stored_tokens("tokens", fixture.rows);
+    float* logits = borrow(fixture.rows * fixture.V);
     for (size_t b = 0; b < fixture.B && T > 1; b++) {
         View v;
         open_view(&v, fixture_model(), tokens + b * T, T);
@@ -5113,8 +5154,10 @@ static void compare_view(void) {
                       sum_error);
             }
         }
+        memcpy(logits + b * T * fixture.V, v.logits, T * fixture.V * sizeof(float));
         close_view(&v);
     }
+    if (T > 1) compare(logits, fixture.rows * fixture.V, "logits");
 }
 static void test_view_weights(void) { for_each_fixture(compare_view); }
 
@@ -5906,6 +5949,7 @@ int main(int argc, char** argv) {
     if (argc > 1 && !strcmp(argv[1], "--cli")) return run_cli(argc - 1, argv + 1);
     const char* precision = getenv("GPT_TEST_PRECISION"); // of the CPU's products: bf16, or fp32
     if (precision && !TWINS) opt.precision = precision, choose_precision(2, "GPT_TEST_PRECISION: ");
+    if (bf16) pair_kernel = find_pair_kernel(false); // even where it is not faster
     if (argc == 4 && !strcmp(argv[1], "--test")) {
         setvbuf(stdout, NULL, _IOLBF, 0);
         folder = argv[3];

@@ -79,7 +79,7 @@ __attribute__((noreturn, format(printf, 2, 3))) static void fail(int status, con
 // count * size bytes of zeroed memory for `what`, or the program ends and says so. Freed with free().
 static void* allocate(size_t count, size_t size, const char* what);
 
-static inline float exp_(float x);                       // e^x; loops over it vectorise, which libm's do not
+static inline float exp_(float x);                       // e^x; loops over it vectorise, loops over libm's do not
 static inline float weight_at(const float* w, size_t i); // w[i], which generation may keep in 16 bits
 static uint64_t random_bits(uint64_t key, uint64_t i);   // number i of the stream called key
 static double random_uniform(uint64_t key, uint64_t i);  // the same, uniform in (0,1)
@@ -98,19 +98,19 @@ static volatile sig_atomic_t signalled;                    // by Ctrl-C, say: wh
 // A GPT is a few kinds of layer, stacked. Each kind is two functions here. X_forward computes the layer's output y from
 // its input x and its parameters. X_backward is given dy, how the loss would change with each number of y, and works
 // out by the chain rule how it would change with each number of x (dx), which the layer below then gets for its dy, and
-// of the parameters (dw, db), which are moved against it when the whole network has been gone through.
+// of the parameters (dw, db), which are moved against that when the whole network has been gone through.
 //
 // Rows are positions: (rows,C) stands for (B,T,C) in every layer but attention, the only one in which a position sees
 // others. Gradients of parameters are added to what is there, so that several batches may be summed; gradients of
-// inputs are too where the comment says so.
+// inputs are added where the comment has dx += and overwritten where it has dx =.
 //
-// `#pragma omp parallel for` shares a loop whose turns are independent among threads, `omp simd` lets a sum be taken in
+// `#pragma omp parallel for` shares among threads a loop whose turns are independent, `omp simd` lets a sum be taken in
 // several lanes at once; without them the code means the same, but for rounding. The multiply and attention, where
 // nearly all time goes, are defined here in their plain form. `make PLAIN=1` builds with these; otherwise the room
-// "made fast" has versions of them that give the same results, but for rounding, many times as fast.
+// "made fast" has versions of them, many times as fast, with the same results but for rounding.
 
 // A matrix in memory: element (i,j) is p[i * row + j * column]; `row` and `column` are the distances from one to the
-// next. So the transpose is the same numbers with the two exchanged. width: of a row as it is stored.
+// next. So the transpose is the same numbers with the two exchanged. `width` below is that of a stored row.
 typedef struct {
     const float* p;
     size_t row, column;
@@ -182,7 +182,7 @@ static void embedding_backward(float* dwte, float* dwpe, const float* dx, const 
         }
 }
 
-// Layer normalisation (Ba, Kiros and Hinton 2016, equation 3 for a row): y = n w + b with n = (x - mean) rstd, rstd =
+// Layer normalisation (Ba, Kiros and Hinton 2016, equation 3, of a row): y = n w + b with n = (x - mean) rstd, rstd =
 // 1/sqrt(var + eps), eps = 1e-5, mean and (biased) variance over a row's channels. Whatever the size of x, unless it is
 // tiny, n has mean 0 and variance 1, and w and b then give each channel the scale and the zero that suit the layer
 // which follows. y, x (rows,C); mean, rstd (rows) are kept for the backward pass; w, b (C).
@@ -206,10 +206,10 @@ static void layernorm_forward(float* y, float* mean, float* rstd, const float* x
 
 // With g = dy w, the gradient with respect to n, and avg(.) the mean over the row's channels:
 //     dx += rstd (g - avg(g) - n avg(g n)),    dw += sum over rows of dy n,    db += sum over rows of dy.
-// For channel i of x moves channel j of n in three ways. Directly, if i = j, by rstd. Through the mean, which moves by
-// 1/C, by -rstd/C. And through the variance: ∂var/∂x_i = 2 (x_i - mean)/C, ∂rstd/∂var = -rstd^3/2, so ∂rstd/∂x_i =
-// -rstd^2 n_i/C, which moves n_j = (x_j - mean) rstd by -rstd n_i n_j/C. Together ∂n_j/∂x_i = rstd ([i = j] - 1/C -
-// n_i n_j/C), and dx_i is the sum over j of g_j ∂n_j/∂x_i.
+// Channel i of x moves channel j of n in three ways. Directly, if i = j, by rstd. Through the mean, which moves by 1/C,
+// by -rstd/C. And through the variance: ∂var/∂x_i = 2 (x_i - mean)/C (the mean's own move drops out, as the deviations
+// from it sum to 0) and ∂rstd/∂var = -(rstd^3)/2, so ∂rstd/∂x_i = -rstd^2 n_i/C, which moves n_j = (x_j - mean) rstd by
+// -rstd n_i n_j/C. Together ∂n_j/∂x_i = rstd ([i = j] - 1/C - n_i n_j/C), and dx_i is the sum over j of g_j ∂n_j/∂x_i.
 static void layernorm_backward(float* dx, float* dw, float* db, const float* dy, const float* x, const float* mean,
                                const float* rstd, const float* w, size_t rows, size_t C) {
 #pragma omp parallel
@@ -245,7 +245,7 @@ static void layernorm_backward(float* dx, float* dw, float* db, const float* dy,
     }
 }
 
-// Linear: y = x W + b, every output a weighted sum of all inputs of its row. With `residual` not NULL that is added:
+// Linear: y = x W + b, every output a weighted sum of all inputs of its row. With `residual` not NULL it is added:
 // the layer's output joins the residual stream (He et al. 2016).
 // y, residual (rows,OC); x (rows,IC); w (IC,OC); b (OC).
 static void linear_forward(float* y, const float* x, const float* w, const float* b, const float* residual, size_t rows,
@@ -258,7 +258,7 @@ static void linear_forward(float* y, const float* x, const float* w, const float
 //     dx_ri  = sum over o of dy_ro W_io,     that is dx = dy W^T,
 //     dW_io += sum over r of x_ri dy_ro,     that is dW += x^T dy    (Rumelhart, Hinton and Williams 1986),
 //     db_o  += sum over r of dy_ro.
-// The residual's gradient is dy itself. dx may be NULL.
+// The residual's gradient is dy itself. dx may be NULL: then nobody wants it.
 static void linear_backward(float* dx, float* dw, float* db, const float* dy, const float* x, const float* w,
                             size_t rows, size_t IC, size_t OC) {
     if (dx) matmul(dx, matrix(dy, OC), transposed(w, OC), NULL, NULL, rows, IC, OC);
@@ -284,21 +284,22 @@ static void linear_backward(float* dx, float* dw, float* db, const float* dy, co
 // W^O.
 //
 // Why sqrt(D)? If the numbers of q and k are independent, with mean 0 and variance 1, their dot product, a sum of D
-// products, has variance D. Scores of such a size make p nearly one-hot, and then the softmax's derivative, which is
-// p_j ([j = j'] - p_j') (below), is nearly 0: the gradient at the scores vanishes, but for the few queries whose two
-// best scores are nearly equal. At q, where what is left meets keys that are sqrt(D) long, it is small as a rule and
-// now and then very large (measured in dev/learn/attention/02_scale.c). Neither is good to learn from.
+// products, has variance D. Such scores make p the nearer to one-hot the larger D is, and there the softmax's
+// derivative, which is p_j ([j = j'] - p_j') (below), is nearly 0: for large D the gradient at the scores vanishes, but
+// for the few queries whose two best scores are nearly equal. What is left of it meets keys that are sqrt(D) long, so
+// that at q it is nearly nothing for one query and many times too large for another (measured for D = 1 to 1024 in
+// dev/learn/attention/02_scale.c). Neither is good to learn from.
 //
 // The weights p form a (T,T) matrix a head, of which a thread holds one row at a time. What the forward pass keeps for
-// the backward pass is one number a query and head, lse = log of the sum over j of e^score_j: scores are had again from
-// q and k, which are kept anyway, and then p_j = e^(score_j - lse), without sum or maximum. Memory so grows with T,
-// while the time still grows with T^2 (Dao et al. 2022).
+// the backward pass is one number a query and head, lse = log of the sum over j of e^score_j: scores are computed again
+// from q and k, which are kept anyway, and then p_j = e^(score_j - lse), without sum or maximum. So memory grows with
+// T, while the time still grows with T^2 (Dao et al. 2022).
 typedef struct {
     size_t B, T, start; // sequences; positions in each; the first of them that asks
     size_t H, D;        // heads; channels of a head
 } Attention;
 
-// The keys that query i may see: first to end - 1, of which neither falls when i grows (tiles rely on it). Everything
+// The keys that query i may see: first to end - 1. Neither bound falls when i grows (tiles rely on it). Everything
 // that computes attention asks here: for a sliding window, say, its width becomes a field of Attention and is used
 // here.
 typedef struct {
@@ -326,12 +327,13 @@ static void attention_forward_plain(float* out, float* lse, const float* qkv, At
                 const float* q = queries + i * 3 * C;
                 float *o = out + row * C + h * D, largest = -INFINITY, sum = 0;
                 Range seen = visible_keys(a, i);
-                // 1. Scores. The largest is taken out before e^x, so that nothing overflows; p stays the same.
+                // 1. Scores, which p holds at first, and the largest of them. It is taken out before e^x, so that
+                // nothing overflows; p stays the same.
                 for (size_t j = seen.first; j < seen.end; j++) {
                     const float* k = keys + j * 3 * C;
-                    float score = 0;
-                    for (size_t c = 0; c < D; c++) score += q[c] * k[c];
-                    p[j] = score * scale;
+                    float qk = 0;
+                    for (size_t c = 0; c < D; c++) qk += q[c] * k[c];
+                    p[j] = qk * scale;
                     largest = fmaxf(largest, p[j]);
                 }
                 // 2. Their softmax.
@@ -352,20 +354,21 @@ static void attention_forward_plain(float* out, float* lse, const float* qkv, At
         }
 }
 
-// The three steps, differentiated from the last to the first, for one query; o is its out_i, do the gradient of that:
+// The three steps, differentiated from the last to the first, for one query; o is its out_i, do the gradient of that.
+// Of the softmax: with Z = sum of e^score, p_j' = e^score_j' / Z. The numerator moves with its own score only, Z with
+// every one, so by the quotient rule ∂p_j'/∂score_j = [j = j'] e^score_j / Z - e^score_j' e^score_j / Z^2 = p_j' ([j =
+// j'] - p_j).
 //     o = sum over j of p_j v_j:     dv_j += p_j do,    dp_j = do . v_j
 //     p = softmax(score):            dscore_j = sum over j' of dp_j' ∂p_j'/∂score_j
 //                                             = sum over j' of dp_j' p_j' ([j = j'] - p_j)
 //                                             = p_j (dp_j - sum over j' of p_j' dp_j')
 //     score_j = q . k_j scale:       dq += dscore_j scale k_j,    dk_j += dscore_j scale q
-// With Z = sum of e^score, p_j' = e^score_j' / Z: the numerator moves with its own score only, Z with every one, so by
-// the quotient rule ∂p_j'/∂score_j = [j = j'] e^score_j / Z - e^score_j' e^score_j / Z^2 = p_j' ([j = j'] - p_j). dqkv
-// (B,T,3C) is overwritten; dout, out (B,T,C), lse (B,T,H). All positions ask: start is 0.
+// dqkv (B,T,3C) is overwritten; dout, out (B,T,C), lse (B,T,H). All positions ask: start is 0.
 static void attention_backward_plain(float* dqkv, const float* dout, const float* qkv, const float* out,
                                      const float* lse, Attention a) {
     size_t D = a.D, C = a.H * D;
     float scale = 1 / sqrtf((float)D);
-    (void)out; // needed by the fast version only, which has the sum from it
+    (void)out; // wanted by the fast version: sum over j' of p_j' dp_j' = do . out
     memset(dqkv, 0, a.B * a.T * 3 * C * sizeof(float));
 #pragma omp parallel for collapse(2) schedule(static)
     for (size_t b = 0; b < a.B; b++)
@@ -383,9 +386,9 @@ static void attention_backward_plain(float* dqkv, const float* dout, const float
                 // The weights again, from step 1 and lse.
                 for (size_t j = seen.first; j < seen.end; j++) {
                     const float* k = keys + j * 3 * C;
-                    float score = 0;
-                    for (size_t c = 0; c < D; c++) score += q[c] * k[c];
-                    p[j] = exp_(score * scale - lse[row * a.H + h]);
+                    float qk = 0;
+                    for (size_t c = 0; c < D; c++) qk += q[c] * k[c];
+                    p[j] = exp_(qk * scale - lse[row * a.H + h]);
                 }
                 // Back through step 3.
                 for (size_t j = seen.first; j < seen.end; j++) {
@@ -434,8 +437,8 @@ static void gelu_forward(float* y, const float* x, size_t n) {
     }
 }
 
-// With s = gelu_gate(x), the logistic function of 2u, whose derivative is s (1-s): ∂y/∂x = s + x s (1-s) 2u', where
-// 2u' = 2 sqrt(2/pi) (1 + 3 * 0.044715 x^2).
+// With s = gelu_gate(x), the logistic function of 2u, whose derivative is s (1-s): ∂y/∂x = s + x s (1-s) 2 ∂u/∂x, where
+// 2 ∂u/∂x = 2 sqrt(2/pi) (1 + 3 * 0.044715 x^2).
 // dx may be dy itself.
 static void gelu_backward(float* dx, const float* dy, const float* x, size_t n) {
 #pragma omp parallel for schedule(static)
@@ -450,9 +453,9 @@ static void gelu_backward(float* dx, const float* dy, const float* x, size_t n) 
 }
 
 // Cross-entropy: the loss of a row is -log p[target] with p = softmax(logits). Divided by log 2 these are the bits that
-// it takes to write down the true next token in a code made for p (Shannon 1948, section 9). The loss is lse -
-// logits[target] with lse = log of the sum of e^logit, the largest logit taken out so that nothing overflows. losses,
-// lse (rows); logits (rows,V).
+// it takes to write down the true next token in a code made for p (Shannon 1948, section 9). It is computed as
+//     loss = lse - logits[target],    lse = log of the sum of e^logit,
+// the largest logit taken out so that nothing overflows. losses, lse (rows); logits (rows,V).
 static void cross_entropy_forward(float* losses, float* lse, const float* logits, const int* targets, size_t rows,
                                   size_t V) {
 #pragma omp parallel for schedule(static)
@@ -470,7 +473,7 @@ static void cross_entropy_forward(float* losses, float* lse, const float* logits
 
 // dlogits = scale (p - [v = target]), since ∂lse/∂logit_v = e^logit_v / sum = p_v: what the model said, less what it
 // should have said. It is written over the logits, which nobody reads again: there is no second (rows,V) tensor.
-// `scale` is the weight of a row in the loss that is minimised, one over the number of all rows.
+// `scale` is the weight of a row in the loss that is minimised, one over the number of all rows of a step.
 static void cross_entropy_backward(float* logits, const float* lse, const int* targets, float scale, size_t rows,
                                    size_t V) {
 #pragma omp parallel for schedule(static)
@@ -484,10 +487,11 @@ static void cross_entropy_backward(float* logits, const float* lse, const int* t
 // ====================================================================================================================
 // Model
 //
-// GPT-2 (Radford et al. 2019) is the decoder of the 2017 Transformer with four differences: there is no encoder, and so
-// no second attention that looks at one; layernorm stands before each branch instead of after it, and once more at the
-// end; positions are learned vectors instead of sines; and the activation is GELU instead of ReLU. Its heart is the
-// residual stream, a row of C numbers for each position, to which every branch adds something:
+// GPT-2 (Radford et al. 2019) is the decoder of the 2017 Transformer with four main differences: there is no
+// encoder, and so no second attention that looks at one; layernorm stands before each branch instead of after it,
+// and once more at the end; positions are learned vectors instead of sines; and the activation is GELU instead of
+// ReLU. Its heart is the residual stream, a row of C numbers for each position, to which every branch adds
+// something:
 //
 //     x = wte[token] + wpe[position]
 //     L times:  mid = x   + att_w(attention(qkv_w(ln1(x))))    positions look at one another
@@ -495,23 +499,23 @@ static void cross_entropy_backward(float* logits, const float* lse, const int* t
 //               x = out
 //     logits = lnf(x) wte^T                                    how well would each token fit as the next?
 //
-// where qkv_w(.) and the like are linear layers. There is no dropout: GPT-2 may have been trained with it, but a run
-// that sees its text a few times needs little, and what a trained model computes is the same without.
+// where qkv_w(.) and the like are linear layers. There is no dropout: GPT-2 may have been trained with it, but what
+// a trained model computes is the same without.
 //
 // The model's shape, its parameters and its activations are three tables, in which each thing is named once. All the
 // rest walks them: options, sizes, pointers, initialisation, the optimiser, checkpoints and tests.
 //
-// X stands for what each row is to become: a macro that is given to the table. For one it makes a row a field of a
-// struct, so that X(ONE, wte, ...) and X(EACH, ln1_w, ...) turn into
+// X stands for what each row is to become: a macro that is given to the table. Given one macro, a row becomes a
+// field of a struct, so that X(ONE, wte, ...) and X(EACH, ln1_w, ...) turn into
 //     float* wte;    and    float* ln1_w[MAX_LAYERS];
 // and in the room "the model in memory" the same rows become initialisers that tell name, shape and first values.
 // On the CPU a `real` is a float; on a GPU it may be a number of fewer bits.
 //
 // The shape: whole numbers that a file must say for its weights to mean anything. A row is an option, a field of Config
 // and a line in checkpoints. GPT-2 has the four below, and its weights tell all but the heads. A row that is added for
-// something else goes after them, and is to be 0 where the model is GPT-2: a file that does not say it has none.
+// something else goes after them, and is to be 0 where the model is GPT-2: what a file does not mention is 0 there.
 
-enum { MAX_LAYERS = 96, MAX_SIZE = 1 << 16 }; // of V, T, C, H and B: no product of them overflows 64 bits
+enum { MAX_LAYERS = 96, MAX_SIZE = 1 << 16 }; // of V, T, C, H and B: no size made of them overflows 64 bits
 // clang-format off
 // field, option, value if nothing is said, least, most, help
 #define CONFIG(X)                                                          \
@@ -529,7 +533,7 @@ typedef struct {
 // How many of a tensor there are, and when.
 typedef enum {
     ONE,      // one for the model
-    EACH,     // one for each layer; where no backward pass follows, the layers share one
+    EACH,     // one for each layer; of activations, where no backward pass follows, the layers share one
     AGAIN,    // like EACH; but with --recompute the layers share one in any case
     CACHE,    // one for each layer always: generation's keys and values
     LOGITS,   // one, but for a single position in generation, or for so many as a device takes at a time
@@ -568,7 +572,8 @@ static float residual_std(size_t L) { return 0.02f / sqrtf(2 * (float)L); }
     X(ONE,  lnf_w, "ln_f.weight",              0,       c.C,     1, 0)                                               \
     X(ONE,  lnf_b, "ln_f.bias",                0,       c.C,     0, 0)
 
-// What a forward pass computes, one row a position, and what the backward pass reads again; and its own gradients.
+// What a forward pass computes, a row for each position, kept where the backward pass reads it; then the gradients that
+// the backward pass needs on its way.
 // kind, type, field, width; c is the Config
 #define ACTIVATIONS(X)                                                                               \
     X(ONE,      real,  embedded,   c.C)      /* token + position */                                  \
@@ -619,25 +624,27 @@ typedef struct {
     float mean, std;
     size_t offset, size; // floats: place in the block, rows * columns
     size_t slot;         // place of its pointer in a Parameters, bytes
-    size_t own, owned,
-        moment;      // what AdamW updates here, all or a process's part: first, floats, place among the moments
-    size_t arriving; // place where other processes' gradients of that arrive
-    long layer;      // whose it is; -1: no layer's
+    long layer;          // whose it is; -1: no layer's
+    // Of many processes each updates a part of a tensor (see "several processes"); one alone updates all of it.
+    size_t own, owned; // the part: its first number, how many
+    size_t moment;     // its place among AdamW's moments
+    size_t arriving;   // place where other processes' gradients of it arrive
 } Tensor;
 
 typedef struct {
     Config config;
     Tensor* tensors;
     size_t tensor_count, parameter_count;
-    size_t block_size;                 // floats in each of the first two blocks below, tensors padded to cache lines
-    size_t moment_size, arriving_size; // and in the next: as many and none, but for several processes
-    float *weights, *gradients, *moment1, *moment2, *arriving; // but for the first, only in training
+    size_t block_size;                 // floats in the weights' block and in the gradients', padded to cache lines
+    size_t moment_size, arriving_size; // and in the others: for one process alone, as many and none
+    float *weights, *gradients, *moment1, *moment2, *arriving; // all but the weights only in training
     Parameters w, d;                                           // pointers into weights and into gradients
     double loss_sum, loss_count, gradient_norm;
     void* extra; // what a GPU keeps besides
 } Model;
 
-// The right column of the two passes says which layer is done, for a benchmark that sets layer_done.
+// The right column of the two passes says which layer is done, to whoever sets layer_done: a benchmark, which looks at
+// the clock, or several processes, which exchange the layer's gradients.
 static void (*layer_done)(const char* layer);
 static void done(const char* layer) {
     if (layer_done) layer_done(layer);
@@ -650,9 +657,9 @@ static Attention attention_of(Config c, size_t B, size_t T, size_t start) {
 
 // The whole network. tokens and targets (B,Q): positions start..T-1 of each sequence, Q = T - start. A position's
 // target is the token after it. With targets, the mean loss is added to the model's. Without, only the last position's
-// logits are computed, which is all that generation needs, and B must be 1. Likewise start > 0, where the rows of qkv
-// before start hold what earlier calls computed, so that a new token costs the work of one position. `training` is true
-// where the backward pass follows: GPT-2 computes the same then, but dropout, say, would not.
+// logits are computed, which is all that generation needs, and B must be 1. So it must where start > 0: then the rows
+// of qkv before start hold what earlier calls computed, and a new token costs the work of one position. `training` is
+// true where the backward pass follows: GPT-2 computes the same then, but dropout, say, would not.
 static void cpu_forward(Model* model, Activations* a, const int* tokens, const int* targets, size_t B, size_t T,
                         size_t start, bool training) {
     const Parameters* w = &model->w;
@@ -690,8 +697,8 @@ static void cpu_forward(Model* model, Activations* a, const int* tokens, const i
     model->loss_count += 1;
 }
 
-// --recompute: what the backward pass of layer l needs, and can have again from what was kept without a multiply (Chen
-// et al. 2016). It is 6 of the 16 C numbers that a layer keeps of a position.
+// --recompute: what the backward pass of layer l needs, and can have again from what was kept, without a matrix
+// multiply (Chen et al. 2016). It is 6 of the 16 C numbers that a layer keeps of a position.
 static bool recompute;
 static void cpu_recompute(Model* model, Activations* a, size_t l, const float* x, size_t rows) {
     const Parameters* w = &model->w;
@@ -715,7 +722,8 @@ static void cpu_backward(Model* model, Activations* a, const int* tokens, const 
     // clang-format off
     cross_entropy_backward(dlogits, a->logits_lse, targets, share / (float)rows, rows, V);            done("loss");
     matmul(a->dnormed, matrix(dlogits, V), matrix(w->wte, C), NULL, NULL, rows, C, V);        // dlnf = dlogits wte
-    matmul(d->wte, transposed(dlogits, V), matrix(a->lnf, C), NULL, d->wte, V, C, rows);              done("logits");
+    matmul(d->wte, transposed(dlogits, V), matrix(a->lnf, C), NULL, d->wte, V, C, rows); // dwte += dlogits^T lnf
+                                                                                                      done("logits");
     memset(a->dresidual, 0, rows * C * sizeof(float));
     layernorm_backward(a->dresidual, d->lnf_w, d->lnf_b, a->dnormed, a->out[L - 1], a->lnf_mean,
                        a->lnf_rstd, w->lnf_w, rows, C);                                               done("lnf");
@@ -751,16 +759,16 @@ static void cpu_backward(Model* model, Activations* a, const int* tokens, const 
 // where a `device` is what computes: cpu_forward, cpu_backward and cpu_update, or the GPU's. That is all of learning;
 // what follows says where the weights begin, which way is "against", and how little is a little.
 
-// The first values. Biases are 0, layernorms change nothing yet, and matrices are small random numbers: equal ones
-// would get equal gradients and stay equal for ever. The two projections into the residual stream in each of L layers
-// are smaller by sqrt(2L), so that the sum of 2L such branches has the size that one would have (Radford et al. 2019,
+// The first values. Biases are 0, layernorms' w are 1, and matrices are small random numbers: equal ones would get
+// equal gradients and stay equal for ever. The two projections into the residual stream in each of L layers are
+// smaller by sqrt(2L), so that the sum of 2L such branches has the size of one that is not (Radford et al. 2019,
 // section 2.3).
 static void initial_values(float* w, const Tensor* t, uint64_t key) {
 #pragma omp parallel for schedule(static)
     for (size_t j = 0; j < t->size; j++) w[j] = t->std > 0 ? t->mean + t->std * random_normal(key, j) : t->mean;
 }
 
-// What an update is asked for.
+// What an update needs to know.
 typedef struct {
     double lr, beta1, beta2, weight_decay, clip; // clip 0: never
     size_t step;                                 // counted from 1
@@ -785,14 +793,15 @@ static double norm(const float* x, size_t n) {
 // keeps two moving averages, m of its gradient g and v of its gradient's square:
 //     m = b1 m + (1-b1) g,    v = b2 v + (1-b2) g^2,
 //     w = (1 - lr decay) w - lr (m / (1-b1^t)) / (sqrt(v / (1-b2^t)) + 1e-8).
-// sqrt(v) is the gradient's usual size, so m / sqrt(v) is about 1 or -1 where gradients agree, and small where they do
-// not: a weight moves by lr at most, roughly, however large its gradients are. m and v begin at 0 and so are too small
-// at first, by the factors 1-b1^t and 1-b2^t, the sum of the weights that t gradients have in the average; hence the
-// divisions. Decay draws the weights of matrices and embeddings towards 0 by a share of themselves. g is the clipped
-// gradient: all gradients are scaled so that their common norm is at most `clip`, for one bad batch not to undo the
-// work of many (Pascanu et al. 2013).
+// where t counts the steps from 1. sqrt(v) is the gradient's usual size, so m / sqrt(v) is about 1 or -1 where
+// gradients agree, and small where they do not: a weight moves by lr at most, roughly, however large its gradients
+// are. m and v begin at 0 and so are too small at first, by the factors 1-b1^t and 1-b2^t, the sum of the weights
+// that t gradients have in the average; hence the divisions. Decay draws the weights of matrices and embeddings
+// towards 0 by a share of themselves. g is the clipped gradient: all gradients are scaled so that their common norm
+// is at most `clip`, lest one bad batch undo the work of many (Pascanu et al. 2013).
 //
-// The numbers that are the same for all weights: rate = lr / (1-b1^t), root = 1 / sqrt(1-b2^t), keep = 1 - lr decay.
+// The numbers that are the same for all weights: rate = lr / (1-b1^t), root = 1 / sqrt(1-b2^t), keep = 1 - lr decay
+// (vectors do not decay: 1).
 typedef struct {
     float b1, a1, b2, a2, rate, root, keep; // a = 1 - b
     double clip;                            // a GPU's kernels read it here
@@ -811,8 +820,10 @@ static Factors adamw_factors(AdamW o) {
     return f;
 }
 
-// Updates the tensors from number `first` to before `end`, and leaves their gradients zero for the next step.
+// Updates the tensors from number `first` to before `end`, and leaves their gradients zero for the next step. Numbers
+// that are not finite would spoil all weights: no step is made of them, and the run ends with those that it has.
 static void adamw(Model* model, size_t first, size_t end, AdamW o) {
+    if (!isfinite(model->gradient_norm) || !isfinite(model->loss_sum)) return;
     float clip = o.clip > 0 ? (float)fmin(1, o.clip / (model->gradient_norm + 1e-6)) : 1;
     Factors f = adamw_factors(o);
 #pragma omp parallel
@@ -880,8 +891,9 @@ static int compare_candidates(const void* a, const void* b) {
     return x->p != y->p ? (x->p < y->p) - (x->p > y->p) : x->token - y->token;
 }
 
-// Draws a token: softmax(logits / temperature), of that the top_k likeliest, of those the fewest whose probabilities
-// sum to at least top_p (nucleus sampling, Holtzman et al. 2020). u: uniform in (0,1). c: working memory (V).
+// Draws a token: softmax(logits / temperature), of that the top_k likeliest, of those, as shares of what is left,
+// the fewest that sum to at least top_p (nucleus sampling, Holtzman et al. 2020). u: uniform in (0,1). c: working
+// memory (V).
 static int sample_token(const float* logits, size_t V, const Sampling* s, double u, Candidate* c) {
     size_t best = 0, n = 0;
     for (size_t v = 0; v < V; v++) {
@@ -910,7 +922,7 @@ static int sample_token(const float* logits, size_t V, const Sampling* s, double
         }
         for (size_t i = 0; i < n; i++) {
             kept += c[i].p;
-            if (kept >= s->top_p * sum) n = i + 1;
+            if (kept >= s->top_p * sum) n = i + 1; // which ends the loop
         }
         sum = kept;
     }
@@ -1392,6 +1404,12 @@ typedef struct {
     bool whole;   // every query sees all of them
 } KeyTile;
 
+// The keys that any of these queries sees, from where a tile begins.
+static Range seen_by_any(Attention a, size_t i0, size_t queries) {
+    Range keys = {visible_keys(a, i0).first / TILE * TILE, visible_keys(a, i0 + queries - 1).end};
+    return keys;
+}
+
 static KeyTile next_tile(Attention a, size_t i0, size_t queries, size_t j0) {
     Range seen_first = visible_keys(a, i0), seen_last = visible_keys(a, i0 + queries - 1);
     KeyTile t = {min_size(TILE - j0 % TILE, seen_last.end - j0), 0, false};
@@ -1450,10 +1468,10 @@ static void attention_forward_tiles(float* out, float* lse, const float* qkv, At
                 copy_rows(v, wide, values, 3 * C, T, D);
                 for (size_t i0 = a.start + share * TILE; i0 < T; i0 += shares * TILE) {
                     size_t queries = min_size(TILE, T - i0), row = b * Q + i0 - a.start;
-                    size_t begin = visible_keys(a, i0).first / TILE * TILE, end = visible_keys(a, i0 + queries - 1).end;
+                    Range seen = seen_by_any(a, i0, queries);
                     pack(q, matrix(queries_of + i0 * 3 * C, 3 * C), queries, TILE, D);
                     for (size_t i = 0; i < TILE; i++) largest[i] = -FLT_MAX, sum[i] = 0;
-                    for (size_t j0 = begin, tile_keys; j0 < end; j0 += tile_keys) {
+                    for (size_t j0 = seen.first, tile_keys; j0 < seen.end; j0 += tile_keys) {
                         KeyTile t = next_tile(a, i0, queries, j0);
                         tile_keys = t.keys;
                         // Scores, and the largest so far.
@@ -1478,10 +1496,11 @@ static void attention_forward_tiles(float* out, float* lse, const float* qkv, At
                                 s[j * TILE + i] = p;
                                 sum[i] += p;
                             }
-                        for (size_t i = t.first; i < queries && j0 > begin; i++)
+                        // The sum of values; the first tile overwrites what o holds of queries before.
+                        for (size_t i = t.first; i < queries && j0 > seen.first; i++)
                             for (size_t c = 0; c < D; c++) o[i * wide + c] *= shrink[i];
-                        matmul_tile(o + t.first * wide, wide, j0 > begin, transposed(s + t.first, TILE), v + j0 * wide,
-                                    wide, queries - t.first, D, t.keys);
+                        matmul_tile(o + t.first * wide, wide, j0 > seen.first, transposed(s + t.first, TILE),
+                                    v + j0 * wide, wide, queries - t.first, D, t.keys);
                     }
                     for (size_t i = 0; i < queries; i++) {
                         for (size_t c = 0; c < D; c++) out[(row + i) * C + h * D + c] = o[i * wide + c] / sum[i];
@@ -1583,7 +1602,7 @@ static void attention_backward_fast(float* dqkv, const float* dout, const float*
             memset(dk, 0, 2 * padded * wide * sizeof(float)); // and dv
             for (size_t i0 = 0; i0 < T; i0 += TILE) {
                 size_t queries = min_size(TILE, T - i0);
-                size_t begin = visible_keys(a, i0).first / TILE * TILE, end = visible_keys(a, i0 + queries - 1).end;
+                Range seen = seen_by_any(a, i0, queries);
                 float p[TILE * TILE + MR * TILE] __attribute__((aligned(64))),
                     ds[TILE * TILE + MR * TILE] __attribute__((aligned(64)));
                 float p_dp[TILE] = {0}, row_lse[TILE] = {0};
@@ -1595,7 +1614,7 @@ static void attention_backward_fast(float* dqkv, const float* dout, const float*
                     p_dp[i] = dot(d_o + (i0 + i) * C, o + (i0 + i) * C, D); // sum over j of p_j dp_j
                     row_lse[i] = lse[(b * T + i0 + i) * a.H + h];
                 }
-                for (size_t j0 = begin, tile_keys; j0 < end; j0 += tile_keys) {
+                for (size_t j0 = seen.first, tile_keys; j0 < seen.end; j0 += tile_keys) {
                     KeyTile t = next_tile(a, i0, queries, j0);
                     size_t first = t.first, rows = queries - first, at = j0 * wide;
                     tile_keys = t.keys;
@@ -1614,8 +1633,9 @@ static void attention_backward_fast(float* dqkv, const float* dout, const float*
                     Matrix pj = matrix(p + first, TILE), dsj = matrix(ds + first, TILE);
                     matmul_tile(dv + at, wide, true, pj, d_oi + first * wide, wide, t.keys, D, rows);
                     matmul_tile(dk + at, wide, true, dsj, qi + first * wide, wide, t.keys, D, rows);
-                    matmul_tile(dqi + first * wide, wide, j0 > begin, transposed(ds + first, TILE), k + at, wide, rows,
-                                D, t.keys);
+                    // The first tile overwrites, as above.
+                    matmul_tile(dqi + first * wide, wide, j0 > seen.first, transposed(ds + first, TILE), k + at, wide,
+                                rows, D, t.keys);
                 }
                 copy_rows(dhead + i0 * 3 * C, 3 * C, dqi, wide, queries, D);
             }
@@ -1913,8 +1933,8 @@ static void on_cut_file(int number, siginfo_t* info, void* context) {
 }
 
 // A file being written. It has no name until output_replace() gives it that of the file it replaces: whenever a run
-// ends, that one is whole, and, where files can be without a name, no half of another is left. What goes wrong is kept in `error`, and all that follows does
-// nothing.
+// ends, that one is whole, and, where files can be without a name, no half of another is left. What goes wrong is kept
+// in `error`, and all that follows does nothing.
 typedef struct {
     FILE* stream;
     const char* error;
@@ -2140,7 +2160,7 @@ static void describe_parameters(Model* model) {
     const Config c = model->config;
 #define PARAMETER_ROW(kind, field, name, rows, columns, mean, std) \
     {kind == EACH ? c.L : 1,                                       \
-     {name, rows, columns, mean, std, 0, 0, offsetof(Parameters, field), 0, 0, 0, 0, kind == EACH ? 0 : -1}},
+     {name, rows, columns, mean, std, 0, 0, offsetof(Parameters, field), kind == EACH ? 0 : -1, 0, 0, 0, 0}},
     const struct {
         size_t count;
         Tensor tensor;
@@ -2370,7 +2390,8 @@ enum { BROKEN = 0x110000, UNFINISHED, CHARACTERS }; // bytes that are no charact
 enum { SLOTS = 4 * MAX_SIZE };
 
 struct Tokenizer {
-    File file;
+    File file;     // a copy of it
+    uint64_t mark; // its fingerprint
     size_t V;
     int end_of_text; // the token between documents, or -1
     const uint32_t* offsets;
@@ -2406,19 +2427,24 @@ static uint32_t* find_slot(const Tokenizer* t, const uint8_t* s, size_t n) {
 
 static int find_token(const Tokenizer* t, const uint8_t* s, size_t n) { return (int)*find_slot(t, s, n) - 1; }
 
-static Tokenizer read_tokenizer(const File* file) {
+// The tokenizer in these bytes, which are copied: to an address that suits numbers, and because the file at `path` may
+// become another while a run that saves it goes on.
+static Tokenizer read_tokenizer(const char* path, const uint8_t* data, size_t size) {
     Tokenizer t;
-    const char* path = file->path;
+    int32_t header[HEADER];
     memset(&t, 0, sizeof t);
-    t.file = *file;
-    const int32_t* header = (const int32_t*)t.file.data;
-    if (t.file.size < HEADER * 4 || header[0] != TOKENIZER_MAGIC || header[1] != 1)
+    memcpy(header, data, min_size(size, sizeof header));
+    if (size < sizeof header || header[0] != TOKENIZER_MAGIC || header[1] != 1)
         die("%s is not a tokenizer made by prepare_data.py, or is cut off", path);
     int64_t V = header[3], S = header[4], R = header[5];
     if (V < 256 || V > MAX_SIZE || S < V || R < 0 || header[6] < -1 || header[6] >= V ||
-        t.file.size != HEADER * 4 + 12 * (uint64_t)R + 4 * (uint64_t)(V + 1) + (uint64_t)S)
+        size != sizeof header + 12 * (uint64_t)R + 4 * (uint64_t)(V + 1) + (uint64_t)S)
         die("%s is damaged: its header does not fit its size", path);
-    const uint32_t* ranges = (const uint32_t*)(header + HEADER);
+    snprintf(t.file.path, MAX_PATH, "%s", path);
+    t.file.size = size;
+    t.file.data = (const uint8_t*)memcpy(allocate(size, 1, "the tokenizer"), data, size);
+    t.mark = fingerprint(t.file.data, size);
+    const uint32_t* ranges = (const uint32_t*)(t.file.data + sizeof header);
     t.V = (size_t)V;
     t.end_of_text = header[6];
     t.offsets = ranges + 3 * R;
@@ -2451,10 +2477,10 @@ static Tokenizer load_tokenizer(const char* path) {
     char advice[2 * MAX_PATH];
     snprintf(advice, sizeof advice, "; `python3 prepare_data.py --out %s` makes it from text", folder_of(path));
     File file = map_file(path, advice);
-    return read_tokenizer(&file);
+    Tokenizer t = read_tokenizer(path, file.data, file.size);
+    unmap_file(&file);
+    return t;
 }
-
-static uint64_t tokenizer_mark(const Tokenizer* t) { return fingerprint(t->file.data, t->file.size); }
 
 // Length of the UTF-8 character at s, of n > 0 bytes, and its code point. A byte that begins none is a character of its
 // own with a code of no class: UNFINISHED if more bytes could make it one, else BROKEN, as overlong forms and surrogates
@@ -3046,9 +3072,11 @@ static Config read_config(const Checkpoint* c) {
     Config config;
     const char* path = c->file.path;
     memset(&config, 0, sizeof config);
-#define SAVED_FIELD(field, option, initial, least, most, help)          \
-    if (metadata(c, option)) config.field = metadata_number(c, option); \
-    if (config.field > (most)) die("%s: %s %zu is more than %zu", path, option, config.field, (size_t)(most));
+#define SAVED_FIELD(field, option, initial, least, most, help)                                                         \
+    if (metadata(c, option)) {                                                                                         \
+        double said = (double)(config.field = metadata_number(c, option));                                             \
+        if (said < (least) || said > (most)) die("%s: %s is %.0f, not %d to %d", path, option, said, (least), (most)); \
+    }
     CONFIG(SAVED_FIELD)
     const Entry *wte = find_entry(c, "", "wte.weight"), *wpe = find_entry(c, "", "wpe.weight");
     if (!wte || !wpe || wte->dimensions != 2 || wpe->dimensions != 2 || wte->shape[1] != wpe->shape[1])
@@ -3243,9 +3271,7 @@ static void export_model(const char* directory, const Model* model, const Tokeni
         check_exported(path_in(directory, "tokenizer.bin"), t->file.data, t->file.size);
     char more[128];
     int n = snprintf(more, sizeof more, ",\"--heads\":\"%zu\"", model->config.H);
-    if (t)
-        snprintf(more + n, sizeof more - (size_t)n, ",\"tokenizer\":\"%016llx\"",
-                 (unsigned long long)tokenizer_mark(t));
+    if (t) snprintf(more + n, sizeof more - (size_t)n, ",\"tokenizer\":\"%016llx\"", (unsigned long long)t->mark);
     const char* error = save_checkpoint(path_in(directory, "model.safetensors"), model, false, more, NULL);
     if (error) die("cannot write %s/model.safetensors: %s; whatever stood there before is untouched", directory, error);
     Config c = model->config;
@@ -3822,18 +3848,15 @@ static bool find_tokenizer(const Checkpoint* c, Tokenizer* t, bool needed) {
     const char* beside = path_in(folder_of(path), "tokenizer.bin");
     if (given("--data"))
         *t = load_tokenizer(data_path("tokenizer.bin"));
-    else if (e) {
-        File copy = c->file; // at an address that suits its numbers
-        copy.size = e->to - e->from;
-        copy.data = (const uint8_t*)memcpy(allocate(copy.size, 1, "the tokenizer"), e->data, copy.size);
-        *t = read_tokenizer(&copy);
-    } else if (!access(beside, F_OK))
+    else if (e)
+        *t = read_tokenizer(path, e->data, e->to - e->from);
+    else if (!access(beside, F_OK))
         *t = load_tokenizer(beside);
     else if (needed)
         *t = load_tokenizer(data_path("tokenizer.bin"));
     else
         return false;
-    if (wanted && strtoull(wanted, NULL, 16) != tokenizer_mark(t))
+    if (wanted && strtoull(wanted, NULL, 16) != t->mark)
         die("%s was trained with another tokenizer than %s: %s", path, t->file.path,
             e ? "leave out --data, or prepare the text there with the model's"
               : "--data names the folder with its own");
@@ -3972,11 +3995,12 @@ typedef struct {
     uint64_t next;                                 // the window that is to be loaded next
     bool batch_loaded;                             // inputs and targets hold it and those after it
     size_t saved;                                  // the step that the checkpoint holds
-    uint64_t text_mark;                            // of the text that is trained on
+    uint64_t text_mark, val_mark;                  // of the texts that are trained and validated on
     double retry;                                  // when to save again what could not be saved; 0: nothing
     struct stat own;                               // the checkpoint, if this run wrote it or began from it
     char checkpoint[MAX_PATH], log_path[MAX_PATH]; // the files themselves, not links to them
     FILE* log;
+    bool log_goes_on;                                           // the one that is there
     double loss;                                                // of the last step
     double peak;                                                // operations a second
     size_t first;                                               // the step that the run began or resumed after
@@ -4009,9 +4033,9 @@ static const char* write_run(Run* run) {
     FILE* f = begin_text(&text);
     fprintf(f, ",\"step\":\"%zu\",\"windows\":\"%llu\",\"loss\":\"%.9g\"", run->step, (unsigned long long)run->taken,
             run->loss);
-    fprintf(f, ",\"tokenizer\":\"%016llx\",\"tokens\":\"%zu\",\"text\":\"%016llx\"",
-            (unsigned long long)tokenizer_mark(&run->tokenizer), run->train.token_count,
-            (unsigned long long)run->text_mark);
+    fprintf(f, ",\"tokenizer\":\"%016llx\",\"tokens\":\"%zu\",\"text\":\"%016llx\",\"val_text\":\"%016llx\"",
+            (unsigned long long)run->tokenizer.mark, run->train.token_count, (unsigned long long)run->text_mark,
+            (unsigned long long)run->val_mark);
     for (const Option* o = options; o < options + OPTIONS; o++) {
         if (!(o->use & SAVED) || (!o->initial && !o->given)) continue;
         if (o->use & SHAPE && !*o->whole) continue; // as in GPT-2
@@ -4061,7 +4085,8 @@ static void resume_options(Run* run, const Checkpoint* c) {
 
 static const char log_title[] = "step,loss,val_loss,lr,grad_norm,ms,tokens_per_s\n";
 
-// The log that is there: read only, since what is no log must not become one.
+// The log that is there: read only, since what is no log must not become one. Of the run that is resumed is a log that
+// has a row for the checkpoint's last step, with the loss that the checkpoint gives it.
 static File find_log(Run* run) {
     struct stat info, stream;
     File log = {"", (const uint8_t*)"", 0};
@@ -4074,15 +4099,21 @@ static File find_log(Run* run) {
         if (!fstat(i, &stream) && same_file(&stream, &info))
             fail(2, "--log %s is where the program prints to: give it a file of its own", opt.log);
     log = map_file(run->log_path, "");
-    if (log.size && (log.size < strlen(log_title) || memcmp(log.data, log_title, strlen(log_title))))
+    size_t title = strlen(log_title);
+    if (log.size && (log.size < title || memcmp(log.data, log_title, title)))
         die("%s is no log of a training run: give --log another name", opt.log);
-    // Of the run that is resumed is a log that gives its last step the loss that the checkpoint does.
+    if (!opt.resume || log.size <= title) return log;
     char step[32], row[64];
     snprintf(step, sizeof step, "\n%zu,", run->step);
     snprintf(row, sizeof row, "%s%.9g,", step, run->loss);
-    if (opt.resume && !isnan(run->loss) && memmem(log.data, log.size, step, strlen(step)) &&
-        !memmem(log.data, log.size, row, strlen(row)))
+    const char* end = (const char*)memrchr(log.data, '\n', log.size); // what is behind it is half a row
+    const char* there = (const char*)memmem(log.data, (size_t)(end - (const char*)log.data), step, strlen(step));
+    if (there && !isnan(run->loss) && strncmp(there, row, strlen(row)))
         die("%s is the log of another run than %s: give --log another name", opt.log, opt.checkpoint);
+    run->log_goes_on = there != NULL;
+    if (!there)
+        note("%s has no row of step %zu, after which %s was saved: it is kept as %s", opt.log, run->step,
+             opt.checkpoint, free_old_name(run->log_path));
     return log;
 }
 
@@ -4093,12 +4124,13 @@ static void open_log(Run* run, File* old) {
     const char *row = (const char*)old->data + min_size(title, old->size), *end = (const char*)old->data + old->size;
     output_open(&out, run->log_path, 0);
     output_write(&out, log_title, title);
-    for (const char* next; opt.resume && (next = (const char*)memchr(row, '\n', (size_t)(end - row))); row = next) {
+    for (const char* next; run->log_goes_on && (next = (const char*)memchr(row, '\n', (size_t)(end - row)));
+         row = next) {
         size_t step = strtoul(row, NULL, 10);
         next++;
         if (step > 0 && step <= run->step) output_write(&out, row, (size_t)(next - row));
     }
-    if (!opt.resume && old->size > title && !out.error) output_failed(&out, keep_old(run->log_path));
+    if (!run->log_goes_on && old->size > title && !out.error) output_failed(&out, keep_old(run->log_path));
     output_finish(&out);
     unmap_file(old);
     run->log = fopen(run->log_path, "a");
@@ -4106,7 +4138,7 @@ static void open_log(Run* run, File* old) {
 }
 
 // The checkpoint may take another's place, which is then kept, but no other file's.
-static void try_checkpoint(Run* run) {
+static void find_checkpoint(Run* run) {
     if (opt.resume) {
         stat(run->checkpoint, &run->own);
     } else if (!access(run->checkpoint, F_OK)) {
@@ -4118,23 +4150,25 @@ static void try_checkpoint(Run* run) {
                 opt.checkpoint);
         unmap_file(&there);
     }
-    try_output(run->checkpoint, 3 * sizeof(float) * run->model.parameter_count);
+}
+
+// What has become of a run that ends, and the error with which it could not be saved, if so.
+static const char* outcome(const Run* run, const char* error) {
+    static char line[2 * MAX_PATH];
+    if (error)
+        snprintf(line, sizeof line, "the steps after %zu cannot be saved: %s", run->saved, error);
+    else if (run->step == run->first)
+        snprintf(line, sizeof line, "nothing is changed");
+    else
+        snprintf(line, sizeof line, "saved after step %zu in %s, --resume goes on", run->step, opt.checkpoint);
+    return line;
 }
 
 // Everything that a run would lose if it ended now.
 static Run* rescued;
 static const char* rescue_run(void) {
-    static char outcome[2 * MAX_PATH];
     const char* alone = "it takes all processes, and this one ends";
-    const char* error = rescued->saved == rescued->step ? NULL : world.size > 1 ? alone : save_run(rescued);
-    if (error)
-        snprintf(outcome, sizeof outcome, "the steps after %zu cannot be saved: %s", rescued->saved, error);
-    else if (rescued->step == rescued->first)
-        snprintf(outcome, sizeof outcome, "nothing is changed");
-    else
-        snprintf(outcome, sizeof outcome, "saved after step %zu in %s, --resume goes on", rescued->step,
-                 opt.checkpoint);
-    return outcome;
+    return outcome(rescued, rescued->saved == rescued->step ? NULL : world.size > 1 ? alone : save_run(rescued));
 }
 
 // The i-th of the windows that are validated on, spread evenly over the text, into row b of the batch.
@@ -4155,7 +4189,7 @@ static void check_shards(const Data* d, const Tokenizer* t) {
             mark = fingerprint(file.data, file.size);
             unmap_file(&file);
         }
-        if (mark && mark != tokenizer_mark(t))
+        if (mark && mark != t->mark)
             die("%s was not made with the tokenizer of %s: prepare the text again, with that one", s->file.path,
                 t->file.path);
         if (!mark && t->V != 50257)
@@ -4172,10 +4206,13 @@ static void open_texts(Run* run, size_t V, const Checkpoint* resumed) {
     if (resumed && run->train.token_count != metadata_number(resumed, "tokens"))
         die("%s was trained on %s tokens, but there are %zu now: other data", resumed->file.path,
             metadata(resumed, "tokens"), run->train.token_count);
-    run->text_mark = data_mark(&run->train);
+    run->text_mark = data_mark(&run->train), run->val_mark = data_mark(&run->val);
     const char* text = resumed ? metadata(resumed, "text") : NULL;
     if (text && strtoull(text, NULL, 16) != run->text_mark)
         die("%s was trained on another text of %zu tokens", resumed->file.path, run->train.token_count);
+    text = resumed ? metadata(resumed, "val_text") : NULL;
+    if (text && strtoull(text, NULL, 16) != run->val_mark)
+        die("%s was validated on another text than %s", resumed->file.path, run->val.shards->file.path);
     run->inputs = (int*)allocate(run->B * run->T, sizeof(int), "a batch");
     run->targets = (int*)allocate(run->B * run->T, sizeof(int), "a batch");
     run->val_count = min_size(run->val.windows, opt.val_batches * opt.batch);
@@ -4202,12 +4239,8 @@ static void check_same(const Run* run) {
     static const char* const names[] = {"program",          "command line",        "tokenizer",
                                         "text to train on", "text to validate on", "weights to start from"};
     File program = map_file("/proc/self/exe", "");
-    uint64_t marks[] = {fingerprint(program.data, program.size),
-                        0,
-                        tokenizer_mark(&run->tokenizer),
-                        run->text_mark,
-                        data_mark(&run->val),
-                        0};
+    uint64_t marks[] = {
+        fingerprint(program.data, program.size), 0, run->tokenizer.mark, run->text_mark, run->val_mark, 0};
     for (const Option* o = options; o < options + OPTIONS; o++) {
         double value = o->whole ? (double)*o->whole : o->real ? *o->real : o->flag ? *o->flag : 0;
         marks[1] = random_bits(marks[1], fingerprint((const uint8_t*)&value, sizeof value));
@@ -4247,6 +4280,11 @@ static void start_run(Run* run) {
     run->T = config.T;
     run->first = run->saved = run->step;
     run->next = run->taken;
+    File log = {"", (const uint8_t*)"", 0};
+    if (!world.rank) {
+        find_checkpoint(run);
+        log = find_log(run);
+    }
     open_texts(run, config.V, opt.resume ? from : NULL);
     printf("data       %zu tokens to train on, %zu to validate, vocabulary %zu\n", run->train.token_count,
            run->val.token_count, config.V);
@@ -4260,11 +4298,7 @@ static void start_run(Run* run) {
         train_together(&run->model);
     }
     if (from) close_checkpoint(from);
-    File log = {"", (const uint8_t*)"", 0};
-    if (!world.rank) {
-        try_checkpoint(run);
-        log = find_log(run);
-    }
+    if (!world.rank) try_output(run->checkpoint, 3 * sizeof(float) * run->model.parameter_count);
     print_config(config);
     printf(": %zu parameters\n", run->model.parameter_count);
     printf("machine    ");
@@ -4284,10 +4318,12 @@ static void start_run(Run* run) {
 }
 
 // Mean loss over the validation windows, always the same, spread evenly over the text. Also in bits per byte of text,
-// which unlike the loss compares between tokenizers.
-static void validate(Run* run) {
+// which unlike the loss compares between tokenizers. Returns false if it was told to stop; several processes, of which
+// not all were, go on to the end.
+static bool validate(Run* run) {
     double loss = 0;
     for (size_t i = (size_t)world.rank * run->B, n; i < run->val_count; i += opt.batch) {
+        if (signalled && world.size == 1) return false;
         n = min_size(run->B, run->val_count - i);
         for (size_t b = 0; b < n; b++) load_val_window(run, i + b, b);
         device->forward(&run->model, &run->a, run->inputs, run->targets, n, run->T, 0, false);
@@ -4296,6 +4332,7 @@ static void validate(Run* run) {
     sum_over_processes(&loss, 1);
     run->val_loss = loss / (double)run->val_count;
     run->bits_per_byte = loss * (double)run->T / run->val_bytes / 0.6931471805599453;
+    return true;
 }
 
 // Sampling draws from a stream of the step's own, so that a resumed run draws the same.
@@ -4342,12 +4379,19 @@ static void load_next_batch(Run* run) {
     run->batch_loaded = true;
 }
 
-// The one end that saves nothing: what was saved before is worth more than a model that has gone wrong.
-__attribute__((noreturn)) static void diverged(const Run* run, const char* what, double loss) {
+// The model may have gone wrong before that was seen: what was saved earlier is kept beside what is saved now.
+__attribute__((noreturn)) static void diverged(Run* run, size_t step, const char* what, double loss) {
+    char kept[2 * MAX_PATH] = "";
+    const char* error = NULL;
+    memset(&run->own, 0, sizeof run->own);
+    if (run->saved != run->step) {
+        if (is_foreign(run)) snprintf(kept, sizeof kept, ", the one before in %s", free_old_name(run->checkpoint));
+        error = save_run(run);
+    }
     rescue = NULL;
-    die("at step %zu the %s is %f and the gradient's norm %f: a smaller --lr or --clip may help; %s%s", run->step, what,
-        loss, run->model.gradient_norm, run->saved ? opt.checkpoint : "nothing was saved",
-        run->saved ? " holds an earlier step" : "");
+    die("at step %zu the %s is %f and the gradient's norm %f: a smaller --lr or --clip may help, or another --seed; "
+        "%s%s",
+        step, what, loss, run->model.gradient_norm, outcome(run, error), error ? "" : kept);
 }
 
 // One step: `accumulate` batches forward and backward, one update. Returns the mean loss. The next batch is loaded
@@ -4361,13 +4405,13 @@ static double train_step(Run* run) {
         device->forward(model, &run->a, run->inputs, run->targets, run->B, run->T, 0, true);
         device->backward(model, &run->a, run->inputs, run->targets, run->B, run->T, 1 / (float)opt.accumulate);
     }
-    AdamW o = {rate_at(run->step + 1), opt.beta1, opt.beta2, opt.weight_decay, opt.clip, run->step + 1};
+    size_t step = run->step + 1;
+    if (step < opt.steps) load_next_batch(run);
+    AdamW o = {rate_at(step), opt.beta1, opt.beta2, opt.weight_decay, opt.clip, step};
     device->update(model, o);
-    run->step++;
-    run->taken = run->next;
-    if (run->step < opt.steps) load_next_batch(run);
-    double loss = run->loss = take_loss(model);
-    if (!isfinite(loss) || !isfinite(model->gradient_norm)) diverged(run, "loss", loss);
+    double loss = take_loss(model);
+    if (!isfinite(loss) || !isfinite(model->gradient_norm)) diverged(run, step, "loss", loss);
+    run->step = step, run->taken = run->next, run->loss = loss;
     return loss;
 }
 
@@ -4475,16 +4519,16 @@ static int run_training(void) {
     static Run run;
     start_run(&run);
     double begin = seconds(), average = 0;
+    bool validated = false;
     while (run.step < opt.steps && !(world.size > 1 ? world.stopping : signalled)) {
         double start = seconds(), loss = train_step(&run), duration = seconds() - start;
         average = average ? 0.9 * average + 0.1 * duration : duration;
         run.train_sum[curve_column(&run)] += loss;
         run.train_count[curve_column(&run)]++;
-        bool validated = due(run.step, opt.val_every);
+        validated = due(run.step, opt.val_every) && validate(&run);
         if (validated) {
-            validate(&run);
             run.val_at[curve_column(&run)] = run.val_loss;
-            if (!isfinite(run.val_loss)) diverged(&run, "validation loss", run.val_loss);
+            if (!isfinite(run.val_loss)) diverged(&run, run.step, "validation loss", run.val_loss);
         }
         log_step(&run, loss, duration, validated);
         report(&run, loss, average, validated);
@@ -4507,8 +4551,9 @@ static int run_training(void) {
         return 128 + signalled;
     }
     draw_curve(&run);
-    printf("\n%.1f s. Validation loss %.4f, %.3f bits per byte. The model is in %s; to let it write:\n    ",
-           seconds() - begin, run.val_loss, run.bits_per_byte, opt.checkpoint);
+    printf("\n%.1f s. ", seconds() - begin);
+    if (validated) printf("Validation loss %.4f, %.3f bits per byte. ", run.val_loss, run.bits_per_byte);
+    printf("The model is in %s; to let it write:\n    ", opt.checkpoint);
     print_command("");
     puts(" --generate \"The\"");
     if (run.log && fclose(run.log)) die("cannot write %s: %s", opt.log, strerror(errno));
@@ -4602,11 +4647,12 @@ static float* view_weights(const View* v, size_t l, size_t h) { return v->weight
 
 // Mean loss of the tokens after the first.
 static double text_loss(View* v) {
-    device->forward(&v->model, &v->a, v->tokens, v->targets, 1, v->n - 1, 0, true);
+    device->forward(&v->model, &v->a, v->tokens, v->targets, 1, v->n - 1, 0, false);
     return take_loss(&v->model);
 }
 
-// What the view's model computes of n > 1 tokens. There is room for one more.
+// What the view's model computes of n > 1 tokens. There is room for one more. The activations are those of training,
+// which has every layer's and the logits of all positions, though the pass is not.
 static void look_at(View* v, const int* tokens, size_t n) {
     Config c = v->model.config;
     v->n = n, v->L = c.L, v->H = c.H, v->tokens = tokens, v->targets = tokens + 1;
@@ -4616,7 +4662,7 @@ static void look_at(View* v, const int* tokens, size_t n) {
     v->logits = (float*)allocate(n * c.V, sizeof(float), "logits");
     v->heads = (HeadView*)allocate(c.L * c.H, sizeof(HeadView), "the table of heads");
     device->create_activations(&v->a, &v->model, 1, n, true);
-    device->forward(&v->model, &v->a, v->tokens, v->targets, 1, n, 0, true);
+    device->forward(&v->model, &v->a, v->tokens, v->targets, 1, n, 0, false);
     take_loss(&v->model);
     for (size_t l = 0; l < c.L; l++) {
         float *qkv = v->qkv + l * n * 3 * c.C, *lse = v->lse + l * n * c.H;
@@ -4656,9 +4702,9 @@ static void ablate(View* v) {
     float *dw = b + c.C, *db = dw + c.C * c.C, *att = (float*)allocate(v->n * c.C, sizeof(float), "heads' outputs");
     float *cut = (float*)allocate(D * c.C + c.C, sizeof(float), "a head's weights"), *bias = cut + D * c.C;
     double* means = (double*)allocate(v->L * c.C, sizeof(double), "heads' means");
-    text_loss(v);
+    device->forward(&v->model, &v->a, v->tokens, v->targets, 1, v->n - 1, 0, true);
     device->backward(&v->model, &v->a, v->tokens, v->targets, 1, v->n - 1, 1);
-    device->wait(&v->model);
+    take_loss(&v->model);
     for (size_t l = 0; l < v->L; l++) {
         device->read_activation(att, &v->a, v->a.att[l], (v->n - 1) * c.C);
         for (size_t i = 0; i < (v->n - 1) * c.C; i++) means[l * c.C + i % c.C] += att[i] / (double)(v->n - 1);
@@ -5003,6 +5049,7 @@ static void run_attention(void) {
     if (template_file.size) check_page(opt.html);
     load_for_use(&v.model, &v.tokenizer, true, opt.ablate);
     Config c = v.model.config;
+    if (beyond_gpt2(c)) die("--attention shows what GPT-2 computes, not a model made with %s", beyond_gpt2(c));
     if (opt.layer >= c.L) fail(2, "--layer %zu: the model has layers 0 to %zu", opt.layer, c.L - 1);
     if (opt.head >= c.H) fail(2, "--head %zu: the model has heads 0 to %zu", opt.head, c.H - 1);
     size_t bytes = strlen(opt.attention), most = min_size(given("--tokens") ? opt.tokens : 128, c.T);

@@ -1092,9 +1092,9 @@ __device__ inline float warp_dot(const real* x, const real* y, int D) {
 
 __global__ static void wide_attention_forward_kernel(real* out, float* lse, const real* qkv, int T, int start, int C,
                                                      int H) {
-    int D = C / H, h = blockIdx.x % H, N = T - start, i = start + blockIdx.x / H % N,
+    int D = C / H, h = blockIdx.x % H, Q = T - start, i = start + blockIdx.x / H % Q,
         c = blockIdx.y * THREADS + threadIdx.x;
-    size_t b = blockIdx.x / H / N, row = b * N + i - start;
+    size_t b = blockIdx.x / H / Q, row = b * Q + i - start;
     const real *q = qkv + (b * T + i) * 3 * C + h * D, *k = qkv + b * T * 3 * C + C + h * D, *v = k + C;
     float *s = shared_memory<float>(), scale = 1 / sqrtf((float)D), largest = -INFINITY, sum = 0, o = 0;
     for (int j0 = 0; j0 <= i; j0 += THREADS) {
@@ -1528,7 +1528,7 @@ struct Piece {
 // What comes back.
 struct Results {
     double loss, norm; // loss: the sum since it was last read
-    float clip;        // what clipping leaves of the gradient
+    float clip;        // what clipping leaves of the gradient; NAN: no step is made
 };
 
 // What a model has here beside its blocks.
@@ -1725,9 +1725,9 @@ static void run_forward(Model* model, Activations* activations, bool with_target
     const Rounded* w = &extra_of(model)->w;
     const ActivationsExtra* e = extra_of(activations);
     Tensors a = tensors_of(activations);
-    size_t V = model->config.V, C = model->config.C, L = model->config.L, N = T - start, rows = B * N;
+    size_t V = model->config.V, C = model->config.C, L = model->config.L, Q = T - start, rows = B * Q;
     Attention shape = attention_of(model->config, B, T, start);
-    embedding_forward(a.embedded, e->tokens, p->wte, p->wpe, B, N, start, C);
+    embedding_forward(a.embedded, e->tokens, p->wte, p->wpe, B, Q, start, C);
     done("embedding");
     const real *x = a.embedded, *none = NULL;
     for (size_t l = 0; l < L; l++) {
@@ -1879,6 +1879,7 @@ __global__ static void clip_kernel(Results* results, const double* partial, unsi
     double norm = sqrt(sum), clip = factors->clip;
     results->norm = norm;
     results->clip = clip > 0 && clip < norm + 1e-6 ? (float)(clip / (norm + 1e-6)) : 1;
+    if (!isfinite(norm) || !isfinite(results->loss)) results->clip = NAN;
 }
 
 // All tensors in one launch, a block for each piece. It also rounds the new weights for the multiplies.
@@ -1888,6 +1889,7 @@ __global__ static void adamw_kernel(float* w, real* rounded, float* d, float* m,
     Factors f = *factors;
     float keep = piece.decays ? f.keep : 1, clip = results->clip, wi[4], di[4], mi[4], vi[4];
     const float zero[4] = {};
+    if (isnan(clip)) return;
     for (size_t i = piece.first + threadIdx.x * 4; i < piece.first + piece.size; i += THREADS * 4) {
         size_t j = i - piece.first + piece.moment;
         load(wi, w + i);

@@ -13,6 +13,7 @@ import unittest
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 BENCH = os.path.join(ROOT, "build", "bench")
+LLMC_SCRIPT = os.path.join(ROOT, "dev", "bench", "llmc.py")
 L, H, C, V, T, B = 2, 2, 32, 80, 32, 2  # --preset tiny
 PARAMETERS = V * C + T * C + L * (12 * C * C + 13 * C) + 2 * C
 MULTIPLY = {"qkv_w", "attention", "att_w", "fc_w", "mlp_w", "logits"}
@@ -146,6 +147,24 @@ class Bench(unittest.TestCase):
             done = bench(*options)
             self.assertEqual((done.returncode, done.stderr.count("\n")), (status, 1), msg=str(options))
         self.assertEqual(bench("--help").returncode, 0)
+
+
+class LLMC(unittest.TestCase):
+    def test_a_compiler_that_fails_is_left_out(self):
+        """llmc.py goes on with those that work: here to what it says of a Makefile that has no train_gpt2."""
+        with tempfile.TemporaryDirectory() as folder:
+            for name, text in ("clang", "#!/bin/sh\nexit 1\n"), ("train_gpt2.c", ""), ("Makefile", "all:\n"):
+                with open(os.path.join(folder, name), "w") as file:
+                    file.write(text)
+            os.chmod(os.path.join(folder, "clang"), 0o755)
+            for compilers, last in (["gcc", "clang"], "make"), (["clang"], "a C compiler"):
+                done = subprocess.run([sys.executable, LLMC_SCRIPT, "--llmc", folder, "--cc", *compilers],
+                                      env={**os.environ, "PATH": folder + ":" + os.environ["PATH"]},
+                                      capture_output=True, text=True)
+                self.assertIn("clang is left out", done.stdout)
+                self.assertNotIn("gcc is left out", done.stdout)
+                self.assertEqual(done.returncode, 1)
+                self.assertRegex(done.stderr, "^llmc.py: .*" + last)
 
 
 class Result(unittest.TextTestResult):

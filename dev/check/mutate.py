@@ -6,15 +6,15 @@
     python3 dev/check/mutate.py --sample 30        30 in all, in a few minutes; --seed N draws others
     python3 dev/check/mutate.py --list             what would be tried
     python3 dev/check/mutate.py --mutant 3fa01c    one of them again: its line, and what each test says
-    python3 dev/check/mutate.py --file attention.h in dev/learn/attention/attention.h, five minutes; also masks.h
-                                                   and fast_weights.h
+    python3 dev/check/mutate.py --file attention.h in dev/learn/attention/attention.h, five minutes; so the other
+                                                   headers there (--help names them)
 
 A changed copy is called a mutant. It is caught when a test fails, crashes or takes ten times as long as it should; if
 all pass, the tests of its room run again with the sanitizers of make DEBUG=1, which see what is read or written beyond
 an end. If these pass too, it has survived. Then either a check is missing, or the line does nothing, or the change
 makes no difference to what the program computes. The last are called equivalent and do not count: the tool knows them
 when the compiler makes the same machine code of both, and otherwise from mutants.txt, of attention.h from
-mutants_attention.txt (and so on), which have the reason for each.
+mutants_attention.txt (and so on, where there are any), which have the reason for each.
 
 The kinds of errors:
 
@@ -40,6 +40,7 @@ Some places are left out from the start, because no test of results could or sho
     wording             what is inside die(...), fail(...) and in what is printed for people to look at
     pictures            the loss curve, how often progress is shown and the time left, the layout of --help
     the machine         its speed, its clock, its memory
+    preconditions       what the course's insist(...) asks, which holds in every program that is right
     limits              round numbers such as 1e12, that only keep an option's value sensible
 """
 
@@ -98,6 +99,8 @@ FIRST_MASKS_TESTS = {
     "in tiles": ["tiles", "gradients", "nothing_read"],
 }
 FIRST_FAST_WEIGHTS_TESTS = {"linear attention in chunks": ["linear"], "the delta rule": ["delta"]}
+FIRST_TAPE_TESTS = {"the tape": ["training", "gradients"], "matrix product": ["product", "threads", "gradients"]}
+FIRST_VISION_TESTS = {"pictures": ["pictures"], "operations": ["values", "operations"], "layers": ["beginnings"]}
 
 # What is tested with what: a source and its tests in a folder, which `make` there builds into a program. Copied is what
 # they need besides, linked what the tests read.
@@ -105,23 +108,30 @@ Subject = collections.namedtuple("Subject", "folder source tests program copied 
 SUBJECTS = {
     "train_gpt.c": Subject("", "train_gpt.c", "test_gpt.c", "build/test_gpt", ["Makefile"], ["dev"], "mutants.txt",
                            FIRST_TESTS),
-    "attention.h": Subject("dev/learn/attention", "attention.h", "test_attention.c",
-                           "../../../build/attention/test_attention", ["quick.h"], ["dev/check"],
-                           "mutants_attention.txt", FIRST_ATTENTION_TESTS),
-    "masks.h": Subject("dev/learn/attention", "masks.h", "test_masks.c", "../../../build/attention/test_masks",
-                       ["attention.h", "quick.h", "tape.h"], ["dev/check"], "mutants_masks.txt", FIRST_MASKS_TESTS),
-    "fast_weights.h": Subject("dev/learn/attention", "fast_weights.h", "test_fast_weights.c",
-                              "../../../build/attention/test_fast_weights", ["attention.h", "quick.h", "tape.h"],
-                              ["dev/check"], "mutants_fast_weights.txt", FIRST_FAST_WEIGHTS_TESTS),
 }
+COURSE = "dev/learn/attention"  # each of its tests includes one or two of its headers, or what includes them
+for source, tests, first_tests in (
+    ("attention.h", "test_attention", FIRST_ATTENTION_TESTS),
+    ("masks.h", "test_masks", FIRST_MASKS_TESTS),
+    ("fast_weights.h", "test_fast_weights", FIRST_FAST_WEIGHTS_TESTS),
+    ("memory.h", "test_nodes", {"memory.h": ["memory", "lstmn", "pytorch"]}),
+    ("glimpse.h", "test_nodes", {"glimpse.h": ["glimpses", "unbiased", "draws", "pytorch"]}),
+    ("vision.h", "test_vision", FIRST_VISION_TESTS),
+    ("dropout.h", "test_dropout", {}),
+    ("tape_attention.h", "test_tape_attention", {}),
+    ("tape.h", "test_tape", FIRST_TAPE_TESTS),
+):
+    SUBJECTS[source] = Subject(COURSE, source, tests + ".c", f"../../../build/attention/{tests}",
+                               [header.name for header in (ROOT / COURSE).glob("*.h")], ["dev/check"],
+                               f"mutants_{source[:-2]}.txt", first_tests)
 
 # Left out from the start; the docstring says why.
 SKIPPED_FUNCTIONS = {"machine_peak", "draw_curve", "print_help", "clear_live_line", "memory_available", "seconds",
                      "free_model", "close_checkpoint", "prepare_threads"}
-SKIPPED_LINES = re.compile(r"enum \{ (LANES|NR|CHUNK|STRIP|CURVE|STREAM_WEIGHTS|HEIGHT|FLASH_TILE)|O_CLOEXEC|noreturn"
+SKIPPED_LINES = re.compile(r"enum \{ (LANES|NR|CHUNK|STRIP|CURVE|STREAM_WEIGHTS|HEIGHT|FLASH_TILE|TILE_ROWS)|O_CLOEXEC|noreturn"
                            r"|room \? 2 \* room|average|fsync|if \(fd >= 0\)|slash - out->path|curve_column"
                            r"|size_t every = |run->step % every")
-WORDING = {"die", "fail", "json_fail", "printf", "puts", "fputs", "strerror"}
+WORDING = {"die", "fail", "insist", "json_fail", "printf", "puts", "fputs", "strerror"}
 PRINTED = {"printf", "puts", "fputs", "putchar", "fflush", "check_output"}
 PRINTED_FOR_PEOPLE = {"start_run", "report", "run_training", "run_export", "check_memory", "show_sample", "fail"}
 GIVEN_BACK = {"free", "fclose", "close", "munmap", "globfree", "va_end", "fflush", "clear_live_line", "unmap_file",
@@ -199,7 +209,10 @@ class Source:
                 function = ""
 
     def find_rooms(self):
-        self.rooms = [(m.start(), m.group(1).lower()) for m in re.finditer(r"^// =+\n// ([^(:\n]*\w)", self.text, re.M)]
+        """What stands under a heading; in a file without such headings under its lesser ones, or all of it."""
+        headings = (r"^// =+\n// ([^(:\n]*\w)", r"^// ---- ([^(:\n]*\w)[^\n]*-$", r"\A// ([^(:\n]*\w)")
+        found = ([(m.start(), m.group(1).lower()) for m in re.finditer(h, self.text, re.M)] for h in headings)
+        self.rooms = next(rooms for rooms in found if rooms)
 
     def room(self, place):
         name = ""
@@ -343,7 +356,7 @@ def deletions(source, i):
         return
     if tokens[i - 1] == ")" and tokens[source.partner[i - 1] - 1] not in ("if", "for", "while"):
         return
-    if source.calls[i] or not re.match(r"[A-Za-z_*]", tokens[i]) or tokens[i] in GIVEN_BACK:
+    if source.calls[i] or not re.match(r"[A-Za-z_*]", tokens[i]) or tokens[i] in GIVEN_BACK | {"insist"}:
         return
     if tokens[i] in KEYWORDS - {"continue", "break"}:
         return
@@ -390,7 +403,7 @@ def shuffled(mutants, seed):
 def read_equivalent(path):
     """A mutants.txt: @ and a function, or @ alone; - and one of its lines as it is, + and the same line changed."""
     changes, function, before = set(), None, None
-    for number, line in enumerate(path.read_text().splitlines(), 1):
+    for number, line in enumerate(path.read_text().splitlines() if path.exists() else [], 1):
         mark, rest = line[:1], one_line(line[1:])
         if mark == "@":
             function = rest

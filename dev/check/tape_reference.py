@@ -1,32 +1,18 @@
 #!/usr/bin/env python3
 """What PyTorch computes, for dev/learn/attention/test_tape.c: GRU, LSTM, and ten AdamW steps of a small network.
 
-    python3 dev/check/tape_reference.py [FILE]         default: dev/check/fixtures/attention/tape.txt
+    python3 dev/check/tape_reference.py [--seed N] [--out DIR]         default: dev/check/fixtures/attention/
 
-Everything is computed in float64. The file is text: for each tensor a line "name rows cols", then its numbers, of
-which nine digits are enough to give every float32 back. Weights are stored [in,out]. Needs torch 1.13 or later.
+tape_fixture.py says what the file looks like. Weights are stored [in,out]. Needs torch 1.13 or later.
 """
-
-import os
-import sys
 
 import torch
 
-torch.manual_seed(1)
-torch.set_default_dtype(torch.float64)
+from tape_fixture import Fixture
+
+fixture = Fixture("tape.txt", 1, __doc__)
+rounded, write = fixture.rounded, fixture.write
 B, T, IN, N = 3, 5, 7, 6
-out = []
-
-
-def rounded(*shape):
-    """Random numbers that float32 holds exactly: both sides start from the same."""
-    return torch.randn(*shape).float().double()
-
-
-def write(name, x):
-    x = x.detach().reshape(1, -1) if x.dim() < 2 else x.detach().reshape(-1, x.shape[-1])
-    out.append(f"{name} {x.shape[0]} {x.shape[1]}")
-    out.extend(" ".join(f"{v:.9g}" for v in row.tolist()) for row in x)
 
 
 def recurrent(prefix, layer, cell):
@@ -82,7 +68,4 @@ def network():
 recurrent("gru", torch.nn.GRU(IN, N), cell=False)
 recurrent("lstm", torch.nn.LSTM(IN, N), cell=True)
 network()
-here = os.path.dirname(os.path.abspath(__file__))
-path = sys.argv[1] if len(sys.argv) > 1 else os.path.join(here, "fixtures", "attention", "tape.txt")
-with open(path, "w") as f:
-    f.write("\n".join(out) + "\n")
+fixture.save()

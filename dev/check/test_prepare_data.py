@@ -511,6 +511,24 @@ class Errors(InFolder):
             self.assertEqual(open_read(f"mine/{name}"), b"something else")
             os.remove(f"mine/{name}")
 
+    def test_memory_available(self):
+        self.write("proc/meminfo", "MemTotal: 9000 kB\nMemAvailable:    7000 kB\n")
+        self.assertEqual(pd.memory_available("proc", "groups"), 7000 << 10)
+        self.write("groups/a/memory.max", "max\n")
+        self.write("groups/a/b/memory.max", "6000000\n")
+        self.write("groups/memory.max", "5000000\n")
+        self.write("groups/memory/memory.limit_in_bytes", "4000000\n")
+        self.write("groups/memory/c/memory.limit_in_bytes", "3000000\n")
+        for groups, bytes_ in (("1:cpu:/c\n0::/a/b/c\n", 5000000), ("0::/a\n", 5000000), ("3:cpu,memory:/c/d\n", 3000000),
+                               ("3:memory:/elsewhere\n1:cpu:/c\n", 4000000), ("3:cpu:/a\n4:memoryless:/\n", 7000 << 10)):
+            self.write("proc/self/cgroup", groups)
+            self.assertEqual(pd.memory_available("proc", "groups"), bytes_, groups)
+        os.remove("groups/memory.max")
+        self.write("proc/self/cgroup", "0::/a/b/c\n")
+        self.assertEqual(pd.memory_available("proc", "groups"), 6000000)
+        self.assertEqual(pd.memory_available("nowhere", "groups"), sys.maxsize)
+        self.assertLess(pd.memory_available(), sys.maxsize)
+
     def test_text_larger_than_memory(self):
         with mock.patch.object(pd, "memory_available", return_value=len(TEXT)):
             err = self.main("good", "--tokenizer", "bytes")[2]
@@ -615,6 +633,11 @@ class Downloads(InFolder):
             self.assertEqual((self.decode("train") + self.decode("val")).decode(), TEXT)
             self.assertEqual(open_read("data/tinyshakespeare.txt").decode(), TEXT)
             self.assertEqual(open_read("data/tinyshakespeare.txt.old").decode(), "half a downl")
+        for name in "half another", "half a third":     # numbered as train_gpt does
+            self.write("data/tinyshakespeare.txt", name)
+            self.main_with(self.url + "text", sha256)
+        self.assertEqual(open_read("data/tinyshakespeare.txt.old2").decode(), "half another")
+        self.assertEqual(open_read("data/tinyshakespeare.txt.old3").decode(), "half a third")
 
     def test_wrong_checksum(self):
         self.check_falls_back(self.url + "text", "SHA-256 is wrong")

@@ -10,6 +10,7 @@ it, byte for byte, under its name or, if another run took that, as NAME.old. Pri
 
 import argparse
 import fcntl
+import json
 import os
 import pty
 import re
@@ -90,6 +91,15 @@ def rows(path):
 def steps_saved(path="gpt.safetensors"):
     data = read(path)
     return int(re.search(rb'"step":"(\d+)"', data[:100000]).group(1))
+
+
+def tensors(path):
+    """A checkpoint's bytes, and where in them each tensor begins."""
+    data = bytearray(read(path))
+    begin = 8 + struct.unpack_from("<Q", data)[0]
+    header = json.loads(data[8:begin])
+    del header["__metadata__"]
+    return data, {name: begin + entry["data_offsets"][0] for name, entry in header.items()}
 
 
 def resumable(path="gpt.safetensors"):
@@ -274,6 +284,15 @@ def log_of_another_run():
     assert read("a.csv") == log and steps_saved("b") == 4
     good(run("--resume", "--checkpoint", "b", "--steps", "5", "--log", "b.csv"))
     assert rows("b.csv") == 5
+    # Too short to tell whose it is: of another run, or of this one, which went on without a log.
+    short, log = read("b.csv"), read("a.csv")
+    done = good(run("--resume", "--checkpoint", "a", "--steps", "11", "--log", "b.csv"))
+    assert b"b.csv has no row of step 9" in done.stderr and b"kept as b.csv.old" in done.stderr, done.stderr
+    assert read("b.csv.old") == short and re.findall(rb"\n(\d+),", read("b.csv")) == [b"10", b"11"]
+    good(run("--resume", "--checkpoint", "a", "--steps", "12"))
+    write("a.csv", log + b"12,2.5")     # a disk was full
+    done = good(run("--resume", "--checkpoint", "a", "--steps", "13", "--log", "a.csv"))
+    assert b"kept as a.csv.old" in done.stderr and read("a.csv.old") == log + b"12,2.5" and rows("a.csv") == 1
 
 
 @slip
@@ -370,6 +389,16 @@ def signals():
     process.communicate(timeout=60)
 
 
+def interrupted(process):
+    """Interrupts it once. It must say so within 100 ms."""
+    start = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    assert select.select([process.stderr], [], [], 5)[0]
+    waited = time.monotonic() - start
+    assert b"again: leave without saving" in os.read(process.stderr.fileno(), 1000)
+    assert waited < 0.1, f"answered after {waited:.3f} s"
+
+
 @slip
 def answer_at_once():
     """Within 100 ms, in steps of a second; the second time it leaves."""
@@ -377,15 +406,33 @@ def answer_at_once():
                     "100000", "--val-every", "0", "--val-batches", "1", "--log", "log.csv")
     wait_for(lambda: rows("log.csv") >= 0 and os.path.exists("log.csv"), "log")
     time.sleep(0.5)
-    start = time.monotonic()
-    process.send_signal(signal.SIGINT)
-    assert select.select([process.stderr], [], [], 5)[0]
-    waited = time.monotonic() - start
-    assert b"again: leave without saving" in os.read(process.stderr.fileno(), 1000)
-    assert waited < 0.1, f"answered after {waited:.3f} s"
+    interrupted(process)
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=5)
     assert process.returncode == -signal.SIGINT and sorted(os.listdir()) == ["data", "log.csv"]
+
+
+@slip
+def validation_and_sampling_stop_at_once():
+    """They would take many seconds. A validation that did not come to its end is not reported."""
+    large = [*SMALL, "--layers", "12", "--channels", "256", "--val", "data/train.bin", "--val-batches", "100000",
+             "--log", "log.csv"]
+    for steps in "9", "1":
+        process = begin(*large, "--steps", steps, "--val-every", "1")
+        wait_for(lambda: os.path.exists("log.csv"), "log")
+        time.sleep(0.5)
+        interrupted(process)
+        out, err = process.communicate(timeout=60)
+        assert process.returncode == (130 if steps == "9" else 0) and steps_saved() == 1, (process.returncode, err)
+        assert rows("log.csv") == 1 and b",," in read("log.csv") and b" val " not in out and b"Validation" not in out
+        os.remove("log.csv")
+    process = begin(*large, "--steps", "1", "--val", "data/val.bin", "--val-batches", "1", "--tokens", "1000000")
+    out = b""
+    while b"---" not in out:
+        out += os.read(process.stdout.fileno(), 1000)
+    interrupted(process)
+    process.communicate(timeout=60)
+    assert process.returncode == 0 and steps_saved() == 1
 
 
 @slip
@@ -395,7 +442,10 @@ def log_disk_is_full():
     # The limit leaves room for the checkpoint, of 250,000 bytes, not for the log of so many steps.
     done = run(*ENDLESS, "--val-every", "0", "--log", "log.csv", preexec_fn=limit)
     refused(done, "log.csv", "saved after step")
-    assert resumable() > 100
+    log = read("log.csv")
+    steps = steps_saved()
+    done = good(run("--resume", "--steps", str(steps + 1), "--log", "log.csv"))
+    assert steps > 100 and b"kept as log.csv.old" in done.stderr and read("log.csv.old") == log and rows("log.csv") == 1
 
 
 @slip
@@ -456,12 +506,62 @@ def a_text_that_is_cut_off():
 
 
 @slip
+def a_tokenizer_that_changes():
+    """The checkpoint holds the one that the run began with, whatever becomes of the file."""
+    prepare("other", PREPARE, "--vocab-size", "300")
+    for change in (lambda: os.truncate("data/tokenizer.bin", 0), lambda: os.truncate("data/tokenizer.bin", 100),
+                   lambda: write("data/tokenizer.bin", read("other/tokenizer.bin"))):
+        tokenizer = read("data/tokenizer.bin")
+        process = begin(*ENDLESS, "--log", "log.csv")
+        wait_for(lambda: rows("log.csv") > 5, "log")
+        change()
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == 143, (process.returncode, err)
+        assert tokenizer in read("gpt.safetensors")
+        good(run("--generate", "what", "--tokens", "5"))
+        assert resumable() > 5
+        write("data/tokenizer.bin", tokenizer)
+        os.remove("gpt.safetensors")
+        os.remove("log.csv")
+
+
+@slip
 def no_numbers():
     blow_up = ["--lr", "1e3", "--min-lr", "1e3", "--warmup", "0", "--weight-decay", "1e3", "--clip", "0"]
     refused(run(*SMALL, "--steps", "3", *blow_up), "validation loss is")
     assert os.listdir() == ["data"]
     refused(run(*SMALL, "--steps", "3", *blow_up, "--save-every", "1"), "validation loss is")
+    assert steps_saved() == 2
     good(run("--generate", "x", "--tokens", "3"))
+
+
+@slip
+def a_step_of_no_numbers():
+    """A text's one token whose embedding is too large to compute with: the steps before it are saved as they were."""
+    rare, tokens = 1, bytearray(read("data/train.bin"))
+    assert struct.pack("<H", rare) not in (tokens[i:i + 2] for i in range(1024, len(tokens), 2))
+    struct.pack_into("<H", tokens, 1024 + len(tokens) // 4 * 2, rare)
+    write("data/train.bin", tokens)
+    good(run(*SMALL, "--steps", "1", "--checkpoint", "m"))
+    model, info = tensors("m")
+    struct.pack_into("<32f", model, info["wte.weight"] + rare * 128, *[3e38] * 32)
+    struct.pack_into("<32f", model, info["ln_f.bias"], *[-8] * 32)  # nothing takes it for the next one
+    write("m", model)
+    start = [*ENDLESS[ENDLESS.index("--batch"):], "--init", "m"]
+    done = run(*start, "--log", "log.csv")
+    refused(done, "the loss is", "saved after step")
+    steps = steps_saved()
+    assert steps == rows("log.csv") > 10 and b"at step %d " % (steps + 1) in done.stderr, done.stderr
+    good(run("--generate", "x", "--tokens", "3"))
+    refused(run("--resume"), f"at step {steps + 1} the loss is", "nothing is changed")
+    for every in steps, steps - 3:
+        done = run(*start, "--checkpoint", "b", "--save-every", str(every))
+        refused(done, f"saved after step {steps} in b", "the one before in b.old" if every < steps else "")
+        a, b = (data[min(at.values()):] for data, at in map(tensors, ("gpt.safetensors", "b")))
+        assert steps_saved("b") == steps and a == b, every
+    assert steps_saved("b.old2") == steps - 3 and steps_saved("b.old") == steps
+    good(run("--resume", "--seed", "2", "--steps", str(steps + 9), "--log", "log.csv"))
 
 
 @slip
@@ -504,8 +604,15 @@ def another_text_of_equal_length():
     good(run(*SMALL, "--steps", "2"))
     text = bytearray(read("data/train.bin"))
     text[1024 + 5000] ^= 1
-    write("data/train.bin", text)
-    refused(run("--resume", "--steps", "3"), "another text")
+    write("other.bin", text)
+    refused(run("--resume", "--steps", "3", "--train", "other.bin"), "trained on another text")
+    text = bytearray(read("data/val.bin"))
+    text[1024 + 2000] ^= 1
+    write("data/val.bin", text)
+    refused(run("--resume", "--steps", "3"), "validated on another text than data/val.bin")
+    old = read("gpt.safetensors")
+    write("gpt.safetensors", re.sub(rb'"val_text":"\w+"', lambda m: b'"-"' + b" " * (len(m[0]) - 6) + b':""', old, 1))
+    good(run("--resume", "--steps", "3"))   # written by an earlier version
 
 
 @slip
@@ -538,6 +645,22 @@ def export_onto_itself():
     os.rename("run1/model.safetensors", "m")
     refused(run("--checkpoint", "m", "--export", "run1"), "run1/config.json")
     assert os.listdir("run1") == ["config.json"]
+
+
+@slip
+def what_a_model_does_not_say():
+    """It is guessed, and that is said."""
+    good(run(*SMALL, "--channels", "64", "--heads", "4", "--steps", "1"))
+    good(run("--export", "e"))
+    assert not good(run("--init", "e", "--generate", "x", "--tokens", "3")).stderr
+    os.remove("e/config.json")
+    model = read("e/model.safetensors")
+    for key, words in ((b"--heads", "does not say how many heads it has, nor does a config.json: 1 are taken, as in GPT-2"),
+                       (b"tokenizer", "does not say which tokenizer it was trained with: e/tokenizer.bin is taken")):
+        assert model.count(b'"%s":"' % key) == 1
+        write("e/model.safetensors", model.replace(b'"%s":"' % key, b'"%s":"' % key.upper().replace(b"-", b"_")))
+        done = good(run("--init", "e", "--generate", "x", "--tokens", "3"))
+        assert done.stderr.decode() == f"train_gpt: e/model.safetensors {words}\n", done.stderr
 
 
 # ----------------------------------------------------------------------------------------------------------------
@@ -581,6 +704,23 @@ def stacks_and_threads():
         done = subprocess.run(["bash", "-c", shell + '; exec "$0" "$@"', program, *SMALL, "--steps", "2"],
                               capture_output=True, timeout=120)
         assert done.returncode == 0, (shell, done.returncode, done.stderr)
+
+
+@slip
+def built_again_with_other_flags():
+    """What make would build is noted down by a compiler that does nothing else."""
+    shutil.copy(os.path.join(ROOT, "Makefile"), ".")
+    write("train_gpt.c", b"")
+    write("cc", b"""#!/bin/sh
+echo "$@" >>calls
+while [ $# -gt 1 ]; do [ "$1" = -o ] && [ "$2" != /dev/null ] && touch "$2"; shift; done
+""")
+    os.chmod("cc", 0o755)
+    built = 0
+    for flags, again in ((), 1), ((), 0), (["DEBUG=1"], 1), (["DEBUG=1"], 0), (["CFLAGS=-O2"], 1), (["CFLAGS=-O2"], 0), ((), 1):
+        subprocess.run(["make", "CC=./cc", *flags, "train_gpt"], check=True, stdout=subprocess.DEVNULL)
+        before, built = built, read("calls").count(b"-o train_gpt ")
+        assert built - before == again, (flags, read("calls"))
 
 
 @slip

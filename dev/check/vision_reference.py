@@ -1,34 +1,26 @@
 #!/usr/bin/env python3
 """What PyTorch computes, for dev/learn/attention/test_vision.c: the attention mechanisms of vision and their gradients.
 
-    python3 dev/check/vision_reference.py [FILE]       default: dev/check/fixtures/attention/vision.txt
+    python3 dev/check/vision_reference.py [--seed N] [--out DIR]       default: dev/check/fixtures/attention/
 
 Written with conv2d, pooling and softmax on (batch,channels,side,side), where vision.h has matrices with a row for each
-place; computed in float64, gradients by autograd. A case's parameters p0, p1 ... are in the order in which vision.h
-makes them. The file is text, as tape_reference.py's. Needs torch 1.13 or later.
+place; gradients by autograd. A case's parameters p0, p1 ... are in the order in which vision.h makes them. The file is
+as tape_fixture.py says. Needs torch 1.13 or later.
 """
-
-import os
-import sys
 
 import torch
 import torch.nn.functional as F
 
-torch.manual_seed(3)
-torch.set_default_dtype(torch.float64)
+from tape_fixture import Fixture
+
+fixture = Fixture("vision.txt", 3, __doc__)
+write = fixture.write
 B, S, C, R = 2, 6, 5, 3
-out = []
 
 
 def rounded(*shape, scale=1.0):
     """Random numbers that float32 holds exactly: both sides start from the same."""
     return (scale * torch.randn(*shape)).float().double().requires_grad_()
-
-
-def write(name, x):
-    x = x.detach().reshape(1, -1) if x.dim() < 2 else x.detach().reshape(-1, x.shape[-1])
-    out.append(f"{name} {x.shape[0]} {x.shape[1]}")
-    out.extend(" ".join(f"{v:.9g}" for v in row.tolist()) for row in x)
 
 
 def picture(x, side):
@@ -125,7 +117,4 @@ for weights in kept:
 write("vit.rollout", rollout)
 write("vit.weighted", weighted)
 
-path = sys.argv[1] if len(sys.argv) > 1 else os.path.join(os.path.dirname(os.path.abspath(__file__)), "fixtures",
-                                                            "attention", "vision.txt")
-with open(path, "w") as f:
-    f.write("\n".join(out) + "\n")
+fixture.save()

@@ -161,7 +161,7 @@ static float train(const Contender* c, float rate, int* parameters, float* shown
 
 // ---- Time -----------------------------------------------------------------------------------------------------------
 
-// Nanoseconds for one score of a query and a key of 64 numbers, forward and backward: the best of ten rounds.
+// Nanoseconds for one score of a query and a key of 64 numbers, forward and backward: the best of all rounds.
 static void measure_time(ScoreKind kind, double* forward, double* backward) {
     enum { M = 128, SIZE = 64 };
     static float x[2 * SIZE * M], q[M * SIZE], k[M * SIZE], scores[M * M], work[4 * M * SIZE], d[3][2 * SIZE * M];
@@ -171,15 +171,12 @@ static void measure_time(ScoreKind kind, double* forward, double* backward) {
     Sizes size = {M, M, SIZE, SIZE, 1};
     Score score = {.kind = kind, .h = kind == LOCATION ? M : SIZE, .W = x, .W_q = x, .W_k = x, .v_a = x};
     ScoreGradient gradient = {d[2], d[2], d[2], d[2], NULL};
-    *forward = *backward = INFINITY;
-    for (int round = 0; round < 10; round++) {
-        double t0 = omp_get_wtime();
-        score_forward(scores, work, size, q, k, score);
-        double t1 = omp_get_wtime();
-        score_backward(d[0], d[1], gradient, work, scores, size, q, k, score);
-        double t2 = omp_get_wtime();
-        *forward = fmin(*forward, (t1 - t0) * 1e9 / (M * M)), *backward = fmin(*backward, (t2 - t1) * 1e9 / (M * M));
-    }
+    double t0 = omp_get_wtime();
+    score_forward(scores, work, size, q, k, score);
+    double t1 = omp_get_wtime();
+    score_backward(d[0], d[1], gradient, work, scores, size, q, k, score);
+    double t2 = omp_get_wtime();
+    *forward = fmin(*forward, (t1 - t0) * 1e9 / (M * M)), *backward = fmin(*backward, (t2 - t1) * 1e9 / (M * M));
 }
 
 // ---- The comparison -------------------------------------------------------------------------------------------------
@@ -230,6 +227,9 @@ int main(int count, char** arguments) {
     const char* names[ALL];
     float best[ALL], *shown[ALL];
     double forward[ALL], backward[ALL];
+    for (int c = 0; c < ALL; c++) forward[c] = backward[c] = INFINITY;
+    for (int round = 0; round < 30; round++) // in turns, so that what else the machine does disturbs all alike
+        for (int c = 0; c < ALL; c++) measure_time(contenders[c].kind, &forward[c], &backward[c]);
     printf("%-22s %10s %8s     %s\n", "score", "parameters", "right",
            "ns a score, forward, backward (64 numbers each)");
     for (int c = 0; c < ALL; c++) {
@@ -237,7 +237,6 @@ int main(int count, char** arguments) {
         r = accuracy[c][2] > accuracy[c][r] ? 2 : r;
         names[c] = contenders[c].name, best[c] = accuracy[c][r], shown[c] = weights[c][r];
         printf("%-22s %10d %6.1f %%", names[c], parameters[c][r], 100 * best[c]);
-        measure_time(contenders[c].kind, &forward[c], &backward[c]);
         if (c <= PLACES && c != V_OF_ONES && c != NO_V) printf("     %5.1f %5.1f", forward[c], backward[c]);
         putchar('\n');
     }

@@ -9,8 +9,8 @@
 //   - an output lies in the convex hull of the values
 // A single head or several with W^O, it is the same; but for the last, which holds for one head only.
 //
-// What to look at: which of the differences in the table are 0, to the bit, and which are only rounding; and the two
-// pictures of outputs, inside the hull and outside it.
+// What to look at: which of the differences in the table are 0, to the bit, and which are only rounding; the two
+// pictures of outputs, inside the hull and outside it; and which column tells why weights are uniform.
 
 #include "attention.h"
 #include "draw.h"
@@ -209,6 +209,64 @@ static float hull(int heads, const char* name, const char* title, float* worst_e
     return (float)outside / OUTPUTS;
 }
 
+// ---- 3. What mixes places, and what does not ------------------------------------------------------------------------
+
+// A linear layer "distributed over time" is one matrix for every row.
+static void row_by_row(void) {
+    float x[N * C], all[N * C] = {0}, one_by_one[N * C] = {0};
+    Layer l = new_layer(1, false, 1);
+    uint64_t seed = 7;
+    for (int i = 0; i < N * C; i++) x[i] = normal(&seed);
+    add_ab(all, x, l.W_o, N, C, C);
+    for (int i = 0; i < N; i++) add_ab(one_by_one + i * C, x + i * C, l.W_o, 1, C, C);
+    putchar('\n');
+    claim(!memcmp(all, one_by_one, sizeof all), "a linear layer of all rows at once is that of each row, bit for bit");
+}
+
+// Mean entropy of the weights of N queries over N keys, and the spread of a query's scores: their deviation, mean over
+// the queries. Queries and keys are normal, times their sizes; the keys share a part that is `common` times as large.
+static void spread(float* entropy, float* deviation, float query_size, float key_size, float common) {
+    float q[N * C], k[N * C], shared[C], scores[N * N], weights[N * N];
+    uint64_t seed = 9;
+    for (int c = 0; c < C; c++) shared[c] = common * normal(&seed);
+    for (int i = 0; i < N * C; i++) q[i] = query_size * normal(&seed), k[i] = key_size * normal(&seed) + shared[i % C];
+    score_forward(scores, NULL, (Sizes){N, N, C, C, C}, q, k, (Score){.kind = SCALED_DOT});
+    softmax_forward(weights, scores, N, N, no_mask);
+    *entropy = *deviation = 0;
+    for (int i = 0; i < N; i++) {
+        float mean = 0, squares = 0;
+        for (int j = 0; j < N; j++) mean += scores[i * N + j] / N;
+        for (int j = 0; j < N; j++) {
+            float w = weights[i * N + j], off = scores[i * N + j] - mean;
+            squares += off * off / N, *entropy -= w > 0 ? w * logf(w) / N : 0;
+        }
+        *deviation += sqrtf(squares) / N;
+    }
+}
+
+static void uniform_weights(void) {
+    static const struct {
+        const char* name;
+        float q, k, common;
+    } cases[] = {{"normal queries and keys", 1, 1, 0},
+                 {"queries a thousandth as long", 0.001f, 1, 0},
+                 {"keys that are equal", 1, 0, 1},
+                 {"keys alike but for a thousandth", 1, 0.001f, 1}};
+    enum { CASES = sizeof cases / sizeof *cases };
+    float entropy[CASES], deviation[CASES];
+    printf("\n3. Why are weights uniform? Scores of %d keys; log %d = %.4f\n\n", N, N, log(N));
+    printf("%-34s   entropy   deviation of a query's scores\n", "");
+    for (int c = 0; c < CASES; c++) {
+        spread(&entropy[c], &deviation[c], cases[c].q, cases[c].k, cases[c].common);
+        printf("%-34s   %.4f    %.2g\n", cases[c].name, entropy[c], deviation[c]);
+    }
+    putchar('\n');
+    bool even = true;
+    for (int c = 1; c < CASES; c++) even = even && fabsf(entropy[c] - logf(N)) < 1e-4f && deviation[c] < 0.01f;
+    claim(even && entropy[0] < 0.95f * logf(N) && deviation[0] > 0.5f,
+          "weights are uniform where a query's scores do not spread: for short queries, and for keys that are alike");
+}
+
 int main(int count, char** arguments) {
     (void)count;
     lesson_begins(arguments[0]);
@@ -224,6 +282,8 @@ int main(int count, char** arguments) {
         (double)error1);
     claim(outside2 > 0.1f, "two heads: %.0f %% of the outputs lie outside the hull of what the tokens offer",
           100 * outside2);
+    row_by_row();
+    uniform_weights();
     return lesson_ends();
 }
 

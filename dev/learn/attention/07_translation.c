@@ -14,6 +14,7 @@
 //   1. exact translations and BLEU by length of the sentence: which curves fall?
 //   2. alignments: nobody has told the models which word belongs to which. How often do their largest weights find it?
 //   3. where they look elsewhere, and why that is no mistake
+//   4. what a decoder's block sees that an encoder's does not, and the other way round
 
 #include "07_translation.h"
 
@@ -49,6 +50,29 @@ static float print_elsewhere(Model* m) {
         elsewhere[f] = 0;
     }
     return share;
+}
+
+// An encoder's block sees all words, a decoder's those before, and by its second attention all of the encoder's. So what
+// the Transformer expects first, knowing no French word yet, depends on the last English word; on the last French word
+// only what comes after it does.
+static void two_blocks(Model* m) {
+    const Sentence* s = &test_set[2][0];
+    static float kept[ROOM * WORDS];
+    bool earlier_same = false, first_same = true;
+    for (int change = 0; change < 3; change++) { // nothing; the last French word; the last English word
+        Batch b = batch_of(m->t, &s, 1);
+        if (change == 1) b.in[b.m - 1] = b.in[b.m - 2];
+        if (change == 2) b.en[b.n - 1] = b.en[b.n - 2];
+        const Node* y = m->logits(m, &b, NULL);
+        size_t row = sizeof(float) * (size_t)y->cols;
+        if (change == 0) memcpy(kept, y->value, row * (size_t)b.m);
+        if (change == 1) earlier_same = !memcmp(kept, y->value, row * (size_t)(b.m - 1));
+        if (change == 2) first_same = !memcmp(kept, y->value, row);
+        tape_clear(m->t);
+    }
+    claim(earlier_same, "a decoder's block is masked: a French word changes nothing before it, bit for bit");
+    claim(!first_same,
+          "an encoder's is not, and the decoder looks into it: the last English word changes the first row");
 }
 
 int main(int count, char** arguments) {
@@ -91,6 +115,7 @@ int main(int count, char** arguments) {
     print_elsewhere(&models[TRANSFORMER]);
     claim(ahead > 60,
           "que or qu'? That is decided by the next word, and there Bahdanau's attention is, %.0f times of 100", ahead);
+    two_blocks(&models[TRANSFORMER]);
     for (int i = 0; i < MODELS; i++) tape_free(models[i].t);
     return lesson_ends();
 }

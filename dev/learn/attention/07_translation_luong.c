@@ -102,6 +102,6 @@ int main(int count, char** arguments) {
 //   1. .D = 4 for local-p, too: it learns nothing at all in this time (BLEU 3 to 7). At first it predicts the middle of
 //      the sentence, the right word is mostly outside of that window, and nothing outside has a gradient.
 //   2. .rate = 4e-3f for dot as for the others: a tenth of the sentences of 5 words is right in the end, none of 10.
-//   3. growing = 0.25 in the call of learn_and_test, as lesson 07_translation has it: short sentences first. What helps
+//   3. growing = 0.25 in the call of learn_and_test: short sentences first, as in lesson 07_translation. What helps
 //      Bahdanau's decoder hurts here: "general, forwards" comes to write short sentences without looking at the English
 //      (its largest weights are right in 7 of 100 words of 5-word sentences), and never learns to look.

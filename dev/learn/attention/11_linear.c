@@ -42,8 +42,7 @@ static double seconds(void) {
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-// ---- 1. Three forms
-// --------------------------------------------------------------------------------------------------
+// ---- 1. Three forms -------------------------------------------------------------------------------------------------
 
 static float difference(const float* x, const float* y, int count) {
     float most = 0, size = 0;
@@ -99,8 +98,7 @@ static void forms(void) {
     for (size_t a = 0; a < sizeof all / sizeof all[0]; a++) free(all[a]);
 }
 
-// ---- 2. Time
-// ---------------------------------------------------------------------------------------------------------
+// ---- 2. Time --------------------------------------------------------------------------------------------------------
 
 static void times(void) {
     enum { MAX = 65536, ROUNDS = 7, SAMPLE = 32 * FLASH_TILE, KINDS = 4 };
@@ -156,8 +154,7 @@ static void times(void) {
     for (size_t a = 0; a < sizeof all / sizeof all[0]; a++) free(all[a]);
 }
 
-// ---- 3 to 5. What a memory recalls
-// -----------------------------------------------------------------------------------
+// ---- 3 to 5. What a memory recalls ----------------------------------------------------------------------------------
 
 typedef enum { SUM, PHI, DELTA, SOFTMAX, SHARP, MEMORIES } Memory;
 static const char* const memory_names[MEMORIES] = {"sum", "sum of phi (elu + 1)", "delta rule", "softmax",

@@ -46,7 +46,8 @@ static inline size_t linear_chunked_work(Sizes size, int chunk) {
     return (size_t)size.dk * (size_t)(size.dv + 1) + 2 * (size_t)chunk * size.dk;
 }
 
-// out (n,dv), sums (n) as linear_forward gives them, causal. Time n dk dv + n chunk (dk + dv) / 2.
+// out (n,dv), sums (n) as linear_forward gives them, causal. Time n dk dv + n chunk (dk + dv) / 2. The same outputs are
+// the same function, so its backward is linear_backward with is_causal, which needs no more than these.
 static inline void linear_chunked(float* out, float* sums, float* work, Sizes size, const float* q, const float* k,
                                   const float* v, int chunk) {
     int dk = size.dk, dv = size.dv;
@@ -103,7 +104,7 @@ static inline void delta_forward(float* out, float* u, float* S, Sizes size, con
 //     out_t = S0^T q_t + sum over s <= t of (q_t . k_s) u_s:
 // the memory is written to once a chunk only; S0^T k and S0^T q are products of matrices, for all rows at once, and
 // the u_t solve a triangular system (Yang et al. 2024 put it so). A chunk of n never forms S at all but for the end:
-// the parallel form.
+// the parallel form. Its backward is delta_backward, to which it leaves the same u and S.
 static inline void delta_chunked(float* out, float* u, float* S, Sizes size, const float* q, const float* k,
                                  const float* v, const float* beta, int chunk) {
     int dk = size.dk, dv = size.dv;

@@ -1,7 +1,7 @@
 // test_dropout.c: is attention with dropout right?
 //
 // Without dropout it is attention_node's, and its gradients too. With it, the same draws give the same numbers again,
-// so that gradients can be compared with finite differences; and on average nothing changes. Ends with "N passed, N
+// so that gradients can be compared with finite differences, and with PyTorch's; and on average nothing changes. Ends with "N passed, N
 // failed", and with status 1 if any failed.
 
 #include "check.h"
@@ -72,9 +72,22 @@ static void test_with(float p) {
     tape_free(t);
 }
 
-int main(void) {
-    test_without();
-    test_with(0.3f);
-    test_with(0.7f);
-    return counts();
+// PyTorch, which is given the weights that this seed drops.
+static Node* f_drawn(Node** p) {
+    uint64_t draws = 11;
+    return dropped_attention(p[0], p[1], p[2], BATCH, 0.375f, &draws, NULL);
 }
+static void test_pytorch(void) {
+    read_fixture("nodes");
+    expect_function("dropout", f_drawn, 3, (const char* const[]){"q", "k", "v"}, 4e-6);
+}
+
+static void test_with_little(void) { test_with(0.3f); }
+static void test_with_much(void) { test_with(0.7f); }
+
+static const Test tests[] = {{"without", test_without},
+                             {"with_little", test_with_little},
+                             {"with_much", test_with_much},
+                             {"pytorch", test_pytorch}};
+
+int main(int count, char** arguments) { return RUN_TESTS(tests, count, arguments); }

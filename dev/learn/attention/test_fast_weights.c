@@ -2,7 +2,7 @@
 // right?
 //
 // Against the formulas in double precision, which multiply whole matrices; chunks of every size against one another;
-// the delta rule's backward against finite differences. Ends with "N passed, N failed", and with status 1 if any
+// the delta rule's backward against finite differences; outputs and gradients of all forms against PyTorch's. Ends with "N passed, N failed", and with status 1 if any
 // failed.
 
 #include "check.h"
@@ -223,14 +223,60 @@ static void test_all_delta_backward(void) {
     for (int s = 0; s < 3; s++) test_delta_backward(sizes[s]);
 }
 
-static const struct {
-    const char* name;
-    void (*run)(void);
-} tests[] = {{"linear", test_all_linear}, {"delta", test_all_delta}, {"delta_backward", test_all_delta_backward}};
+// ---- PyTorch --------------------------------------------------------------------------------------------------------
 
-// test_fast_weights [NAME]: all tests, or one of them.
-int main(int count, char** arguments) {
-    for (size_t t = 0; t < sizeof tests / sizeof tests[0]; t++)
-        if (count < 2 || !strcmp(arguments[1], tests[t].name)) tests[t].run();
-    return counts();
+// Recurrent and in chunks; backward is the same for both, since it needs what both give.
+static void test_pytorch_delta(void) {
+    read_fixture("nodes");
+    enum { N = 11, DK = 4, DV = 3 };
+    Sizes size = {N, N, DK, DK, DV};
+    const float *q = stored("delta.q")->value, *k = stored("delta.k")->value, *v = stored("delta.v")->value,
+                *beta = stored("delta.beta")->value;
+    for (int chunk = 0; chunk <= N; chunk += 4) {
+        char what[40];
+        snprintf(what, sizeof what, "delta rule, chunks of %d", chunk);
+        float out[N * DV], u[N * DV], S[DK * DV], dS[DK * DV], work[2 * DV];
+        float dq[N * DK] = {0}, dk[N * DK] = {0}, dv[N * DV] = {0}, dbeta[N] = {0};
+        memcpy(S, stored("delta.S0")->value, sizeof S), memcpy(dS, stored("delta.by.S")->value, sizeof dS);
+        if (chunk)
+            delta_chunked(out, u, S, size, q, k, v, beta, chunk);
+        else
+            delta_forward(out, u, S, size, q, k, v, beta);
+        expect_stored(what, "delta.out", out, N, DV, 2e-6);
+        expect_stored(what, "delta.S", S, DK, DV, 2e-6);
+        delta_backward(dq, dk, dv, dbeta, dS, S, work, stored("delta.by.out")->value, u, size, q, k, v, beta);
+        expect_stored(what, "delta.d.q", dq, N, DK, 4e-6);
+        expect_stored(what, "delta.d.k", dk, N, DK, 4e-6);
+        expect_stored(what, "delta.d.v", dv, N, DV, 4e-6);
+        expect_stored(what, "delta.d.beta", dbeta, 1, N, 4e-6);
+        expect_stored(what, "delta.d.S0", dS, DK, DV, 4e-6);
+    }
 }
+
+static void test_pytorch_linear(void) {
+    read_fixture("nodes");
+    enum { N = 11, DK = 4, DV = 3 };
+    Sizes size = {N, N, DK, DK, DV};
+    const float *q = stored("linear.q")->value, *k = stored("linear.k")->value, *v = stored("linear.v")->value;
+    for (int chunk = 1; chunk <= N + 2; chunk += 3) {
+        char what[48];
+        snprintf(what, sizeof what, "linear attention, chunks of %d", chunk);
+        float out[N * DV], sums[N], *work = room(linear_chunked_work(size, chunk) + linear_work(size), NULL);
+        float dq[N * DK] = {0}, dk[N * DK] = {0}, dv[N * DV] = {0};
+        linear_chunked(out, sums, work, size, q, k, v, chunk);
+        expect_stored(what, "linear.out", out, N, DV, 2e-6);
+        linear_backward(dq, dk, dv, work, stored("linear.by.out")->value, out, sums, size, q, k, v, true);
+        expect_stored(what, "linear.d.q", dq, N, DK, 4e-6);
+        expect_stored(what, "linear.d.k", dk, N, DK, 4e-6);
+        expect_stored(what, "linear.d.v", dv, N, DV, 4e-6);
+        free(work);
+    }
+}
+
+static const Test tests[] = {{"linear", test_all_linear},
+                             {"delta", test_all_delta},
+                             {"delta_backward", test_all_delta_backward},
+                             {"pytorch_linear", test_pytorch_linear},
+                             {"pytorch_delta", test_pytorch_delta}};
+
+int main(int count, char** arguments) { return RUN_TESTS(tests, count, arguments); }

@@ -355,19 +355,82 @@ static void test_all_skipping(void) {
         if (cases[c].flex.mask) test_skipping(cases[c]);
 }
 
-static const struct {
-    const char* name;
-    void (*run)(void);
-} tests[] = {{"pictures", test_pictures},        {"relative", test_relative},     {"tiles", test_all_tiles},
-             {"gradients", test_all_gradients},  {"skipping", test_all_skipping}, {"shared", test_shared},
-             {"nothing_read", test_nothing_read}};
+// ---- PyTorch --------------------------------------------------------------------------------------------------------
 
-// test_masks [NAME]: all tests, or one of them.
+static void take_floats(float* x, int count, const char* name) {
+    memcpy(x, stored(name)->value, sizeof(float) * (size_t)count);
+}
+static void take_ints(int* x, int count, const char* name) {
+    for (int i = 0; i < count; i++) x[i] = (int)stored(name)->value[i];
+}
+
+// Every mask and score, in tiles and by definition, with the fixture's patterns, which the cases keep from here on.
+static void test_pytorch(void) {
+    static const char* const names[CASES] = {"none",  "causal", "padding",   "window", "dilated",  "global",  "strided",
+                                             "fixed", "prefix", "documents", "alibi",  "relative", "soft_cap"};
+    enum { REAL_HEADS = 2 };
+    read_fixture("nodes");
+    const Stored *q = stored("masks.q"), *k = stored("masks.k"), *v = stored("masks.v");
+    int p[3], n = stored("masks.document")->cols;
+    take_ints(p, 3, "masks.pattern"), pattern = (Pattern){p[0], p[1], p[2]};
+    take_ints(lengths, 2, "masks.lengths"), take_ints(prefixes, 2, "masks.prefixes");
+    for (int i = 0; i < 2 * n; i++) document[i / n * LONGEST + i % n] = (int)stored("masks.document")->value[i];
+    take_floats(slopes, REAL_HEADS, "masks.slopes"), take_floats(&cap, 1, "masks.cap");
+    take_floats(bias, REAL_HEADS * (2 * REACH + 1), "masks.bias");
+    BatchSizes z = {2, REAL_HEADS, q->rows / (2 * REAL_HEADS), n, q->cols};
+    for (int tiles = 0; tiles < 2; tiles++)
+        for (int c = 0; c < CASES; c++) {
+            const char* prefix = names[c];
+            char what[64];
+            snprintf(what, sizeof what, "%s, %s", cases[c].name, tiles ? "in tiles" : "by definition");
+            Arrays a = arrays(z);
+            BlockMask block = new_block(z, cases[c].flex);
+            memcpy(a.q, q->value, sizeof(float) * (size_t)(q->rows * q->cols));
+            memcpy(a.k, k->value, sizeof(float) * (size_t)(k->rows * k->cols));
+            memcpy(a.v, v->value, sizeof(float) * (size_t)(v->rows * v->cols));
+            take_floats(a.dout, q->rows * q->cols, label_of(prefix, "by.out"));
+            if (tiles)
+                run_tiles(&a, z, cases[c].flex, block);
+            else
+                run_plain(&a, z, cases[c].flex);
+            expect_stored(what, label_of(prefix, "out"), a.out, q->rows, z.D, 2e-6);
+            expect_stored(what, label_of(prefix, "d.q"), a.dq, q->rows, z.D, 4e-6);
+            expect_stored(what, label_of(prefix, "d.k"), a.dk, k->rows, z.D, 4e-6);
+            expect_stored(what, label_of(prefix, "d.v"), a.dv, k->rows, z.D, 4e-6);
+            if (cases[c].flex.learn)
+                expect_stored(what, label_of(prefix, "d.bias"), a.dbias, REAL_HEADS, 2 * REACH + 1, 4e-6);
+            free(block.tile), free_arrays(a);
+        }
+}
+
+// Luong's local-m: attention.h's window with a score of its own.
+static void test_local_m(void) {
+    read_fixture("nodes");
+    const Stored *q = stored("local_m.q"), *k = stored("local_m.k"), *v = stored("local_m.v"), *W = stored("local_m.W");
+    enum { M = 6, N = 9, DQ = 4, DK = 3, DV = 2 };
+    Sizes size = {M, N, DQ, DK, DV};
+    Score score = {.kind = GENERAL, .W = W->value};
+    int w = 2;
+    float out[M * DV], weights[M * N], work[M * DK], dscores[M * N], dq[M * DQ] = {0}, dk[N * DK] = {0};
+    float dv[N * DV] = {0}, dW[DQ * DK] = {0};
+    attention_forward(out, weights, work, size, q->value, k->value, v->value, score, (Mask){window, &w});
+    attention_backward(dq, dk, dv, (ScoreGradient){.W = dW}, dscores, work, stored("local_m.by.out")->value, weights,
+                       size, q->value, k->value, v->value, score);
+    expect_stored("local-m", "local_m.out", out, M, DV, 2e-6);
+    expect_stored("local-m", "local_m.d.q", dq, M, DQ, 4e-6);
+    expect_stored("local-m", "local_m.d.k", dk, N, DK, 4e-6);
+    expect_stored("local-m", "local_m.d.v", dv, N, DV, 4e-6);
+    expect_stored("local-m", "local_m.d.W", dW, DQ, DK, 4e-6);
+}
+
+static const Test tests[] = {
+    {"pictures", test_pictures},         {"relative", test_relative},     {"tiles", test_all_tiles},
+    {"gradients", test_all_gradients},   {"skipping", test_all_skipping}, {"shared", test_shared},
+    {"nothing_read", test_nothing_read}, {"local_m", test_local_m},       {"pytorch", test_pytorch}};
+
 int main(int count, char** arguments) {
     uint64_t seed = 3;
     for (int i = 0; i < HEADS * (2 * REACH + 1); i++) bias[i] = normal(&seed);
     for (int i = 0; i < 2 * LONGEST; i++) document[i] = i % LONGEST / 37 + (i >= LONGEST && i % LONGEST > 50);
-    for (size_t t = 0; t < sizeof tests / sizeof tests[0]; t++)
-        if (count < 2 || !strcmp(arguments[1], tests[t].name)) tests[t].run();
-    return counts();
+    return RUN_TESTS(tests, count, arguments);
 }

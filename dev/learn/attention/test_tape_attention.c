@@ -1,7 +1,7 @@
 // test_tape_attention.c: is attention on the tape right?
 //
-// The output is compared with the definition written out in double precision, the gradients with finite differences:
-// one head and several, cross-attention, masks, biases, rotary positions. Ends with "N passed, N failed", and with
+// The output is compared with the definition written out in double precision, the gradients with finite differences,
+// both with PyTorch's: one head and several, cross-attention, masks, biases, rotary positions. Ends with "N passed, N failed", and with
 // status 1 if any failed.
 
 #include "check.h"
@@ -101,7 +101,7 @@ static void test(const Case* c) {
     free(bias), free(turns), free(by), tape_free(t);
 }
 
-int main(void) {
+static void test_cases(void) {
     static const Case cases[] = {{"one head", 1, 1, 5, 5, 6, false, false, false},
                                  {"one of everything", 1, 1, 1, 1, 1, false, false, false},
                                  {"cross-attention, a batch", 3, 1, 4, 7, 5, false, false, false},
@@ -111,5 +111,20 @@ int main(void) {
                                  {"rotary", 2, 2, 7, 7, 4, false, false, true},
                                  {"all of it", 2, 2, 7, 7, 6, true, true, true}};
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) test(cases + i);
-    return counts();
 }
+
+// PyTorch: two sequences of five, two heads of four, all of it.
+static Node* f_all(Node** p) {
+    float* turns = (float*)take(p[0]->tape, sizeof(float) * 5 * 4);
+    rotary_turns(turns, 5, 4, 100);
+    Heads h = {.heads = 2, .mask = {causal, NULL}, .bias = stored("heads.bias")->value, .turns = turns};
+    return attention_node(p[0], p[1], p[2], 2, h);
+}
+static void test_pytorch(void) {
+    read_fixture("nodes");
+    expect_function("heads", f_all, 3, (const char* const[]){"q", "k", "v"}, 4e-6);
+}
+
+static const Test tests[] = {{"cases", test_cases}, {"pytorch", test_pytorch}};
+
+int main(int count, char** arguments) { return RUN_TESTS(tests, count, arguments); }

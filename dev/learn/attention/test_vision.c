@@ -1,7 +1,5 @@
 // test_vision.c: are the operations and the mechanisms of vision.h right?
 //
-//     ./test_vision [FIXTURE]
-//
 // Windows, pooling and reshaping against their definitions and finite differences; the mechanisms, their gradients and
 // a Vision Transformer's maps against PyTorch's, which dev/check/vision_reference.py writes; the pictures against what
 // they promise. Ends with "N passed, N failed", and with status 1 if any failed.
@@ -63,17 +61,40 @@ static void test_values(void) {
     tape_free(t);
 }
 
-// ---- PyTorch -------------------------------------------------------------------------------------------------------
+static Vit vit;
 
-// MECHANISM.TENSOR, until the next call.
-static const char* of(const char* mechanism, const char* tensor) {
-    static char name[64];
-    snprintf(name, sizeof name, "%s.%s", mechanism, tensor);
-    return name;
+// ---- what a network begins with ------------------------------------------------------------------------------------
+
+static void expect_deviation(const char* name, const Node* p, double deviation) {
+    double squares = 0;
+    for (size_t i = 0; i < size(p); i++) squares += (double)p->value[i] * (double)p->value[i] / (double)size(p);
+    double allowed = 4 * deviation / sqrt(2 * (double)size(p)); // four times that of the deviation itself
+    expect(fabs(sqrt(squares) - deviation) <= allowed, name, sqrt(squares));
 }
 
+static void test_beginnings(void) {
+    Tape* t = tape_new(3);
+    Linear l = linear(t, 300, 200);
+    expect_deviation("linear begins with sqrt(2/in)", l.W, sqrt(2.0 / 300));
+    expect_deviation("its bias with 0", l.b, 0);
+    expect(cbam(t, 4, 2).places.b->value[0] == 2, "CBAM's gates of places begin open", 0);
+    vit_new(&vit, t, (Windows){0, 16, 4, 4, 0}, 3, 64, 4, 96);
+    expect_deviation("class token", vit.class_token, 0.1);
+    expect_deviation("positions", vit.positions, 0.1);
+    for (int layer = 0; layer < 2; layer++) {
+        const VitLayer* v = &vit.layer[layer];
+        expect_deviation("W_q", v->W_q, 0.125), expect_deviation("W_k", v->W_k, 0.125);
+        expect_deviation("W_v", v->W_v, 0.125), expect_deviation("W_o", v->W_o, 0.125);
+        for (int k = 0; k < 2; k++) expect_deviation("layernorm's bias", v->bias[k], 0);
+        for (int c = 0; c < 64; c++) expect(v->gain[0]->value[c] == 1 && v->gain[1]->value[c] == 1, "gain", c);
+    }
+    tape_free(t);
+}
+
+// ---- PyTorch -------------------------------------------------------------------------------------------------------
+
 static void expect_equal(const char* mechanism, const char* tensor, const float* x, int rows, int cols) {
-    expect_stored(mechanism, of(mechanism, tensor), x, rows, cols, 3e-6);
+    expect_stored(mechanism, label_of(mechanism, tensor), x, rows, cols, 3e-6);
 }
 
 // Each mechanism on the fixture's two pictures of 6 x 6; its parameters are overwritten with the fixture's before.
@@ -107,7 +128,6 @@ static Node* m_non_local(Node* x, bool make) {
     expect(fabs(sum - BATCH * EXTENT * EXTENT) < 1e-3, "non_local: weights of a place sum to 1", sum);
     return y;
 }
-static Vit vit;
 static Node* m_vit(Node* x, bool make) {
     if (make) return vit_new(&vit, x->tape, (Windows){0, EXTENT, 3, 2, 1}, x->cols, 4, 2, 6), NULL;
     return vit_forward(&vit, x, BATCH);
@@ -115,14 +135,14 @@ static Node* m_vit(Node* x, bool make) {
 
 static void test_mechanism(const char* name, Mechanism* mechanism) {
     Tape* t = tape_new(1);
-    const Stored *s = stored(of(name, "x")), *by = stored(of(name, "by"));
+    const Stored *s = stored(label_of(name, "x")), *by = stored(label_of(name, "by"));
     Node* x = parameter(t, s->rows, s->cols, 0);
     memcpy(x->value, s->value, sizeof(float) * size(x));
     mechanism(x, true);
     char label[32];
     for (int i = 1; i < t->parameter_count; i++) {
         Node* p = t->parameters[i];
-        snprintf(label, sizeof label, "p%d", i - 1), s = stored(of(name, label));
+        snprintf(label, sizeof label, "p%d", i - 1), s = stored(label_of(name, label));
         expect(p->rows == s->rows && p->cols == s->cols, name, i);
         memcpy(p->value, s->value, sizeof(float) * size(p));
     }
@@ -171,9 +191,7 @@ static void test_pictures(void) {
     expect(same, "the same seed draws the same pictures", 0);
 }
 
-int main(int count, char** arguments) {
-    const char* path = count > 1 ? arguments[1] : "../../check/fixtures/attention/vision.txt";
-    test_values();
+static void test_operations(void) {
     test_operation("windows", o_windows);
     test_operation("a window larger than the picture", o_window_of_all);
     test_operation("patches", o_patches);
@@ -181,13 +199,21 @@ int main(int count, char** arguments) {
     test_operation("the largest of rows", o_most);
     test_operation("the mean of rows", o_mean);
     test_operation("repeat", o_repeat);
-    test_pictures();
-    read_fixture(path, "dev/check/vision_reference.py");
+}
+
+static void test_mechanisms(void) {
+    read_fixture("vision");
     test_mechanism("channels", m_channels);
     test_mechanism("places", m_places);
     test_mechanism("both", m_both);
     test_mechanism("non_local", m_non_local);
     test_mechanism("vit", m_vit);
-    free_fixture();
-    return counts();
 }
+
+static const Test tests[] = {{"values", test_values},
+                             {"operations", test_operations},
+                             {"pictures", test_pictures},
+                             {"beginnings", test_beginnings},
+                             {"mechanisms", test_mechanisms}};
+
+int main(int count, char** arguments) { return RUN_TESTS(tests, count, arguments); }

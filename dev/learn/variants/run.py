@@ -76,7 +76,7 @@ class Diff:
     def options(self):
         """What the diff adds to the variants in test_gpt.c."""
         added = [line[1:].strip() for _, hunk in self.hunks["test_gpt.c"] for line in hunk if line[0] == "+"]
-        return [line.strip('",') for line in added]
+        return re.findall(r'{"([^"]+)", \d+},', "\n".join(added))
 
     def apply(self, name, text):
         """The file `name` changed. Each change goes where its lines are found nearest to where they were. If they are
