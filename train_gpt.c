@@ -3791,8 +3791,10 @@ static void run_memory(void) {
         describe_parameters(&model);
         free(model.tensors);
         Config c = model.config;
+        size_t some = 4096 / T + 1; // more tokens than --recompute has logits of at a time
         double token =
-            ((double)memory_needed(c, 2, FOR_TRAINING) - (double)memory_needed(c, 1, FOR_TRAINING)) / (double)T;
+            ((double)memory_needed(c, some + 1, FOR_TRAINING) - (double)memory_needed(c, some, FOR_TRAINING)) /
+            (double)T;
         printf("%-12s %8.0f M %6.2f MB", recompute ? "  recompute" : preset[0], (double)model.parameter_count / 1e6,
                token / 1e6);
         for (int k = 0; k < SIZES; k++) {

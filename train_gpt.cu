@@ -1711,8 +1711,9 @@ __global__ static void mean_loss_kernel(Results* results, const float* losses, s
 }
 
 // The MLP's first half. In training GELU comes along with the multiply where the matrix units' arithmetic is all that is
-// asked for, and cuBLASLt has an algorithm for it; fc keeps its input. Generation has too few rows for that to matter, and for a single row there may be no
-// algorithm. With --recompute it is found twice, from the same fc, so that both find the same.
+// asked for, and cuBLASLt has an algorithm for it; fc keeps its input. Generation has too few rows for that to matter, and
+// for a single row there may be no algorithm. With --recompute it is found twice, from the same fc, so that both find the
+// same.
 static bool gelu_is_folded_in(bool training, size_t rows, size_t C) {
     return training && !recompute && rows > 1 && sizeof(real) == 2 && C % WIDTH == 0;
 }
