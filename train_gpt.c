@@ -1767,7 +1767,7 @@ static const char* (*rescue)(void); // saves what the end of the program would l
 static void wake(int number) { (void)number; }
 
 static void fail(int status, const char* format, ...) {
-    static char line[4 * MAX_PATH]; // should the rescue fail, too, that is said behind what it was to rescue from
+    static char line[4 * MAX_PATH]; // if the rescue fails, too, that is appended to what it was to rescue from
     size_t n = strlen(line);
     va_list args;
     va_start(args, format);
@@ -1946,7 +1946,7 @@ static void output_failed(Output* out, const char* error) {
     if (!out->error) out->error = error;
 }
 
-// size: room that it will take on the disk, or 0: to be seen. Found out now.
+// Opens it. size: the room that it will take on the disk, which is asked for now; 0 if that is not known yet.
 static void output_open(Output* out, const char* path, size_t size) {
     struct stat info;
     memset(out, 0, sizeof *out);
@@ -2060,8 +2060,9 @@ static const char* free_old_name(const char* path) {
     return old;
 }
 
-// What is about to be replaced but is of another run gets a further name. Its own it keeps until then, since that must
-// not be without a file; where a file cannot have two names, it loses it. Returns what went wrong, or NULL.
+// What is about to be replaced but is another run's gets a second name, NAME.old. It keeps its first until the new file
+// takes that, so that the name is never without a file; where a file cannot have two, it loses the first. Returns what
+// went wrong, or NULL.
 static const char* keep_old(const char* path) {
     const char* old = free_old_name(path);
     return link(path, old) && rename(path, old) ? strerror(errno) : NULL;
@@ -4087,8 +4088,8 @@ static void resume_options(Run* run, const Checkpoint* c) {
 
 static const char log_title[] = "step,loss,val_loss,lr,grad_norm,ms,tokens_per_s\n";
 
-// The log that is there: read only, since what is no log must not become one. Of the run that is resumed is a log that
-// has a row for the checkpoint's last step, with the loss that the checkpoint gives it.
+// The log that is there, only read, since what is no log must not become one. It is the resumed run's if it has a row
+// for the checkpoint's last step with the loss that the checkpoint gives that.
 static File find_log(Run* run) {
     struct stat info, stream;
     File log = {"", (const uint8_t*)"", 0};
