@@ -731,8 +731,8 @@ enum { SLOW = 0 };
 
 static double cut_off(size_t K) { return BFLOAT16 ? (double)K * 0x1p-22 : 0; }
 
-static inline void from_float(float* to, float x) { *to = x; }
-static inline void from_float(__nv_bfloat16* to, float x) { *to = __float2bfloat16(x); }
+__attribute__((unused)) static void from_float(float* to, float x) { *to = x; } // one of the two is used
+__attribute__((unused)) static void from_float(__nv_bfloat16* to, float x) { *to = __float2bfloat16(x); }
 
 static void on_device(cudaError_t status) {
     if (status) die("the device: %s", cudaGetErrorString(status));
