@@ -200,12 +200,19 @@ static inline float adamw(Tape* t, float rate, float decay, float clip) {
 // ---- matrix product ------------------------------------------------------------------------------------------------
 //
 // C (M,N) += A (M,K) B (K,N), where a step down A is ai floats, a step right ak, and so for B: a transposed matrix is
-// the same numbers with the strides exchanged. In tiles of 4 x 32 elements of C, which stay in vector registers while
-// k runs, with 32 columns of B copied together, and parts of K that leave them in the first-level cache. A tile's sum
-// has a fixed order, whichever thread computes it.
+// the same numbers with the strides exchanged. In tiles of 4 rows and two vectors of C, which stay in vector registers
+// while k runs, with as many columns of B copied together, and parts of K that leave them in the first-level cache. An
+// element's sum has a fixed order, whichever thread computes it and however long the vectors are.
 
-typedef float Vector __attribute__((vector_size(64), may_alias));
-enum { TILE_ROWS = 4, TILE_COLS = 32, BAND = 64, DEPTH = 128 };
+#if defined(__AVX512F__) // bytes of a vector: what the processor has, as a longer one would not stay in registers
+enum { VECTOR = 64 };
+#elif defined(__AVX__)
+enum { VECTOR = 32 };
+#else
+enum { VECTOR = 16 };
+#endif
+typedef float Vector __attribute__((vector_size(VECTOR), may_alias));
+enum { TILE_ROWS = 4, TILE_COLS = 2 * VECTOR / (int)sizeof(float), BAND = 64, DEPTH = 128 };
 
 static inline int smaller(int a, int b) { return a < b ? a : b; }
 
