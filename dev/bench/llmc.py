@@ -99,14 +99,19 @@ def builds_openmp(compiler):
 
 
 def build(compiler, checkout, folder):
-    """Runs llm.c's Makefile in a folder whose train_gpt2.c is the driver, which includes the real one."""
+    """Runs llm.c's Makefile in a folder whose train_gpt2.c is the driver, which includes the real one. The program, or
+    None where that fails: a compiler may build a program of OpenMP and still not this one."""
     os.mkdir(folder)
     with open(os.path.join(folder, "train_gpt2.c"), "w") as file:
         file.write(f'#define TESTING  // leaves its main() out\n#include "{checkout}/train_gpt2.c"\n{DRIVER}')
     # The option has gcc also compile those of llm.c's inline functions that it does not inline here.
-    out = run(["make", "-f", os.path.join(checkout, "Makefile"), f"CC={compiler}", "INCLUDES=-fgnu89-inline",
-               "train_gpt2"], cwd=folder)
-    print(*(line for line in out.splitlines() if line.startswith(compiler + " ")))
+    done = subprocess.run(["make", "-f", os.path.join(checkout, "Makefile"), f"CC={compiler}",
+                           "INCLUDES=-fgnu89-inline", "train_gpt2"], cwd=folder, capture_output=True, text=True)
+    if done.returncode:
+        why = (done.stderr.splitlines() or ["no message"])[0]
+        print(f"{compiler} is left out: llm.c's make fails with it: {why}")
+        return None
+    print(*(line for line in done.stdout.splitlines() if line.startswith(compiler + " ")))
     return os.path.join(folder, "train_gpt2")
 
 
@@ -185,10 +190,12 @@ def parse_args():
 def compare(a, folder):
     print(", ".join(f"{name} {getattr(a, name)}" for name in (*GPT2, "threads")))
     os.environ["OMP_NUM_THREADS"] = str(a.threads)
-    programs = [build(compiler, a.llmc, os.path.join(folder, compiler)) for compiler in a.cc]
+    programs = {compiler: build(compiler, a.llmc, os.path.join(folder, compiler)) for compiler in a.cc}
+    if not any(programs.values()):
+        fail("llm.c's make fails with every compiler")
     weights = os.path.join(folder, "weights.bin")
     write_weights(weights, a)
-    theirs = [LLMC(compiler, program, weights, a) for compiler, program in zip(a.cc, programs)]
+    theirs = [LLMC(compiler, program, weights, a) for compiler, program in programs.items() if program]
     times = {name: [] for name in ["train_gpt", *(peer.name for peer in theirs)]}
     for _ in range(a.rounds):
         figures = ours(a, folder)
