@@ -101,8 +101,8 @@ static volatile sig_atomic_t signalled;                    // by Ctrl-C, say: wh
 // of the parameters (dw, db), which are moved against that when the whole network has been gone through.
 //
 // Rows are positions: (rows,C) stands for (B,T,C) in every layer but attention, the only one in which a position sees
-// others. Gradients of parameters are added to what is there, so that several batches may be summed; gradients of
-// inputs are added where the comment has dx += and overwritten where it has dx =.
+// others. Gradients of parameters are added to what is there, so that several batches may be summed. Gradients of
+// inputs are overwritten, but for layernorm's, which are added: see the model's backward pass.
 //
 // `#pragma omp parallel for` shares among threads a loop whose turns are independent, `omp simd` lets a sum be taken in
 // several lanes at once; without them the code means the same, but for rounding. The multiply and attention, where
@@ -327,8 +327,8 @@ static void attention_forward_plain(float* out, float* lse, const float* qkv, At
                 const float* q = queries + i * 3 * C;
                 float *o = out + row * C + h * D, largest = -INFINITY, sum = 0;
                 Range seen = visible_keys(a, i);
-                // 1. Scores, which p holds at first, and the largest of them. It is taken out before e^x, so that
-                // nothing overflows; p stays the same.
+                // 1. Scores, which p holds at first. The largest is taken out before e^x, so that nothing
+                // overflows; the weights stay the same.
                 for (size_t j = seen.first; j < seen.end; j++) {
                     const float* k = keys + j * 3 * C;
                     float qk = 0;
@@ -355,9 +355,10 @@ static void attention_forward_plain(float* out, float* lse, const float* qkv, At
 }
 
 // The three steps, differentiated from the last to the first, for one query; o is its out_i, do the gradient of that.
-// Of the softmax: with Z = sum of e^score, p_j' = e^score_j' / Z. The numerator moves with its own score only, Z with
-// every one, so by the quotient rule ∂p_j'/∂score_j = [j = j'] e^score_j / Z - e^score_j' e^score_j / Z^2 = p_j' ([j =
-// j'] - p_j).
+// First the softmax by itself: p_j' = e^score_j' / Z with Z = sum of e^score. The numerator moves with its own score
+// only, Z with every one, so by the quotient rule
+//     ∂p_j'/∂score_j = [j = j'] e^score_j / Z - e^score_j' e^score_j / Z^2 = p_j' ([j = j'] - p_j).
+// Then, backwards:
 //     o = sum over j of p_j v_j:     dv_j += p_j do,    dp_j = do . v_j
 //     p = softmax(score):            dscore_j = sum over j' of dp_j' ∂p_j'/∂score_j
 //                                             = sum over j' of dp_j' p_j' ([j = j'] - p_j)
@@ -721,9 +722,9 @@ static void cpu_backward(Model* model, Activations* a, const int* tokens, const 
     float* dlogits = a->logits; // over which they are written
     // clang-format off
     cross_entropy_backward(dlogits, a->logits_lse, targets, share / (float)rows, rows, V);            done("loss");
-    matmul(a->dnormed, matrix(dlogits, V), matrix(w->wte, C), NULL, NULL, rows, C, V);        // dlnf = dlogits wte
-    matmul(d->wte, transposed(dlogits, V), matrix(a->lnf, C), NULL, d->wte, V, C, rows); // dwte += dlogits^T lnf
-                                                                                                      done("logits");
+    // dlnf = dlogits wte, and dwte += dlogits^T lnf.
+    matmul(a->dnormed, matrix(dlogits, V), matrix(w->wte, C), NULL, NULL, rows, C, V);
+    matmul(d->wte, transposed(dlogits, V), matrix(a->lnf, C), NULL, d->wte, V, C, rows);              done("logits");
     memset(a->dresidual, 0, rows * C * sizeof(float));
     layernorm_backward(a->dresidual, d->lnf_w, d->lnf_b, a->dnormed, a->out[L - 1], a->lnf_mean,
                        a->lnf_rstd, w->lnf_w, rows, C);                                               done("lnf");
@@ -760,9 +761,9 @@ static void cpu_backward(Model* model, Activations* a, const int* tokens, const 
 // what follows says where the weights begin, which way is "against", and how little is a little.
 
 // The first values. Biases are 0, layernorms' w are 1, and matrices are small random numbers: equal ones would get
-// equal gradients and stay equal for ever. The two projections into the residual stream in each of L layers are
-// smaller by sqrt(2L), so that the sum of 2L such branches has the size of one that is not (Radford et al. 2019,
-// section 2.3).
+// equal gradients and stay equal for ever. The two projections into the residual stream in each of L layers are smaller
+// by sqrt(2L), so that the sum of 2L such branches has the size of one unscaled branch (Radford et al. 2019, section
+// 2.3).
 static void initial_values(float* w, const Tensor* t, uint64_t key) {
 #pragma omp parallel for schedule(static)
     for (size_t j = 0; j < t->size; j++) w[j] = t->std > 0 ? t->mean + t->std * random_normal(key, j) : t->mean;
