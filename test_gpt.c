@@ -1634,7 +1634,8 @@ static void test_memory(void) {
                 CHECK(needed <= said && said <= needed + 64 * tensors, "B = %zu, training %d: %zu bytes, not %zu", B,
                       training, said, needed);
             // Beside the batch, training has a sequence to sample from; a row of logits may go uncounted.
-            size_t sampler = memory_needed(c, B, training) - said, one = device->memory(c, 1, c.T, false);
+            size_t sampler = memory_needed(c, B, training ? FOR_TRAINING : FOR_USE) - said,
+                   one = device->memory(c, 1, c.T, false);
             one -= model.block_size * sizeof(float);
             if (device == &cpu)
                 CHECK(training ? sampler <= one && one <= sampler + padded_V(c.V) * sizeof(float) : !sampler,

@@ -3731,10 +3731,11 @@ static const char* weights_path(void) {
     return path;
 }
 
-// Training also samples: the activations of one more sequence, being what memory() grows by from none to one. To score
-// batches, training's activations are needed beside a model that is there already.
-enum { FOR_USE, FOR_TRAINING, FOR_SCORES };
-static size_t memory_needed(Config config, size_t B, int what) {
+// What a model is wanted for. Training also samples: the activations of one more sequence, being what memory() grows by
+// from none to one. Ablation needs gradients, but no samples. To score batches, training's activations are needed beside
+// a model that is there already.
+typedef enum { FOR_USE, FOR_TRAINING, FOR_ABLATION, FOR_SCORES } Purpose;
+static size_t memory_needed(Config config, size_t B, Purpose what) {
     size_t needed = device->memory(config, B, config.T, what != FOR_USE);
     if (what == FOR_TRAINING)
         needed += device->memory(config, 1, config.T, false) - device->memory(config, 0, config.T, false);
@@ -3742,7 +3743,7 @@ static size_t memory_needed(Config config, size_t B, int what) {
 }
 
 // The largest batch below `too_many` that takes no more than so many bytes, or 0.
-static size_t largest_batch(Config config, size_t too_many, int what, size_t bytes) {
+static size_t largest_batch(Config config, size_t too_many, Purpose what, size_t bytes) {
     size_t fits = 0;
     while (too_many - fits > 1) {
         size_t middle = fits + (too_many - fits) / 2;
@@ -3754,9 +3755,9 @@ static size_t largest_batch(Config config, size_t too_many, int what, size_t byt
     return fits;
 }
 
-static void check_memory(Config config, size_t B, int what) {
+static void check_memory(Config config, size_t B, Purpose what) {
     size_t available = device->memory_available() / (size_t)world.neighbours, needed = memory_needed(config, B, what);
-    if (what == FOR_TRAINING && !opt.ablate)
+    if (what == FOR_TRAINING)
         printf("memory     %.1f MB needed, %.0f MB available\n", (double)needed / 1e6, (double)available / 1e6);
     if (needed <= available) return;
     size_t fits = largest_batch(config, B, what, available);
@@ -3878,7 +3879,7 @@ static bool load_for_use(Model* model, Tokenizer* t, bool needed, bool training)
     bool found = find_tokenizer(&c, t, needed);
     model->config = choose_config(found ? t : NULL, &c);
     device->start();
-    check_memory(model->config, 1, training ? FOR_TRAINING : FOR_USE);
+    check_memory(model->config, 1, training ? FOR_ABLATION : FOR_USE);
     device->create_model(model, training);
     load_block(&c, model, "", model->weights);
     check_foreign(&c, model);

@@ -2286,7 +2286,7 @@ static Compared compare_on(const Device* on, const Checkpoint* from, Config conf
     device = on;
     c.machine = device->start();
     printf("machine    %s\n", c.machine);
-    check_memory(config, B, true);
+    check_memory(config, B, FOR_TRAINING);
     c.peak = device->peak();
     c.copies = copy_rate();
     printf("peak       %.3g TFLOP/s, copies %.0f GB/s\n", c.peak / 1e12, c.copies / 1e9);

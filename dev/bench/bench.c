@@ -288,7 +288,7 @@ static double timed_step(Timing* t) {
 }
 
 static void create(Config config, size_t B, bool training) {
-    check_memory(config, B, training);
+    check_memory(config, B, training ? FOR_TRAINING : FOR_USE);
     memset(&model, 0, sizeof model);
     memset(&activations, 0, sizeof activations);
     model.config = config;
