@@ -3336,50 +3336,50 @@ typedef struct {
 
 // clang-format off
 static Option options[] = {
-    {"data", "--data", "DIR", "data", "folder with train.bin, val.bin, tokenizer.bin", TEXT(&opt.data, GIVEN_AGAIN)},
+    {"data", "--data", "DIR", "data", "folder of train.bin, val.bin, tokenizer.bin", TEXT(&opt.data, GIVEN_AGAIN)},
     {"", "--train", "GLOB", NULL, "shards to train on, instead of DIR/train.bin", TEXT(&opt.train, GIVEN_AGAIN)},
     {"", "--val", "GLOB", NULL, "shards to validate on, instead of DIR/val.bin", TEXT(&opt.val, GIVEN_AGAIN)},
     {"model", "--preset", "NAME", NULL, "gpt2, gpt2-medium, gpt2-large or gpt2-xl", TEXT(&opt.preset, 0)},
-    {"", "--init", "PATH", NULL, "start from GPT-2 weights: a safetensors file, or its folder", TEXT(&opt.init, 0)},
+    {"", "--init", "PATH", NULL, "start from GPT-2 weights, a file or its folder", TEXT(&opt.init, 0)},
     CONFIG(CONFIG_OPTION)
     {"training", "--steps", "N", "4500", "optimiser steps", WHOLE(&opt.steps, 1, 1e12, SAVED)},
     {"", "--batch", "N", "8", "sequences in a batch", WHOLE(&opt.batch, 1, MAX_SIZE, SAVED)},
     {"", "--accumulate", "N", "1", "batches in a step", WHOLE(&opt.accumulate, 1, 1 << 20, SAVED)},
-    {"", "--precision", "NAME", NULL, "of what linear layers multiply: fp32 or bf16 [fp32]", TEXT(&opt.precision, SAVED)},
-    {"", "--recompute", NULL, NULL, "compute layernorms and GELU twice instead of keeping them", FLAG(&recompute)},
+    {"", "--precision", "NAME", NULL, "linear layers multiply in fp32 or bf16 [fp32]", TEXT(&opt.precision, SAVED)},
+    {"", "--recompute", NULL, NULL, "compute norms and GELU twice, to save memory", FLAG(&recompute)},
     {"", "--lr", "X", "2e-3", "highest learning rate", REAL(&opt.lr, 0, 1e3, SAVED)},
     {"", "--min-lr", "X", NULL, "learning rate of the last step [lr/50]", REAL(&opt.min_lr, 0, 1e3, SAVED)},
-    {"", "--warmup", "N", NULL, "steps over which the learning rate rises [steps/20]", WHOLE(&opt.warmup, 0, 1e12, SAVED)},
+    {"", "--warmup", "N", NULL, "steps in which the rate rises [steps/20]", WHOLE(&opt.warmup, 0, 1e12, SAVED)},
     {"", "--weight-decay", "X", "0.1", "AdamW's decay of matrices and embeddings", REAL(&opt.weight_decay, 0, 1e3, SAVED)},
     {"", "--beta1", "X", "0.9", "AdamW's memory of the gradient", REAL(&opt.beta1, 0, 0.999999, SAVED)},
     {"", "--beta2", "X", "0.99", "AdamW's memory of its square", REAL(&opt.beta2, 0, 0.999999, SAVED)},
     {"", "--clip", "X", "1", "largest norm of the gradient (0: no limit)", REAL(&opt.clip, 0, 1e30, SAVED)},
     {"", "--seed", "N", "1337", "of weights, shuffling and sampling", WHOLE(&opt.seed, 0, 1e15, SAVED)},
-    {"progress", "--val-every", "N", "500", "steps between validations (0: only at the end)", WHOLE(&opt.val_every, 0, 1e12, SAVED)},
+    {"progress", "--val-every", "N", "500", "steps between validations (0: at the end)", WHOLE(&opt.val_every, 0, 1e12, SAVED)},
     {"", "--val-batches", "N", "100", "batches in a validation, at most", WHOLE(&opt.val_batches, 1, 1e9, SAVED)},
-    {"", "--sample-every", "N", "1000", "steps between samples of text (0: only at the end)", WHOLE(&opt.sample_every, 0, 1e12, SAVED)},
-    {"", "--save-every", "N", "1000", "steps between checkpoints (0: only at the end)", WHOLE(&opt.save_every, 0, 1e12, SAVED)},
+    {"", "--sample-every", "N", "1000", "steps between samples (0: at the end)", WHOLE(&opt.sample_every, 0, 1e12, SAVED)},
+    {"", "--save-every", "N", "1000", "steps between checkpoints (0: at the end)", WHOLE(&opt.save_every, 0, 1e12, SAVED)},
     {"", "--log", "FILE", NULL, "write one CSV row a step", TEXT(&opt.log, GIVEN_AGAIN)},
-    {"files", "--checkpoint", "FILE", "gpt.safetensors", "where the model is saved and read", TEXT(&opt.checkpoint, GIVEN_AGAIN)},
+    {"files", "--checkpoint", "FILE", "gpt.safetensors", "where the model is kept", TEXT(&opt.checkpoint, GIVEN_AGAIN)},
     {"", "--resume", NULL, NULL, "go on from the checkpoint, bit for bit", FLAG(&opt.resume)},
-    {"", "--export", "DIR", NULL, "write the model for Hugging Face transformers, and end", TEXT(&opt.export_to, 0)},
-    {"generate", "--generate", "TEXT", NULL, "continue TEXT with the checkpoint's model (or --init's)", TEXT(&opt.prompt, 0)},
-    {"", "--tokens", "N", "256", "tokens to generate; of --attention's at most so many (128)", WHOLE(&opt.tokens, 0, 1e12, 0)},
-    {"", "--temperature", "X", "0.8", "below 1 bolder, above wilder; 0: always the likeliest", REAL(&opt.temperature, 0, 1e3, 0)},
+    {"", "--export", "DIR", NULL, "write the model for transformers, and end", TEXT(&opt.export_to, 0)},
+    {"generate", "--generate", "TEXT", NULL, "continue TEXT with the model that was trained", TEXT(&opt.prompt, 0)},
+    {"", "--tokens", "N", "256", "to generate; to look at: 128, or N", WHOLE(&opt.tokens, 0, 1e12, 0)},
+    {"", "--temperature", "X", "0.8", "below 1 bolder; 0: always the likeliest", REAL(&opt.temperature, 0, 1e3, 0)},
     {"", "--top-k", "N", "0", "draw from the N likeliest (0: all)", WHOLE(&opt.top_k, 0, MAX_SIZE, 0)},
     {"", "--top-p", "X", "1", "draw from the likeliest that sum to X", REAL(&opt.top_p, 1e-9, 1, 0)},
-    {"look", "--attention", "TEXT", NULL, "show what every head attends to in TEXT, and end", TEXT(&opt.attention, 0)},
-    {"", "--layer", "N", NULL, "the layer, from 0, whose map is drawn [the clearest]", WHOLE(&opt.layer, 0, MAX_LAYERS, 0)},
+    {"look", "--attention", "TEXT", NULL, "show what each head attends to in TEXT", TEXT(&opt.attention, 0)},
+    {"", "--layer", "N", NULL, "layer, from 0, of the map [the clearest]", WHOLE(&opt.layer, 0, MAX_LAYERS, 0)},
     {"", "--head", "N", NULL, "the head, from 0", WHOLE(&opt.head, 0, MAX_SIZE, 0)},
-    {"", "--html", "FILE", "attention.html", "a page with all heads, for a browser", TEXT(&opt.html, 0)},
+    {"", "--html", "FILE", "attention.html", "a page for a browser", TEXT(&opt.html, 0)},
     {"", "--ablate", NULL, NULL, "measure what the loss is without each head", FLAG(&opt.ablate)},
-    {"", "--live", NULL, NULL, "put the model into the page: it answers as one types", FLAG(&opt.live)},
+    {"", "--live", NULL, NULL, "put the model into the page: type, and see", FLAG(&opt.live)},
     {"measure", "--eval", "FILE", NULL, "perplexity and bits a byte of a text, and end", TEXT(&opt.eval, 0)},
-    {"", "--stride", "N", NULL, "tokens between windows; small: much context for each [context/2]", WHOLE(&opt.stride, 1, MAX_SIZE, 0)},
+    {"", "--stride", "N", NULL, "tokens between windows [context/2]", WHOLE(&opt.stride, 1, MAX_SIZE, 0)},
     {"", "--json", NULL, NULL, "print it as JSON", FLAG(&opt.json)},
-    {"other", "--device", "NAME", NULL, "cpu, cuda or cuda:N [cuda, in a program built for it]", TEXT(&opt.device, GIVEN_AGAIN)},
-    {"", "--compare", NULL, NULL, "time a few steps on CPU and GPU, or on --device, and end", FLAG(&opt.compare)},
-    {"", "--memory", NULL, NULL, "list the batches that fit in memories of some sizes, and end", FLAG(&opt.memory)},
+    {"other", "--device", "NAME", NULL, "cpu, cuda or cuda:N [cuda, if built for it]", TEXT(&opt.device, GIVEN_AGAIN)},
+    {"", "--compare", NULL, NULL, "time steps on CPU and GPU (or --device)", FLAG(&opt.compare)},
+    {"", "--memory", NULL, NULL, "list the batches that fit in some memories", FLAG(&opt.memory)},
     {"", "--tokenize", "FILE", NULL, "print the tokens of a text, one a line, and end", TEXT(&opt.tokenize, 0)},
     {"", "--help", NULL, NULL, "this text", FLAG(&opt.help)},
     {"", "--version", NULL, NULL, "the program's version", FLAG(&opt.version)},
@@ -3402,17 +3402,18 @@ static void print_help(void) {
          "  ./train_gpt                          train on data/, all defaults\n"
          "  ./train_gpt --resume --steps 9000    go on, for longer\n"
          "  ./train_gpt --generate \"ROMEO:\"      continue a prompt from the checkpoint\n"
-         "  ./train_gpt --init gpt2/ --generate \"Hello\"   the same with downloaded GPT-2 weights\n");
+         "  ./train_gpt --init gpt2/ --generate \"Hello\"   the same from GPT-2's weights\n");
     for (const Option* o = options; o < options + OPTIONS; o++) {
         char left[64];
         snprintf(left, sizeof left, "%s %s", o->name, o->argument ? o->argument : "");
-        printf("  %-9s %-20s %s", o->group, left, o->help);
+        printf("  %-9s %-18s %s", o->group, left, o->help);
         if (o->initial) printf(" [%s]", o->initial);
         putchar('\n');
     }
     printf("\n--precision bf16 multiplies by %s here.\n", multiplies_bf16(find_pair_kernel(true)));
     puts("OMP_NUM_THREADS sets the number of threads; the result is the same for any.\n"
-         "mpirun -n 8 ./train_gpt_mpi trains with eight processes (make train_gpt_mpi); --batch is that of all.");
+         "mpirun -n 8 ./train_gpt_mpi trains with eight processes (make train_gpt_mpi);\n"
+         "--batch is that of all.");
 }
 
 static Option* find_option(const char* name) {
