@@ -3336,7 +3336,7 @@ typedef struct {
 
 // clang-format off
 static Option options[] = {
-    {"data", "--data", "DIR", "data", "folder of train.bin, val.bin, tokenizer.bin", TEXT(&opt.data, GIVEN_AGAIN)},
+    {"data", "--data", "DIR", "data", "has train.bin, val.bin, tokenizer.bin", TEXT(&opt.data, GIVEN_AGAIN)},
     {"", "--train", "GLOB", NULL, "shards to train on, instead of DIR/train.bin", TEXT(&opt.train, GIVEN_AGAIN)},
     {"", "--val", "GLOB", NULL, "shards to validate on, instead of DIR/val.bin", TEXT(&opt.val, GIVEN_AGAIN)},
     {"model", "--preset", "NAME", NULL, "gpt2, gpt2-medium, gpt2-large or gpt2-xl", TEXT(&opt.preset, 0)},
@@ -3364,7 +3364,7 @@ static Option options[] = {
     {"", "--resume", NULL, NULL, "go on from the checkpoint, bit for bit", FLAG(&opt.resume)},
     {"", "--export", "DIR", NULL, "write the model for transformers, and end", TEXT(&opt.export_to, 0)},
     {"generate", "--generate", "TEXT", NULL, "continue TEXT with the model that was trained", TEXT(&opt.prompt, 0)},
-    {"", "--tokens", "N", "256", "to generate; to look at: 128, or N", WHOLE(&opt.tokens, 0, 1e12, 0)},
+    {"", "--tokens", "N", "256", "tokens to generate (to look at: 128)", WHOLE(&opt.tokens, 0, 1e12, 0)},
     {"", "--temperature", "X", "0.8", "below 1 bolder; 0: always the likeliest", REAL(&opt.temperature, 0, 1e3, 0)},
     {"", "--top-k", "N", "0", "draw from the N likeliest (0: all)", WHOLE(&opt.top_k, 0, MAX_SIZE, 0)},
     {"", "--top-p", "X", "1", "draw from the likeliest that sum to X", REAL(&opt.top_p, 1e-9, 1, 0)},
