@@ -1162,21 +1162,22 @@ __attribute__((always_inline)) static inline void round_panels(float* panels, si
     }
 }
 
-// The first n sums of a tile's row into c, plus bias, plus add, each of which may be NULL.
-__attribute__((always_inline)) static inline void store_row(float* c, const float* sums, const float* bias,
-                                                            const float* add, size_t n) {
-    for (size_t x = 0; x < n; x++) c[x] = sums[x] + (bias ? bias[x] : 0) + (add ? add[x] : 0);
-}
-
-// The first rows and columns of a tile into c, whose rows are `width` apart, plus bias, plus add, laid out like c.
+// The first rows and columns of a tile into c, whose rows are `width` apart, plus bias, plus add, laid out like c. Each of
+// these may be NULL, and add may be c, which would keep compilers from using vectors where none are written.
 __attribute__((always_inline)) static inline void store_tile(float* c, size_t width, const float* tile,
                                                              const float* bias, const float* add, size_t rows,
                                                              size_t columns) {
-    for (size_t i = 0; i < rows; i++)
-        if (columns == NR)
-            store_row(c + i * width, tile + i * NR, bias, add ? add + i * width : NULL, NR);
-        else
-            store_row(c + i * width, tile + i * NR, bias, add ? add + i * width : NULL, columns);
+    for (size_t i = 0; i < rows; i++, c += width, tile += NR, add += add ? width : 0) {
+        for (size_t x = 0; x < NR && columns == NR; x += LANES) {
+            vec sum, more;
+            memcpy(&sum, tile + x, sizeof sum);
+            if (bias) memcpy(&more, bias + x, sizeof more), sum += more;
+            if (add) memcpy(&more, add + x, sizeof more), sum += more;
+            memcpy(c + x, &sum, sizeof sum);
+        }
+        for (size_t x = 0; x < columns && columns < NR; x++)
+            c[x] = tile[x] + (bias ? bias[x] : 0) + (add ? add[x] : 0);
+    }
 }
 
 // c (rows,columns), rows `width` apart: packed a times packed b, plus bias (columns), plus add (shaped and strided
