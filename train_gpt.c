@@ -1389,17 +1389,20 @@ static void matmul_fast(float* c, Matrix a, Matrix b, const float* bias, const f
 
 // The same for one thread and small matrices that lie in its cache: c (M,N) = a b, or c += a b; c's rows are `width`
 // apart, b's, which are dense, b_row. The kernel reads a and b where they are, and in whole tiles: after a's rows and
-// b's columns there must be memory up to a multiple of MR and NR, whatever is in it. Inlined, for strides to be
-// constants in the kernel.
+// b's columns there must be memory up to a multiple of MR and NR, whatever is in it. Of matrices that are zero in part,
+// the rest: if `steps` is not NULL, a's row i is zero before steps[i].first and from steps[i].end on, and if `columns`
+// is not, c's row i is not wanted before columns[i].first; these only grow with i. Inlined, for strides to be constants
+// in the kernel.
 __attribute__((always_inline)) static inline void matmul_tile(float* c, size_t width, bool accumulate, Matrix a,
                                                               const float* b, size_t b_row, size_t M, size_t N,
-                                                              size_t K) {
+                                                              size_t K, const Range* steps, const Range* columns) {
     float tile[MR * NR] __attribute__((aligned(64)));
     for (size_t j = 0; j < N; j += NR)
-        for (size_t i = 0; i < M; i += MR) {
-            size_t at = i * width + j;
-            kernel(K, block_at(a, i, 0), b + j, b_row, tile);
-            store_tile(c + at, width, tile, NULL, accumulate ? c + at : NULL, min_size(MR, M - i), min_size(NR, N - j));
+        for (size_t i = 0; i < M && (!columns || columns[i].first < j + NR); i += MR) {
+            size_t at = i * width + j, rows = min_size(MR, M - i);
+            size_t k = steps ? steps[i].first : 0, end = steps ? steps[i + rows - 1].end : K;
+            kernel(end > k ? end - k : 0, block_at(a, i, k), b + k * b_row + j, b_row, tile);
+            store_tile(c + at, width, tile, NULL, accumulate ? c + at : NULL, rows, min_size(NR, N - j));
         }
 }
 
@@ -1411,42 +1414,49 @@ __attribute__((always_inline)) static inline void matmul_tile(float* c, size_t w
 // later tile raises m by d, both are scaled by e^-d. In the end out is the second sum divided by the first, and
 // lse = m + log(first). Tiles that no query sees are not visited.
 //
-// Of the keys from j0 on, the tile that the queries i0 .. i0 + queries - 1 take next.
-typedef struct {
-    size_t keys;  // in the tile
-    size_t first; // queries before this one, counted from i0, see none of them
-    bool whole;   // every query sees all of them
-} KeyTile;
-
-// The keys that any of these queries sees, from where a tile begins.
+// The keys that any of the queries i0 .. i0 + queries - 1 sees, from where a tile begins.
 static Range seen_by_any(Attention a, size_t i0, size_t queries) {
     Range keys = {visible_keys(a, i0).first / TILE * TILE, visible_keys(a, i0 + queries - 1).end};
     return keys;
 }
 
-static KeyTile next_tile(Attention a, size_t i0, size_t queries, size_t j0) {
+// What these queries see of the tile of keys from j0 on: the ranges of keys, counted from j0, that each query sees, and
+// of queries, counted from i0, that see each key.
+typedef struct {
+    size_t keys; // in the tile
+    bool whole;  // every query sees all of them; then there are no ranges
+    Range seen[TILE], seen_by[TILE];
+} KeyTile;
+
+static KeyTile key_tile(Attention a, size_t i0, size_t queries, size_t j0) {
     Range seen_first = visible_keys(a, i0), seen_last = visible_keys(a, i0 + queries - 1);
-    KeyTile t = {min_size(TILE - j0 % TILE, seen_last.end - j0), 0, false};
+    KeyTile t;
+    t.keys = min_size(TILE, seen_last.end - j0);
     t.whole = seen_last.first <= j0 && j0 + t.keys <= seen_first.end;
     if (t.whole) return t;
-    t.keys = min_size(NR, t.keys); // smaller ones where part is not seen: less is computed in vain
-    while (visible_keys(a, i0 + t.first + NR - 1).end <= j0) t.first += NR;
+    for (size_t i = 0; i < queries; i++) {
+        Range keys = visible_keys(a, i0 + i);
+        t.seen[i].first = keys.first > j0 ? min_size(keys.first - j0, t.keys) : 0;
+        t.seen[i].end = keys.end > j0 ? min_size(keys.end - j0, t.keys) : 0;
+    }
+    for (size_t j = 0, first = 0, end = 0; j < t.keys; j++) {
+        while (first < queries && t.seen[first].end <= j) first++;
+        while (end < queries && t.seen[end].first <= j) end++;
+        t.seen_by[j].first = first, t.seen_by[j].end = end;
+    }
     return t;
 }
 
-// scores (keys,TILE): -infinity where key j0 + j is hidden from query i0 + i.
-static void hide(float* scores, Attention a, KeyTile t, size_t i0, size_t j0) {
-    int first[TILE], end[TILE];
-    for (size_t i = t.first; i < TILE; i++) {
-        Range seen = visible_keys(a, i0 + i);
-        first[i] = (int)seen.first, end[i] = (int)seen.end;
+// scores (keys,TILE): -infinity where a key is hidden from a query.
+static void hide(float* scores, const KeyTile* t) {
+    for (size_t j = 0; j < t->keys; j++) {
+        for (size_t i = 0; i < t->seen_by[j].first; i++) scores[j * TILE + i] = -INFINITY;
+        for (size_t i = t->seen_by[j].end; i < TILE; i++) scores[j * TILE + i] = -INFINITY;
     }
-    for (size_t j = 0; j < t.keys; j++)
-        for (size_t i = t.first; i < TILE; i++) {
-            int key = (int)(j0 + j);
-            scores[j * TILE + i] = key < first[i] || key >= end[i] ? -INFINITY : scores[j * TILE + i];
-        }
 }
+
+// Of key j's row of scores, the queries before this one do not see it: whole vectors of them.
+static size_t unseen(const KeyTile* t, size_t j) { return t->whole ? 0 : t->seen_by[j].first / NR * NR; }
 
 // A head's rows lie 3C apart, too far for caches and pages to hold many, and the kernel wants its factors in one of two
 // forms. So they are copied first: `turned`, tiles of TILE rows, each (D,TILE), which are pack()'s panels, and dense,
@@ -1457,17 +1467,12 @@ static void copy_rows(float* to, size_t to_row, const float* from, size_t from_r
     for (size_t i = 0; i < n; i++) memcpy(to + i * to_row, from + i * from_row, D * sizeof(float));
 }
 
-// Keys from j0 on in a head's turned keys.
-static Matrix turned_from(const float* turned, size_t j0, size_t D) {
-    return transposed(turned + j0 / TILE * D * TILE + j0 % TILE, TILE);
-}
-
 // A tile of scores has a row for each key and a column for each query, transposed against the formula: so vectors run
 // along queries, each with its own maximum and sum. A thread takes a head, or where heads are few a share of its
 // queries.
 static void attention_forward_tiles(float* out, float* lse, const float* qkv, Attention a) {
     size_t T = a.T, D = a.D, C = a.H * D, Q = T - a.start, wide = dense_width(D), padded = round_up(T, TILE);
-    size_t threads = (size_t)omp_get_max_threads(), each = (padded + TILE) * (D + wide);
+    size_t threads = (size_t)omp_get_max_threads(), each = 2 * padded * wide + TILE * (D + wide);
     size_t shares = min_size((Q + TILE - 1) / TILE, 1 + 2 * threads / (a.B * a.H));
     float scale = 1 / sqrtf((float)D), *space = workspace(threads * each + MR);
 #pragma omp parallel for collapse(3) schedule(dynamic)
@@ -1475,46 +1480,47 @@ static void attention_forward_tiles(float* out, float* lse, const float* qkv, At
         for (size_t h = 0; h < a.H; h++)
             for (size_t share = 0; share < shares; share++) {
                 const float *queries_of = qkv + b * T * 3 * C + h * D, *keys = queries_of + C, *values = keys + C;
-                float* k = space + (size_t)omp_get_thread_num() * each;               // turned
-                float *v = k + padded * D, *q = v + padded * wide, *o = q + TILE * D; // dense, turned, dense
+                float *k = space + (size_t)omp_get_thread_num() * each, *v = k + padded * wide; // dense
+                float *q = v + padded * wide, *o = q + TILE * D;                                // turned, dense
                 float s[TILE * TILE + MR] __attribute__((aligned(64))), largest[TILE], sum[TILE], shrink[TILE];
-                pack(k, matrix(keys, 3 * C), T, TILE, D);
+                copy_rows(k, wide, keys, 3 * C, T, D);
                 copy_rows(v, wide, values, 3 * C, T, D);
                 for (size_t i0 = a.start + share * TILE; i0 < T; i0 += shares * TILE) {
                     size_t queries = min_size(TILE, T - i0), row = b * Q + i0 - a.start;
                     Range seen = seen_by_any(a, i0, queries);
                     pack(q, matrix(queries_of + i0 * 3 * C, 3 * C), queries, TILE, D);
                     for (size_t i = 0; i < TILE; i++) largest[i] = -FLT_MAX, sum[i] = 0;
-                    for (size_t j0 = seen.first, tile_keys; j0 < seen.end; j0 += tile_keys) {
-                        KeyTile t = next_tile(a, i0, queries, j0);
-                        tile_keys = t.keys;
+                    for (size_t j0 = seen.first; j0 < seen.end; j0 += TILE) {
+                        KeyTile t = key_tile(a, i0, queries, j0);
+                        const Range *steps = t.whole ? NULL : t.seen, *columns = t.whole ? NULL : t.seen_by;
                         // Scores, and the largest so far.
-                        matmul_tile(s + t.first, TILE, false, turned_from(k, j0, D), q + t.first, TILE, t.keys,
-                                    TILE - t.first, D);
-                        if (!t.whole) hide(s, a, t, i0, j0);
+                        matmul_tile(s, TILE, false, matrix(k + j0 * wide, wide), q, TILE, t.keys, TILE, D, NULL, columns);
+                        if (!t.whole) hide(s, &t);
                         memcpy(shrink, largest, sizeof shrink);
                         for (size_t j = 0; j < t.keys; j++)
-                            for (size_t i = t.first; i < TILE; i++) {
+                            for (size_t i = unseen(&t, j); i < TILE; i++) {
                                 float score = s[j * TILE + i] * scale;
                                 s[j * TILE + i] = score;
                                 largest[i] = score > largest[i] ? score : largest[i];
                             }
                         // Both sums shrink to the new maximum, and grow by this tile's keys.
-                        for (size_t i = t.first; i < TILE; i++) {
+                        for (size_t i = 0; i < TILE; i++) {
                             shrink[i] = exp_(shrink[i] - largest[i]);
                             sum[i] *= shrink[i];
                         }
-                        for (size_t j = 0; j < t.keys; j++)
-                            for (size_t i = t.first; i < TILE; i++) {
+                        for (size_t j = 0; j < t.keys; j++) {
+                            memset(s + j * TILE, 0, unseen(&t, j) * sizeof(float));
+                            for (size_t i = unseen(&t, j); i < TILE; i++) {
                                 float p = exp_(s[j * TILE + i] - largest[i]);
                                 s[j * TILE + i] = p;
                                 sum[i] += p;
                             }
+                        }
                         // The sum of values; the first tile overwrites what o holds of queries before.
-                        for (size_t i = t.first; i < queries && j0 > seen.first; i++)
+                        for (size_t i = 0; i < queries && j0 > seen.first; i++)
                             for (size_t c = 0; c < D; c++) o[i * wide + c] *= shrink[i];
-                        matmul_tile(o + t.first * wide, wide, j0 > seen.first, transposed(s + t.first, TILE),
-                                    v + j0 * wide, wide, queries - t.first, D, t.keys);
+                        matmul_tile(o, wide, j0 > seen.first, transposed(s, TILE), v + j0 * wide, wide, queries, D,
+                                    t.keys, steps, NULL);
                     }
                     for (size_t i = 0; i < queries; i++) {
                         for (size_t c = 0; c < D; c++) out[(row + i) * C + h * D + c] = o[i * wide + c] / sum[i];
@@ -1597,7 +1603,7 @@ static void attention_forward_fast(float* out, float* lse, const float* qkv, Att
 static void attention_backward_fast(float* dqkv, const float* dout, const float* qkv, const float* out,
                                     const float* lse, Attention a) {
     size_t T = a.T, D = a.D, C = a.H * D, wide = dense_width(D), padded = round_up(T, TILE);
-    size_t each = padded * (2 * D + 3 * wide) + TILE * (2 * D + 3 * wide);
+    size_t each = 4 * padded * wide + TILE * (2 * D + 3 * wide);
     float scale = 1 / sqrtf((float)D), *space = workspace((size_t)omp_get_max_threads() * each + MR);
 #pragma omp parallel for collapse(2) schedule(dynamic)
     for (size_t b = 0; b < a.B; b++)
@@ -1605,14 +1611,12 @@ static void attention_backward_fast(float* dqkv, const float* dout, const float*
             const float *head = qkv + b * T * 3 * C + h * D, *o = out + b * T * C + h * D,
                         *d_o = dout + b * T * C + h * D;
             float* dhead = dqkv + b * T * 3 * C + h * D;
-            float* k_turned = space + (size_t)omp_get_thread_num() * each;
-            float *v_turned = k_turned + padded * D, *q_turned = v_turned + padded * D,
-                  *d_o_turned = q_turned + TILE * D;
-            float *k = d_o_turned + TILE * D, *dk = k + padded * wide, *dv = dk + padded * wide; // these and the next
-            float *qi = dv + padded * wide, *d_oi = qi + TILE * wide, *dqi = d_oi + TILE * wide; // are dense
-            pack(k_turned, matrix(head + C, 3 * C), T, TILE, D);
-            pack(v_turned, matrix(head + 2 * C, 3 * C), T, TILE, D);
+            float* k = space + (size_t)omp_get_thread_num() * each; // dense, as all but two
+            float *v = k + padded * wide, *dk = v + padded * wide, *dv = dk + padded * wide;
+            float *qi = dv + padded * wide, *d_oi = qi + TILE * wide, *dqi = d_oi + TILE * wide;
+            float *q_turned = dqi + TILE * wide, *d_o_turned = q_turned + TILE * D;
             copy_rows(k, wide, head + C, 3 * C, T, D);
+            copy_rows(v, wide, head + 2 * C, 3 * C, T, D);
             memset(dk, 0, 2 * padded * wide * sizeof(float)); // and dv
             for (size_t i0 = 0; i0 < T; i0 += TILE) {
                 size_t queries = min_size(TILE, T - i0);
@@ -1628,28 +1632,30 @@ static void attention_backward_fast(float* dqkv, const float* dout, const float*
                     p_dp[i] = dot(d_o + (i0 + i) * C, o + (i0 + i) * C, D); // sum over j of p_j dp_j
                     row_lse[i] = lse[(b * T + i0 + i) * a.H + h];
                 }
-                for (size_t j0 = seen.first, tile_keys; j0 < seen.end; j0 += tile_keys) {
-                    KeyTile t = next_tile(a, i0, queries, j0);
-                    size_t first = t.first, rows = queries - first, at = j0 * wide;
-                    tile_keys = t.keys;
-                    matmul_tile(p + first, TILE, false, turned_from(k_turned, j0, D), q_turned + first, TILE, t.keys,
-                                TILE - first, D);
-                    matmul_tile(ds + first, TILE, false, turned_from(v_turned, j0, D), d_o_turned + first, TILE, t.keys,
-                                TILE - first, D);
-                    if (!t.whole) hide(p, a, t, i0, j0);
-                    for (size_t j = 0; j < t.keys; j++)
-                        for (size_t i = first; i < TILE; i++) {
+                for (size_t j0 = seen.first; j0 < seen.end; j0 += TILE) {
+                    KeyTile t = key_tile(a, i0, queries, j0);
+                    const Range *sees = t.whole ? NULL : t.seen, *seen_by = t.whole ? NULL : t.seen_by;
+                    size_t at = j0 * wide;
+                    matmul_tile(p, TILE, false, matrix(k + at, wide), q_turned, TILE, t.keys, TILE, D, NULL,
+                                seen_by);
+                    matmul_tile(ds, TILE, false, matrix(v + at, wide), d_o_turned, TILE, t.keys, TILE, D, NULL,
+                                seen_by);
+                    if (!t.whole) hide(p, &t);
+                    for (size_t j = 0; j < t.keys; j++) {
+                        memset(p + j * TILE, 0, unseen(&t, j) * sizeof(float));
+                        memset(ds + j * TILE, 0, unseen(&t, j) * sizeof(float));
+                        for (size_t i = unseen(&t, j); i < TILE; i++) {
                             float *pji = p + j * TILE + i, *dsji = ds + j * TILE + i; // *dsji is dp yet
                             float log_p = *pji * scale - row_lse[i];
                             *pji = exp_(log_p > 0 ? 0 : log_p); // rounding must not make p larger than 1
                             *dsji = *pji * (*dsji - p_dp[i]) * scale;
                         }
-                    Matrix pj = matrix(p + first, TILE), dsj = matrix(ds + first, TILE);
-                    matmul_tile(dv + at, wide, true, pj, d_oi + first * wide, wide, t.keys, D, rows);
-                    matmul_tile(dk + at, wide, true, dsj, qi + first * wide, wide, t.keys, D, rows);
+                    }
+                    matmul_tile(dv + at, wide, true, matrix(p, TILE), d_oi, wide, t.keys, D, queries, seen_by, NULL);
+                    matmul_tile(dk + at, wide, true, matrix(ds, TILE), qi, wide, t.keys, D, queries, seen_by, NULL);
                     // The first tile overwrites, as above.
-                    matmul_tile(dqi + first * wide, wide, j0 > seen.first, transposed(ds + first, TILE), k + at, wide,
-                                rows, D, t.keys);
+                    matmul_tile(dqi, wide, j0 > seen.first, transposed(ds, TILE), k + at, wide, queries, D, t.keys, sees,
+                                NULL);
                 }
                 copy_rows(dhead + i0 * 3 * C, 3 * C, dqi, wide, queries, D);
             }
