@@ -1039,10 +1039,13 @@ static inline void turn(float* __restrict__ out, size_t width, const float* __re
 __attribute__((always_inline)) static inline void pack(float* __restrict__ out, Matrix m, size_t count, size_t width,
                                                        size_t depth) {
     size_t whole = count / width * width;
-    if (m.row == 1) { // a column of m is dense: copy it to all panels at once, to read whole cache lines
+    if (m.row == 1) { // a column of m is dense: copy it to all panels at once, to read whole cache lines. The next
+        // column is far, often in another page, and processors do not foresee that it will be wanted.
         for (size_t k = 0; k < depth; k++)
-            for (size_t i = 0; i < whole; i += width)
+            for (size_t i = 0; i < whole; i += width) {
+                __builtin_prefetch(m.p + i + (k + 16) * m.column);
                 memcpy(out + i * depth + k * width, m.p + i + k * m.column, width * sizeof(float));
+            }
     } else if (m.column == 1 && width % 16 == 0) {
         for (size_t i = 0; i < whole; i += 8)
             turn(out + i / width * width * depth + i % width, width, m.p + i * m.row, m.row, depth);
