@@ -1178,8 +1178,7 @@ __attribute__((always_inline)) static inline void store_tile(float* c, size_t wi
             if (add) memcpy(&more, add + x, sizeof more), sum += more;
             memcpy(c + x, &sum, sizeof sum);
         }
-        for (size_t x = 0; x < columns && columns < NR; x++)
-            c[x] = tile[x] + (bias ? bias[x] : 0) + (add ? add[x] : 0);
+        for (size_t x = 0; x < columns && columns < NR; x++) c[x] = tile[x] + (bias ? bias[x] : 0) + (add ? add[x] : 0);
     }
 }
 
@@ -1497,7 +1496,8 @@ static void attention_forward_tiles(float* out, float* lse, const float* qkv, At
                         KeyTile t = key_tile(a, i0, queries, j0);
                         const Range *steps = t.whole ? NULL : t.seen, *columns = t.whole ? NULL : t.seen_by;
                         // Scores, and the largest so far.
-                        matmul_tile(s, TILE, false, matrix(k + j0 * wide, wide), q, TILE, t.keys, TILE, D, NULL, columns);
+                        matmul_tile(s, TILE, false, matrix(k + j0 * wide, wide), q, TILE, t.keys, TILE, D, NULL,
+                                    columns);
                         if (!t.whole) hide(s, &t);
                         memcpy(shrink, largest, sizeof shrink);
                         for (size_t j = 0; j < t.keys; j++)
@@ -1639,8 +1639,7 @@ static void attention_backward_fast(float* dqkv, const float* dout, const float*
                     KeyTile t = key_tile(a, i0, queries, j0);
                     const Range *sees = t.whole ? NULL : t.seen, *seen_by = t.whole ? NULL : t.seen_by;
                     size_t at = j0 * wide;
-                    matmul_tile(p, TILE, false, matrix(k + at, wide), q_turned, TILE, t.keys, TILE, D, NULL,
-                                seen_by);
+                    matmul_tile(p, TILE, false, matrix(k + at, wide), q_turned, TILE, t.keys, TILE, D, NULL, seen_by);
                     matmul_tile(ds, TILE, false, matrix(v + at, wide), d_o_turned, TILE, t.keys, TILE, D, NULL,
                                 seen_by);
                     if (!t.whole) hide(p, &t);
@@ -1657,8 +1656,8 @@ static void attention_backward_fast(float* dqkv, const float* dout, const float*
                     matmul_tile(dv + at, wide, true, matrix(p, TILE), d_oi, wide, t.keys, D, queries, seen_by, NULL);
                     matmul_tile(dk + at, wide, true, matrix(ds, TILE), qi, wide, t.keys, D, queries, seen_by, NULL);
                     // The first tile overwrites, as above.
-                    matmul_tile(dqi, wide, j0 > seen.first, transposed(ds, TILE), k + at, wide, queries, D, t.keys, sees,
-                                NULL);
+                    matmul_tile(dqi, wide, j0 > seen.first, transposed(ds, TILE), k + at, wide, queries, D, t.keys,
+                                sees, NULL);
                 }
                 copy_rows(dhead + i0 * 3 * C, 3 * C, dqi, wide, queries, D);
             }
