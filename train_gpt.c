@@ -994,7 +994,7 @@ enum { LANES = 4, MR = 8 };
 #else                     // 16 registers of 4 floats: SSE, or whatever there is
 enum { LANES = 4, MR = 6 };
 #endif
-enum { NR = 2 * LANES, KC = 768, MC = 16 * MR, NC = 4 * NR, DEEP = 6 * KC, TILE = 64 };
+enum { NR = 2 * LANES, KC = 768, MC = 16 * MR, NC = 128, DEEP = 6 * KC, TILE = 64 };
 typedef float vec __attribute__((vector_size(LANES * sizeof(float))));
 
 static Matrix block_at(Matrix m, size_t i, size_t j) {
