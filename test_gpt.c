@@ -506,7 +506,7 @@ static void tile_product(float* c, size_t width, bool accumulate, Matrix a, cons
             A[i * moved.row + k * moved.column] = i < M ? a.p[i * a.row + k * a.column] : NAN;
     for (size_t k = 0; k < K; k++)
         for (size_t j = 0; j < wide; j++) B[k * wide + j] = j < N ? b[k * N + j] : NAN;
-    matmul_tile(c, width, accumulate, moved, B, wide, M, N, K);
+    matmul_tile(c, width, accumulate, moved, B, wide, M, N, K, NULL, NULL);
     free(A), free(B);
 }
 
@@ -575,6 +575,52 @@ static void test_matmul_small(void) {
         for (size_t n = 0; n < 6; n++)
             for (size_t k = 0; k < 7; k++)
                 for (int flags = 0; flags < 32; flags++) try_product(Ms[m], Ns[n], Ks[k], flags);
+}
+
+// matmul_tile where a is zero in part and c is not wanted in part: NaN stands where it has nothing to look for, and what
+// it need not write keeps its bits.
+static void try_product_in_part(size_t M, size_t N, size_t K, uint64_t key) {
+    enum { ROWS = 3 * MR, COLUMNS = 3 * NR, DEPTH = 40 };
+    float a[ROWS * DEPTH], b[DEPTH * COLUMNS], c[ROWS * COLUMNS], before[ROWS * COLUMNS];
+    Range steps[ROWS], columns[ROWS], none = {0, 0};
+    for (size_t i = 0; i < M; i++) { // grow by 0 to 3 a row
+        Range last = i ? steps[i - 1] : none, taken = {last.first + random_bits(key, 3 * i) % 4, 0};
+        taken.first = min_size(taken.first, K);
+        taken.end = last.end + random_bits(key, 3 * i + 1) % 4;
+        taken.end = min_size(K, taken.end < taken.first ? taken.first : taken.end);
+        steps[i] = taken;
+        columns[i].first = min_size(N - 1, (i ? columns[i - 1].first : 0) + random_bits(key, 3 * i + 2) % 8);
+        columns[i].end = N;
+    }
+    for (size_t i = 0; i < ROWS; i++)
+        for (size_t k = 0; k < K; k++) {
+            size_t top = i / MR * MR, low = min_size(top + MR, M) - 1; // of the rows that are computed together
+            bool own = i < M && k >= steps[i].first && k < steps[i].end,
+                 read = i < M && k >= steps[top].first && k < steps[low].end;
+            a[i * K + k] = own ? random_normal(key + 1, i * K + k) : read ? 0 : NAN;
+        }
+    for (size_t i = 0; i < DEPTH * COLUMNS; i++) b[i] = random_normal(key + 2, i);
+    for (size_t i = 0; i < ROWS * COLUMNS; i++) before[i] = c[i] = random_normal(key + 3, i);
+    bool add = key % 2;
+    matmul_tile(c, COLUMNS, add, matrix(a, K), b, COLUMNS, M, N, K, steps, columns);
+    double error = 0;
+    bool kept = true;
+    for (size_t i = 0; i < M; i++)
+        for (size_t j = 0; j < N; j++) {
+            double sum = add ? before[i * COLUMNS + j] : 0, off;
+            for (size_t k = steps[i].first; k < steps[i].end; k++) sum += (double)a[i * K + k] * b[k * COLUMNS + j];
+            off = fabs(c[i * COLUMNS + j] - sum);
+            if (j >= columns[i].first) error = off <= error ? error : off; // NaN becomes the error
+            if (j < columns[i / MR * MR].first / NR * NR) kept = kept && c[i * COLUMNS + j] == before[i * COLUMNS + j];
+        }
+    CHECK(error < 1e-5, "(%zu,%zu) times (%zu,%zu) in part: error %g", M, K, K, N, error);
+    CHECK(kept, "(%zu,%zu) times (%zu,%zu) in part: writes what is not wanted", M, K, K, N);
+}
+
+static void test_matmul_in_part(void) {
+    for (uint64_t key = 0; key < 200; key++)
+        try_product_in_part(1 + random_bits(key, 1000) % (3 * MR), 1 + random_bits(key, 1001) % (3 * NR),
+                            1 + random_bits(key, 1002) % 40, key);
 }
 
 // Sizes at the borders of the blocks, one dimension at a time so that it stays quick.
@@ -5794,6 +5840,7 @@ static const struct {
     {"matmul_small", test_matmul_small, HOST},
     {"matmul_blocks", test_matmul_blocks, HOST},
     {"matmul_tile", test_matmul_tile, HOST},
+    {"matmul_in_part", test_matmul_in_part, HOST},
     {"matmul_not_finite", test_matmul_not_finite, HOST},
     {"matmul_rounding", test_matmul_rounding, HOST},
     {"matmul_bf16", test_matmul_bf16, HOST},

@@ -12,6 +12,6 @@ size_t train_gpt_attention(float* out, float* lse, const float* qkv, int T, int 
 size_t train_gpt_attention(float* out, float* lse, const float* qkv, int T, int D) {
     Attention a = {.B = 1, .T = (size_t)T, .start = 0, .H = 1, .D = (size_t)D};
     attention_forward_fast(out, lse, qkv, a);
-    size_t rows = round_up(a.T, TILE) + TILE, tile = TILE * TILE + MR + 3 * TILE + MR * NR;
-    return (rows * (a.D + dense_width(a.D)) + tile) * sizeof(float);
+    size_t wide = dense_width(a.D), copies = 2 * round_up(a.T, TILE) * wide + TILE * (a.D + wide);
+    return (copies + TILE * TILE + MR + 3 * TILE + MR * NR) * sizeof(float) + sizeof(KeyTile);
 }
