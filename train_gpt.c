@@ -3732,12 +3732,11 @@ static void on_signal(int number) {
     errno = error;
 }
 
-static void catch_signals(void) {
-    static const int numbers[] = {SIGINT, SIGTERM, SIGHUP, SIGXCPU};
-    for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++) { // glibc's signal() restarts output under way
-        bool ignored = signal(numbers[i], on_signal) == SIG_IGN;
-        if (numbers[i] == SIGHUP && ignored) signal(SIGHUP, SIG_IGN); // nohup
-    }
+static void catch_signals(void) { // glibc's signal() restarts output under way
+    signal(SIGINT, on_signal);
+    signal(SIGTERM, on_signal);
+    signal(SIGXCPU, on_signal);
+    if (signal(SIGHUP, on_signal) == SIG_IGN) signal(SIGHUP, SIG_IGN); // nohup
 }
 
 static const char* data_path(const char* name) { return path_in(opt.data, name); }
@@ -3809,19 +3808,16 @@ static void run_memory(void) {
     for (int i = 0; i < 2 * PRESETS; i++) {
         const char* const* preset = presets[1 + i / 2];
         recompute = i % 2;
+        for (int k = 1; k <= 3; k++) set_option(find_option(presets[0][k]), preset[k], 2, "");
+        Config c = opt.model;
+        c.V = 50257, c.T = T;
         Model model;
-        memset(&model, 0, sizeof model);
-        model.config.V = 50257, model.config.T = T, model.config.L = (size_t)atol(preset[1]);
-        model.config.H = (size_t)atol(preset[2]), model.config.C = (size_t)atol(preset[3]);
+        model.config = c;
         describe_parameters(&model);
-        free(model.tensors);
-        Config c = model.config;
         size_t some = 4096 / T + 1; // more tokens than --recompute has logits of at a time
-        double token =
-            ((double)memory_needed(c, some + 1, FOR_TRAINING) - (double)memory_needed(c, some, FOR_TRAINING)) /
-            (double)T;
+        size_t window = memory_needed(c, some + 1, FOR_TRAINING) - memory_needed(c, some, FOR_TRAINING);
         printf("%-12s %8.0f M %6.2f MB", recompute ? "  recompute" : preset[0], (double)model.parameter_count / 1e6,
-               token / 1e6);
+               (double)window / (double)T / 1e6);
         for (int k = 0; k < SIZES; k++) {
             size_t fits = largest_batch(c, MAX_SIZE + 1, FOR_TRAINING, (size_t)sizes[k] * GiB - reserve);
             printf(fits ? "%13zu" : "            -", fits);
@@ -3872,17 +3868,14 @@ static Config choose_config(const Tokenizer* t, const Checkpoint* from) {
 static bool find_tokenizer(const Checkpoint* c, Tokenizer* t, bool needed) {
     const Entry* e = find_entry(c, "", "tokenizer.bin");
     const char *wanted = metadata(c, "tokenizer"), *path = c->file.path;
-    const char* beside = path_in(folder_of(path), "tokenizer.bin");
-    if (given("--data"))
-        *t = load_tokenizer(data_path("tokenizer.bin"));
-    else if (e)
+    const char* file = path_in(folder_of(path), "tokenizer.bin");
+    bool beside = !access(file, F_OK);
+    if (!given("--data") && !e && !beside && !needed) return false;
+    if (given("--data") || !beside) file = data_path("tokenizer.bin");
+    if (e && !given("--data"))
         *t = read_tokenizer(path, e->data, e->to - e->from);
-    else if (!access(beside, F_OK))
-        *t = load_tokenizer(beside);
-    else if (needed)
-        *t = load_tokenizer(data_path("tokenizer.bin"));
     else
-        return false;
+        *t = load_tokenizer(file);
     if (wanted && strtoull(wanted, NULL, 16) != t->mark)
         die("%s was trained with another tokenizer than %s: %s", path, t->file.path,
             e ? "leave out --data, or prepare the text there with the model's"
@@ -3910,6 +3903,18 @@ static bool load_for_use(Model* model, Tokenizer* t, bool needed, bool training)
     return found;
 }
 
+// Lets a model go on from a text, or begin one if that is empty. stream: the random numbers that it draws.
+static void continue_text(Model* model, Activations* a, const Tokenizer* t, const char* text, size_t tokens,
+                          uint64_t stream) {
+    size_t n = strlen(text);
+    int* prompt = (int*)allocate(n + 1, sizeof(int), "the prompt");
+    size_t count = encode(t, (const uint8_t*)text, n, prompt);
+    if (!count) prompt[count++] = t->end_of_text >= 0 ? t->end_of_text : find_token(t, (const uint8_t*)"\n", 1);
+    Sampling s = {opt.temperature, opt.top_p, opt.top_k, tokens, stream};
+    generate(model, a, t, prompt, count, &s);
+    free(prompt);
+}
+
 // What a way to use the program holds is given back by the end of it.
 static void run_generate(void) {
     static Model model;
@@ -3918,16 +3923,10 @@ static void run_generate(void) {
     in_16_bits = bf16;
     load_for_use(&model, &t, true, false);
     device->create_activations(&a, &model, 1, model.config.T, false);
-    size_t n = strlen(opt.prompt);
-    int* prompt = (int*)allocate(n + 1, sizeof(int), "the prompt");
-    size_t count = encode(&t, (const uint8_t*)opt.prompt, n, prompt);
-    if (!count) prompt[count++] = t.end_of_text >= 0 ? t.end_of_text : find_token(&t, (const uint8_t*)"\n", 1);
-    Sampling s = {opt.temperature, opt.top_p, opt.top_k, opt.tokens, random_bits(opt.seed, STREAM_SAMPLE)};
     fputs(opt.prompt, stdout);
     fflush(stdout);
-    generate(&model, &a, &t, prompt, count, &s);
+    continue_text(&model, &a, &t, opt.prompt, opt.tokens, random_bits(opt.seed, STREAM_SAMPLE));
     putchar('\n');
-    free(prompt);
 }
 
 static void run_tokenize(void) {
@@ -3935,7 +3934,6 @@ static void run_tokenize(void) {
     if (given("--checkpoint")) {
         Checkpoint c = open_checkpoint(opt.checkpoint, "");
         find_tokenizer(&c, &t, true);
-        close_checkpoint(&c);
         fputs(notes, stderr);
     } else
         t = load_tokenizer(data_path("tokenizer.bin"));
@@ -3943,53 +3941,45 @@ static void run_tokenize(void) {
     int* tokens = (int*)allocate(file.size, sizeof(int), "tokens");
     size_t n = encode(&t, file.data, file.size, tokens);
     for (size_t i = 0; i < n; i++) printf("%d\n", tokens[i]);
-    free(tokens);
 }
 
 // A text in windows of the model's context, each beginning --stride tokens after the last. A window scores the tokens
 // that the one before did not reach, so that all but the text's first token are scored once, and all but the first
-// window's have context - stride tokens before them at least. Returns the sum of -ln p; *bytes: those scored.
-static double score_text(Model* model, const Tokenizer* t, const int* tokens, size_t n, size_t stride, size_t* bytes) {
-    size_t T = model->config.T, rows = T - 1, B = min_size(opt.batch, (n + stride - 1) / stride), reached = 1,
-           begin = 0;
-    check_memory(model->config, B, FOR_SCORES);
-    Activations a;
-    memset(&a, 0, sizeof a);
-    device->create_activations(&a, model, B, rows, true);
+// window's have context - stride tokens before them at least.
+static void run_eval(void) {
+    static Model model;
+    static Tokenizer t;
+    static Activations a;
+    load_for_use(&model, &t, true, false);
+    File file = map_file(opt.eval, "");
+    int* tokens = (int*)allocate(file.size + 1, sizeof(int), "tokens");
+    size_t n = encode(&t, file.data, file.size, tokens), T = model.config.T, rows = T - 1;
+    size_t stride = given("--stride") ? opt.stride : (T + 1) / 2;
+    if (n < 2 || T < 2) die("--eval takes a text, and a context, of at least two tokens");
+    if (stride >= T)
+        fail(2, "--stride %zu: with a context of %zu at most %zu, or tokens are left out", stride, T, T - 1);
+    size_t B = min_size(opt.batch, (n + stride - 1) / stride), reached = 1, begin = 0, bytes = 0;
+    check_memory(model.config, B, FOR_SCORES);
+    device->create_activations(&a, &model, B, rows, true);
     int *inputs = (int*)allocate(2 * B * rows, sizeof(int), "a batch"), *targets = inputs + B * rows;
     float* losses = (float*)allocate(B * rows, sizeof(float), "losses");
     double sum = 0;
-    *bytes = 0;
     while (reached < n) {
         size_t first = begin;
         for (size_t i = 0; i < B * rows; i++) { // beyond the text's end any token will do: nobody before it sees it
             size_t at = first + i / rows * stride + i % rows;
             inputs[i] = tokens[min_size(at, n - 1)], targets[i] = tokens[min_size(at + 1, n - 1)];
         }
-        device->forward(model, &a, inputs, targets, B, rows, 0, false);
-        take_loss(model);
+        device->forward(&model, &a, inputs, targets, B, rows, 0, false);
+        take_loss(&model);
         device->read_activation(losses, &a, a.losses, B * rows);
         for (size_t b = 0; b < B && reached < n; b++, begin += stride)
             for (; reached < min_size(begin + T, n); reached++) {
-                *bytes += token_string(t, tokens[reached]).n;
+                bytes += token_string(&t, tokens[reached]).n;
                 sum += losses[b * rows + reached - 1 - begin];
             }
     }
-    return sum;
-}
-
-static void run_eval(void) {
-    static Model model;
-    static Tokenizer t;
-    load_for_use(&model, &t, true, false);
-    File file = map_file(opt.eval, "");
-    int* tokens = (int*)allocate(file.size + 1, sizeof(int), "tokens");
-    size_t n = encode(&t, file.data, file.size, tokens), T = model.config.T, bytes;
-    size_t stride = given("--stride") ? opt.stride : (T + 1) / 2;
-    if (n < 2 || T < 2) die("--eval takes a text, and a context, of at least two tokens");
-    if (stride >= T)
-        fail(2, "--stride %zu: with a context of %zu at most %zu, or tokens are left out", stride, T, T - 1);
-    double sum = score_text(&model, &t, tokens, n, stride, &bytes), loss = sum / (double)(n - 1);
+    double loss = sum / (double)(n - 1);
     const char* format = opt.json
                              ? "{\"tokens\": %zu, \"bytes\": %zu, \"context\": %zu, \"stride\": %zu, \"loss\": %.9g, "
                                "\"perplexity\": %.9g, \"bits_per_byte\": %.9g}\n"
@@ -4013,28 +4003,26 @@ enum { CURVE = 64 }; // columns of the loss curve
 typedef struct {
     Tokenizer tokenizer;
     Data train, val;
+    uint64_t text_mark, val_mark; // what tells these from other texts
     Model model;
     Activations a, sampler; // a batch; one sequence, to sample from
     int *inputs, *targets;  // (B,T)
     size_t B, T;
-    size_t step;                                   // steps done
-    uint64_t taken;                                // training windows taken by these
-    uint64_t next;                                 // the window that is to be loaded next
-    bool batch_loaded;                             // inputs and targets hold it and those after it
-    size_t saved;                                  // the step that the checkpoint holds
-    uint64_t text_mark, val_mark;                  // of the texts that are trained and validated on
-    double retry;                                  // when to save again what could not be saved; 0: nothing
-    struct stat own;                               // the checkpoint, if this run wrote it or began from it
-    char checkpoint[MAX_PATH], log_path[MAX_PATH]; // the files themselves, not links to them
-    FILE* log;
-    bool log_goes_on;                                           // the one that is there
-    double loss;                                                // of the last step
-    double peak;                                                // operations a second
-    size_t first;                                               // the step that the run began or resumed after
+    size_t first, step, saved;      // steps done: when the run began or went on, now, and in the checkpoint
+    uint64_t taken, next;           // training windows taken by the steps done; the one that is to be loaded next
+    bool batch_loaded;              // inputs and targets hold that and those after it
+    bool diverged;                  // which the model may have done before it was seen
+    double loss;                    // the last step's
+    double val_loss, bits_per_byte; // the last validation's
+    size_t val_count;               // windows in a validation
+    double val_bytes;               // bytes of text that their targets stand for
+    double peak;                    // operations a second
     double train_sum[CURVE], train_count[CURVE], val_at[CURVE]; // the loss curve's columns
-    size_t val_count;                                           // windows in a validation
-    double val_bytes;                                           // bytes of text that their targets stand for
-    double val_loss, bits_per_byte;                             // the last validation's
+    char checkpoint[MAX_PATH], log_path[MAX_PATH];              // the files themselves, not links to them
+    struct stat own;                                            // the checkpoint, if this run wrote it or began from it
+    double retry;                                               // when to try again to save; 0: nothing is to be
+    FILE* log;
+    size_t log_kept; // bytes of the log that is there, if it is this run's
 } Run;
 
 static double rate_at(size_t step) { return learning_rate(step, opt.warmup, opt.steps, opt.lr, opt.min_lr); }
@@ -4046,16 +4034,8 @@ static bool is_foreign(const Run* run) {
            !(same_file(&now, &run->own) && !memcmp(&now.st_mtim, &run->own.st_mtim, sizeof now.st_mtim));
 }
 
-// Before a checkpoint is written. This and the next return what went wrong, or NULL.
-static const char* make_way(Run* run) {
-    device->forward(&run->model, &run->a, run->inputs, run->targets, 1, run->T, 0, false);
-    if (!isfinite(take_loss(&run->model))) return "the model's loss is not a number any more";
-    const char* error = is_foreign(run) ? keep_old(run->checkpoint) : NULL;
-    if (!error) stat(run->checkpoint, &run->own); // what is there now has another name, too
-    return error;
-}
-
-static const char* write_run(Run* run) {
+// What a checkpoint says of the run, beside the model: pairs of JSON, each with a comma before it.
+static Text describe_run(const Run* run) {
     Text text;
     FILE* f = begin_text(&text);
     fprintf(f, ",\"step\":\"%zu\",\"windows\":\"%llu\",\"loss\":\"%.9g\"", run->step, (unsigned long long)run->taken,
@@ -4073,16 +4053,24 @@ static const char* write_run(Run* run) {
             fprintf(f, "\"%.17g\"", o->whole ? (double)*o->whole : *o->real);
     }
     end_text(&text, "what the checkpoint says of the run");
-    const char* error = save_checkpoint(run->checkpoint, &run->model, true, text.text, &run->tokenizer.file);
-    free(text.text);
-    if (!error) stat(run->checkpoint, &run->own);
-    return error;
+    return text;
 }
 
-// All processes collect what the first writes, and know how that went.
+// Returns what went wrong, or NULL. All processes collect what the first writes, and know how that went.
 static const char* save_run(Run* run) {
-    const char* error = world.rank ? NULL : make_way(run);
-    if (first_says(!error)) error = write_run(run);
+    const char* error = NULL;
+    if (!world.rank) {
+        device->forward(&run->model, &run->a, run->inputs, run->targets, 1, run->T, 0, false);
+        if (!isfinite(take_loss(&run->model))) error = "the model's loss is not a number any more";
+        if (!error && is_foreign(run)) error = keep_old(run->checkpoint);
+        if (!error) stat(run->checkpoint, &run->own); // what is there now has another name, too
+    }
+    if (first_says(!error)) {
+        Text text = describe_run(run);
+        error = save_checkpoint(run->checkpoint, &run->model, true, text.text, &run->tokenizer.file);
+        free(text.text);
+        if (!error) stat(run->checkpoint, &run->own);
+    }
     if (!first_says(!error)) return world.rank ? "the first process cannot write it" : error;
     run->saved = run->step;
     return NULL;
@@ -4112,24 +4100,22 @@ static void resume_options(Run* run, const Checkpoint* c) {
 
 static const char log_title[] = "step,loss,val_loss,lr,grad_norm,ms,tokens_per_s\n";
 
-// The log that is there, only read, since what is no log must not become one. It is the resumed run's if it has a row
+// The log that is there is only read, since what is no log must not become one. It is the resumed run's if it has a row
 // for the checkpoint's last step with the loss that the checkpoint gives that.
-static File find_log(Run* run) {
+static void find_log(Run* run) {
     struct stat info, stream;
-    File log = {"", (const uint8_t*)"", 0};
-    if (!opt.log) return log;
     snprintf(run->log_path, sizeof run->log_path, "%s", resolved(opt.log));
     take_file(run->log_path);
-    if (stat(run->log_path, &info)) return log;
+    if (stat(run->log_path, &info)) return;
     if (same_file(&info, &run->own)) fail(2, "--log and --checkpoint are the same file, %s", opt.log);
     for (int i = STDOUT_FILENO; i <= STDERR_FILENO; i++)
         if (!fstat(i, &stream) && same_file(&stream, &info))
             fail(2, "--log %s is where the program prints to: give it a file of its own", opt.log);
-    log = map_file(run->log_path, "");
+    File log = map_file(run->log_path, "");
     size_t title = strlen(log_title);
     if (log.size && (log.size < title || memcmp(log.data, log_title, title)))
         die("%s is no log of a training run: give --log another name", opt.log);
-    if (!opt.resume || log.size <= title) return log;
+    if (!opt.resume || log.size <= title) return;
     char step[32], row[64];
     snprintf(step, sizeof step, "\n%zu,", run->step);
     snprintf(row, sizeof row, "%s%.9g,", step, run->loss);
@@ -4137,65 +4123,60 @@ static File find_log(Run* run) {
     const char* there = (const char*)memmem(log.data, (size_t)(end - (const char*)log.data), step, strlen(step));
     if (there && !isnan(run->loss) && strncmp(there, row, strlen(row)))
         die("%s is the log of another run than %s: give --log another name", opt.log, opt.checkpoint);
-    run->log_goes_on = there != NULL;
-    if (!there)
+    if (there)
+        run->log_kept = 1 + (size_t)(strchr(there + 1, '\n') - (const char*)log.data);
+    else
         note("%s has no row of step %zu, after which %s was saved: it is kept as %s", opt.log, run->step,
              opt.checkpoint, free_old_name(run->log_path));
-    return log;
+    unmap_file(&log);
 }
 
-// Begins the log. A resumed run keeps the rows of the steps that its checkpoint has seen; another run's log is kept.
-static void open_log(Run* run, File* old) {
-    Output out;
-    size_t title = strlen(log_title);
-    const char *row = (const char*)old->data + min_size(title, old->size), *end = (const char*)old->data + old->size;
-    output_open(&out, run->log_path, 0);
-    output_write(&out, log_title, title);
-    for (const char* next; run->log_goes_on && (next = (const char*)memchr(row, '\n', (size_t)(end - row)));
-         row = next) {
-        size_t step = strtoul(row, NULL, 10);
-        next++;
-        if (step > 0 && step <= run->step) output_write(&out, row, (size_t)(next - row));
+// Begins the log, after another run's was put aside; or goes on with this run's, whose later steps are done again.
+static void open_log(Run* run) {
+    struct stat old;
+    if (!run->log_kept) {
+        bool rows = !stat(run->log_path, &old) && (size_t)old.st_size > strlen(log_title);
+        const char* error = rows ? keep_old(run->log_path) : NULL;
+        if (error) die("cannot write %s: %s; whatever stood there before is untouched", run->log_path, error);
+        write_whole(run->log_path, log_title, strlen(log_title));
     }
-    if (!run->log_goes_on && old->size > title && !out.error) output_failed(&out, keep_old(run->log_path));
-    output_finish(&out);
-    unmap_file(old);
     run->log = fopen(run->log_path, "a");
-    if (!run->log) die("cannot write %s: %s", opt.log, strerror(errno));
+    if (!run->log || (run->log_kept && ftruncate(fileno(run->log), (off_t)run->log_kept)))
+        die("cannot write %s: %s", opt.log, strerror(errno));
 }
 
 // The checkpoint may take another's place, which is then kept, but no other file's.
 static void find_checkpoint(Run* run) {
-    if (opt.resume) {
-        stat(run->checkpoint, &run->own);
-    } else if (!access(run->checkpoint, F_OK)) {
-        uint64_t length = 0;
-        File there = map_file(run->checkpoint, "");
-        if (there.size > 8) memcpy(&length, there.data, 8);
-        if (there.size < 9 || there.data[8] != '{' || length > 100000000)
-            die("%s is not a safetensors file: give --checkpoint another name, for it not to be replaced",
-                opt.checkpoint);
-        unmap_file(&there);
-    }
+    if (opt.resume) stat(run->checkpoint, &run->own);
+    if (opt.resume || access(run->checkpoint, F_OK)) return;
+    uint64_t length = 0;
+    File there = map_file(run->checkpoint, "");
+    if (there.size > 8) memcpy(&length, there.data, 8);
+    if (there.size < 9 || there.data[8] != '{' || length > 100000000)
+        die("%s is not a safetensors file: give --checkpoint another name, for it not to be replaced", opt.checkpoint);
+    unmap_file(&there);
 }
 
-// What has become of a run that ends, and the error with which it could not be saved, if so.
-static const char* outcome(const Run* run, const char* error) {
-    static char line[2 * MAX_PATH];
+// Saves what a run would lose if it ended now, and says what has become of it. One of several processes cannot, but all
+// of them diverge at once.
+static Run* rescued;
+static const char* rescue_run(void) {
+    static char line[4 * MAX_PATH];
+    char kept[2 * MAX_PATH] = "";
+    const char* error = NULL;
+    Run* run = rescued;
+    if (run->saved != run->step) {
+        if (run->diverged && is_foreign(run))
+            snprintf(kept, sizeof kept, ", the one before in %s", free_old_name(run->checkpoint));
+        error = world.size > 1 && !run->diverged ? "it takes all processes, and this one ends" : save_run(run);
+    }
     if (error)
         snprintf(line, sizeof line, "the steps after %zu cannot be saved: %s", run->saved, error);
     else if (run->step == run->first)
         snprintf(line, sizeof line, "nothing is changed");
     else
-        snprintf(line, sizeof line, "saved after step %zu in %s, --resume goes on", run->step, opt.checkpoint);
+        snprintf(line, sizeof line, "saved after step %zu in %s, --resume goes on%s", run->step, opt.checkpoint, kept);
     return line;
-}
-
-// Everything that a run would lose if it ended now.
-static Run* rescued;
-static const char* rescue_run(void) {
-    const char* alone = "it takes all processes, and this one ends";
-    return outcome(rescued, rescued->saved == rescued->step ? NULL : world.size > 1 ? alone : save_run(rescued));
 }
 
 // The i-th of the windows that are validated on, spread evenly over the text, into row b of the batch.
@@ -4205,31 +4186,34 @@ static void load_val_window(Run* run, size_t i, size_t b) {
     load_window(&run->val, window, 0, run->inputs + b * T, run->targets + b * T);
 }
 
-// That shards were made with this tokenizer: the one that they name, or that is beside them.
-static void check_shards(const Data* d, const Tokenizer* t) {
-    for (const Shard* s = d->shards; s < d->shards + d->shard_count; s++) {
+static uint64_t file_mark(const char* path) {
+    File file = map_file(path, "");
+    uint64_t mark = fingerprint(file.data, file.size);
+    unmap_file(&file);
+    return mark;
+}
+
+// The shards of a text, which must have been made with this tokenizer: the one that they name, or that is beside them.
+static Data open_text(const char* pattern, size_t T, const Tokenizer* t) {
+    Data d = open_data(pattern, T, t->V);
+    for (const Shard* s = d.shards; s < d.shards + d.shard_count; s++) {
         uint64_t mark;
         memcpy(&mark, s->file.data + 3 * sizeof(int32_t), sizeof mark);
         const char* beside = path_in(folder_of(s->file.path), "tokenizer.bin");
-        if (!mark && !access(beside, F_OK)) {
-            File file = map_file(beside, "");
-            mark = fingerprint(file.data, file.size);
-            unmap_file(&file);
-        }
+        if (!mark && !access(beside, F_OK)) mark = file_mark(beside);
         if (mark && mark != t->mark)
             die("%s was not made with the tokenizer of %s: prepare the text again, with that one", s->file.path,
                 t->file.path);
         if (!mark && t->V != 50257)
             note("%s does not say which tokenizer made it: %s is taken", s->file.path, t->file.path);
     }
+    return d;
 }
 
 // The text to learn from, and room for a batch of it.
-static void open_texts(Run* run, size_t V, const Checkpoint* resumed) {
-    run->train = open_data(opt.train ? opt.train : data_path("train.bin"), run->T, V);
-    run->val = open_data(opt.val ? opt.val : data_path("val.bin"), run->T, V);
-    check_shards(&run->train, &run->tokenizer);
-    check_shards(&run->val, &run->tokenizer);
+static void open_texts(Run* run, const Checkpoint* resumed) {
+    run->train = open_text(opt.train ? opt.train : data_path("train.bin"), run->T, &run->tokenizer);
+    run->val = open_text(opt.val ? opt.val : data_path("val.bin"), run->T, &run->tokenizer);
     if (resumed && run->train.token_count != metadata_number(resumed, "tokens"))
         die("%s was trained on %s tokens, but there are %zu now: other data", resumed->file.path,
             metadata(resumed, "tokens"), run->train.token_count);
@@ -4240,8 +4224,8 @@ static void open_texts(Run* run, size_t V, const Checkpoint* resumed) {
     text = resumed ? metadata(resumed, "val_text") : NULL;
     if (text && strtoull(text, NULL, 16) != run->val_mark)
         die("%s was validated on another text than %s", resumed->file.path, run->val.shards->file.path);
-    run->inputs = (int*)allocate(run->B * run->T, sizeof(int), "a batch");
-    run->targets = (int*)allocate(run->B * run->T, sizeof(int), "a batch");
+    run->inputs = (int*)allocate(2 * run->B * run->T, sizeof(int), "a batch");
+    run->targets = run->inputs + run->B * run->T;
     run->val_count = min_size(run->val.windows, opt.val_batches * opt.batch);
     for (size_t i = 0; i < run->val_count; i++) {
         load_val_window(run, i, 0);
@@ -4265,9 +4249,7 @@ static void create_model(Run* run, const Checkpoint* from) {
 static void check_same(const Run* run) {
     static const char* const names[] = {"program",          "command line",        "tokenizer",
                                         "text to train on", "text to validate on", "weights to start from"};
-    File program = map_file("/proc/self/exe", "");
-    uint64_t marks[] = {
-        fingerprint(program.data, program.size), 0, run->tokenizer.mark, run->text_mark, run->val_mark, 0};
+    uint64_t marks[] = {file_mark("/proc/self/exe"), 0, run->tokenizer.mark, run->text_mark, run->val_mark, 0};
     for (const Option* o = options; o < options + OPTIONS; o++) {
         double value = o->whole ? (double)*o->whole : o->real ? *o->real : o->flag ? *o->flag : 0;
         marks[1] = random_bits(marks[1], fingerprint((const uint8_t*)&value, sizeof value));
@@ -4281,7 +4263,6 @@ static void check_same(const Run* run) {
         device->to_host(w, run->model.weights + t->offset, n);
         marks[5] = random_bits(marks[5], fingerprint((const uint8_t*)w, n * sizeof *w));
     }
-    unmap_file(&program);
     for (int i = 0; i < 6; i++)
         if (first_says(marks[i]) != marks[i])
             die("the %s here is not that of rank 0: all processes need the same", names[i]);
@@ -4307,12 +4288,9 @@ static void start_run(Run* run) {
     run->T = config.T;
     run->first = run->saved = run->step;
     run->next = run->taken;
-    File log = {"", (const uint8_t*)"", 0};
-    if (!world.rank) {
-        find_checkpoint(run);
-        log = find_log(run);
-    }
-    open_texts(run, config.V, opt.resume ? from : NULL);
+    if (!world.rank) find_checkpoint(run);
+    if (opt.log && !world.rank) find_log(run);
+    open_texts(run, opt.resume ? from : NULL);
     printf("data       %zu tokens to train on, %zu to validate, vocabulary %zu\n", run->train.token_count,
            run->val.token_count, config.V);
     const char* machine = device->start();
@@ -4341,7 +4319,7 @@ static void start_run(Run* run) {
     rescued = run;
     rescue = rescue_run;
     catch_signals();
-    if (opt.log && !world.rank) open_log(run, &log);
+    if (opt.log && !world.rank) open_log(run);
 }
 
 // Mean loss over the validation windows, always the same, spread evenly over the text. Also in bits per byte of text,
@@ -4365,36 +4343,33 @@ static bool validate(Run* run) {
 // Sampling draws from a stream of the step's own, so that a resumed run draws the same.
 static void show_sample(Run* run, size_t tokens) {
     if (!tokens || world.rank) return;
-    Sampling s = {opt.temperature, opt.top_p, opt.top_k, tokens,
-                  random_bits(random_bits(opt.seed, STREAM_SAMPLE), run->step)};
-    int start = run->tokenizer.end_of_text >= 0 ? run->tokenizer.end_of_text
-                                                : find_token(&run->tokenizer, (const uint8_t*)"\n", 1);
     clear_live_line();
     puts("---");
-    generate(&run->model, &run->sampler, &run->tokenizer, &start, 1, &s);
+    continue_text(&run->model, &run->sampler, &run->tokenizer, "", tokens,
+                  random_bits(random_bits(opt.seed, STREAM_SAMPLE), run->step));
     puts("\n---");
 }
 
 // The loss over the steps as a small picture: * training (mean over a column's steps), o validation.
 static void draw_curve(const Run* run) {
     enum { HEIGHT = 12 };
-    double low = INFINITY, high = -INFINITY;
-    for (size_t x = 0; x < CURVE; x++) { // fmin and fmax pass over NAN, which 0/0 is
-        low = fmin(low, fmin(run->train_sum[x] / run->train_count[x], run->val_at[x] ? run->val_at[x] : NAN));
-        high = fmax(high, fmax(run->train_sum[x] / run->train_count[x], run->val_at[x]));
+    double low = INFINITY, high = -INFINITY, train[CURVE], val[CURVE]; // NAN where there is none
+    for (size_t x = 0; x < CURVE; x++) {
+        train[x] = run->train_sum[x] / run->train_count[x];
+        val[x] = run->val_at[x] ? run->val_at[x] : NAN;
+        low = fmin(low, fmin(train[x], val[x])); // which pass over NAN
+        high = fmax(high, fmax(train[x], val[x]));
     }
     if (!(high > low) || (live && terminal_columns() <= 9 + 1 + CURVE)) return;
     double rows_per_nat = (HEIGHT - 1) / (high - low);
-    putchar('\n');
-    for (int y = 0; y < HEIGHT; y++) {
-        printf("  %6.3f |", high - y / rows_per_nat);
-        for (size_t x = 0; x < CURVE; x++) {
-            bool star = y == round((high - run->train_sum[x] / run->train_count[x]) * rows_per_nat); // NAN is no y
-            bool o = run->val_at[x] > 0 && y == lround((high - run->val_at[x]) * rows_per_nat);
-            putchar(o ? 'o' : star ? '*' : ' ');
-        }
-        putchar('\n');
+    char picture[HEIGHT][CURVE];
+    memset(picture, ' ', sizeof picture);
+    for (size_t x = 0; x < CURVE; x++) {
+        if (!isnan(train[x])) picture[lround((high - train[x]) * rows_per_nat)][x] = '*';
+        if (!isnan(val[x])) picture[lround((high - val[x]) * rows_per_nat)][x] = 'o';
     }
+    putchar('\n');
+    for (int y = 0; y < HEIGHT; y++) printf("  %6.3f |%.*s\n", high - y / rows_per_nat, CURVE, picture[y]);
     printf("         +----------------------------------------------------------------\n"
            "          step %-6zu       loss: * training, o validation %14s %zu\n",
            run->first + 1, "step", run->step);
@@ -4406,19 +4381,12 @@ static void load_next_batch(Run* run) {
     run->batch_loaded = true;
 }
 
-// The model may have gone wrong before that was seen: what was saved earlier is kept beside what is saved now.
+// What was saved before is kept beside what is saved now.
 __attribute__((noreturn)) static void diverged(Run* run, size_t step, const char* what, double loss) {
-    char kept[2 * MAX_PATH] = "";
-    const char* error = NULL;
+    run->diverged = true;
     memset(&run->own, 0, sizeof run->own);
-    if (run->saved != run->step) {
-        if (is_foreign(run)) snprintf(kept, sizeof kept, ", the one before in %s", free_old_name(run->checkpoint));
-        error = save_run(run);
-    }
-    rescue = NULL;
-    die("at step %zu the %s is %f and the gradient's norm %f: a smaller --lr or --clip may help, or another --seed; "
-        "%s%s",
-        step, what, loss, run->model.gradient_norm, outcome(run, error), error ? "" : kept);
+    die("at step %zu the %s is %f and the gradient's norm %f: a smaller --lr or --clip may help, or another --seed",
+        step, what, loss, run->model.gradient_norm);
 }
 
 // One step: `accumulate` batches forward and backward, one update. Returns the mean loss. The next batch is loaded
@@ -4484,21 +4452,13 @@ static void report(Run* run, double loss, double step_seconds, bool validated) {
     check_output();
 }
 
-// The loss curve's column for the step just done.
-static size_t curve_column(const Run* run) { return (run->step - 1 - run->first) * CURVE / (opt.steps - run->first); }
-
 static bool due(size_t step, size_t every) { return step == opt.steps || (every && step % every == 0); }
 
 // The program's name, what is `asked` of it, and the options that a command about this run's model needs too, ready for
 // a shell: what is not plain stands in '...'.
 static void print_command(const char* asked) {
-#ifdef WITH_MPI
-    const char* kind = cuda_device ? "_cu" : "_mpi";
-#else
-    const char* kind = cuda_device ? "_cu" : "";
-#endif
     if (world.size > 1 && *asked) printf("mpirun -n %d ", world.size);
-    printf("./train_gpt%s%s", kind, asked);
+    printf("./train_gpt%s%s", cuda_device ? "_cu" : *world.host ? "_mpi" : "", asked);
     const char* letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_./,:+=@%";
     for (const Option* o = options; o < options + OPTIONS; o++) {
         if (!(o->use & GIVEN_AGAIN) || !o->given) continue;
@@ -4551,7 +4511,7 @@ static void warn_of_haste(double step_seconds) {
               stderr);
 }
 
-static int run_training(void) {
+static void run_training(void) {
     static Run run;
     start_run(&run);
     double begin = seconds(), average = 0;
@@ -4559,13 +4519,12 @@ static int run_training(void) {
     while (run.step < opt.steps && !(world.size > 1 ? world.stopping : signalled)) {
         double start = seconds(), loss = train_step(&run), duration = seconds() - start;
         average = average ? 0.9 * average + 0.1 * duration : duration;
-        run.train_sum[curve_column(&run)] += loss;
-        run.train_count[curve_column(&run)]++;
+        size_t column = (run.step - 1 - run.first) * CURVE / (opt.steps - run.first); // of the loss curve
+        run.train_sum[column] += loss;
+        run.train_count[column]++;
         validated = due(run.step, opt.val_every) && validate(&run);
-        if (validated) {
-            run.val_at[curve_column(&run)] = run.val_loss;
-            if (!isfinite(run.val_loss)) diverged(&run, run.step, "validation loss", run.val_loss);
-        }
+        if (validated) run.val_at[column] = run.val_loss;
+        if (validated && !isfinite(run.val_loss)) diverged(&run, run.step, "validation loss", run.val_loss);
         if (run.step == run.first + 1) warn_of_haste(duration);
         log_step(&run, loss, duration, validated);
         report(&run, loss, average, validated);
@@ -4585,7 +4544,7 @@ static int run_training(void) {
             puts("` goes on from there");
         }
         fflush(stdout); // what was said is of no use where nobody listens any more
-        return 128 + signalled;
+        exit(128 + signalled);
     }
     draw_curve(&run);
     printf("\n%.1f s. ", seconds() - begin);
@@ -4594,7 +4553,6 @@ static int run_training(void) {
     print_command("");
     puts(" --generate \"The\"");
     if (run.log && fclose(run.log)) die("cannot write %s: %s", opt.log, strerror(errno));
-    return 0;
 }
 
 // ====================================================================================================================
@@ -4737,7 +4695,7 @@ static void ablate(View* v) {
     size_t D = c.C / c.H;
     float *w = (float*)allocate(2 * (c.C + 1) * c.C, sizeof(float), "a layer's weights"), *b = w + c.C * c.C;
     float *dw = b + c.C, *db = dw + c.C * c.C, *att = (float*)allocate(v->n * c.C, sizeof(float), "heads' outputs");
-    float *cut = (float*)allocate(D * c.C + c.C, sizeof(float), "a head's weights"), *bias = cut + D * c.C;
+    float *zeros = (float*)allocate(D * c.C + c.C, sizeof(float), "a head's weights"), *bias = zeros + D * c.C;
     double* means = (double*)allocate(v->L * c.C, sizeof(double), "heads' means");
     device->forward(&v->model, &v->a, v->tokens, v->targets, 1, v->n - 1, 0, true);
     device->backward(&v->model, &v->a, v->tokens, v->targets, 1, v->n - 1, 1);
@@ -4754,7 +4712,6 @@ static void ablate(View* v) {
         for (size_t h = 0; h < v->H; h++) {
             HeadView* head = &v->heads[l * v->H + h];
             float *rows = w + h * D * c.C, *drows = dw + h * D * c.C;
-            memset(cut, 0, D * c.C * sizeof(float));
             memcpy(bias, b, c.C * sizeof(float));
             for (size_t d = 0; d < D; d++)
                 for (size_t o = 0; o < c.C; o++) {
@@ -4762,7 +4719,7 @@ static void ablate(View* v) {
                     bias[o] += (float)moved;
                     head->gate -= (double)drows[d * c.C + o] * rows[d * c.C + o] - db[o] * moved;
                 }
-            device->to_device(v->model.w.att_w[l] + h * D * c.C, cut, D * c.C);
+            device->to_device(v->model.w.att_w[l] + h * D * c.C, zeros, D * c.C);
             device->to_device(v->model.w.att_b[l], bias, c.C);
             head->loss = text_loss(v) - v->loss;
             device->to_device(v->model.w.att_w[l] + h * D * c.C, rows, D * c.C);
@@ -4973,7 +4930,7 @@ static void write_data(FILE* f, const View* v) {
     Config c = v->model.config;
     size_t n = v->n, D = c.C / c.H, count = 0;
     uint8_t* bytes = (uint8_t*)allocate(v->L * v->H * n * n, 1, "weights in 8 bits");
-    float* chosen = (float*)allocate(n * n + n, sizeof(float), "scores");
+    float *scores = (float*)allocate(n * n + n, sizeof(float), "scores"), *lse = scores + n * n;
     fputs("{\"model\":", f);
     const char *path = opt.init ? opt.init : opt.checkpoint, *name = name_of(path);
     if (!*name) name = path; // else not the folders: pages are given away
@@ -5003,18 +4960,15 @@ static void write_data(FILE* f, const View* v) {
         for (size_t j = 0; j <= i % n; j++) bytes[count++] = (uint8_t)lrintf(255 * fminf(1, v->weights[i * n + j]));
     fputs(",\n\"weights\":", f);
     write_base64(f, bytes, count);
-    count = 0;
-    for (size_t i = 0; i < n; i++)
-        for (size_t j = 0; j < n; j++) {
-            const float* q = v->qkv + (v->layer * n + i) * 3 * c.C + v->head * D;
-            const float* k = v->qkv + (v->layer * n + j) * 3 * c.C + c.C + v->head * D;
-            chosen[count++] = dot(q, k, D);
-        }
+    const float *q = v->qkv + v->layer * n * 3 * c.C + v->head * D, *k = q + c.C;
+    for (size_t i = 0; i < n; i++) {
+        for (size_t j = 0; j < n; j++) scores[i * n + j] = dot(q + i * 3 * c.C, k + j * 3 * c.C, D);
+        lse[i] = v->lse[(v->layer * n + i) * v->H + v->head];
+    }
     fprintf(f, ",\n\"chosen\":{\"layer\":%zu,\"head\":%zu,\"scores\":", v->layer, v->head);
-    write_base64(f, chosen, count * sizeof(float));
-    for (size_t i = 0; i < n; i++) chosen[i] = v->lse[(v->layer * n + i) * v->H + v->head];
+    write_base64(f, scores, n * n * sizeof(float));
     fputs(",\"lse\":", f);
-    write_base64(f, chosen, n * sizeof(float));
+    write_base64(f, lse, n * sizeof(float));
     fputs("}", f);
     write_next(f, v);
     if (opt.live) write_live(f, v);
@@ -5035,7 +4989,7 @@ static void check_page(const char* path) {
 // The template, or an empty file: then there will be no page, which is said, or refused if it was asked for.
 static File open_template(void) {
     static const char here[] = "dev/view/attention.html";
-    File none = {"", (const uint8_t*)"", 0};
+    File file = {"", (const uint8_t*)"", 0};
     char program[MAX_PATH];
     if (!realpath("/proc/self/exe", program)) program[0] = 0;
     const char* beside = path_in(folder_of(program), here);
@@ -5044,9 +4998,9 @@ static File open_template(void) {
         if (given("--html") || opt.live)
             die("cannot make a page: its template is not at %s, where dev/view stands beside the program", searched);
         print_wrapped("(no page: its template is not at %s)\n", searched);
-        return none;
+        return file;
     }
-    File file = map_file(searched, "");
+    file = map_file(searched, "");
     if (!memmem(file.data, file.size, PAGE_DATA, strlen(PAGE_DATA)))
         die("%s is not the template of the page: it lacks %s", searched, PAGE_DATA);
     return file;
@@ -5114,16 +5068,19 @@ static void run_attention(void) {
 // ====================================================================================================================
 // The program
 
-// Each way to use the program, which options mean something there, and what does it. Training, which has no name, takes
-// all but what is for looking or measuring.
+// Each way to use the program, which options mean something there (NULL: whatever is given), and what does it.
+// Training, which has no name, takes all but what is for looking or measuring.
 #define LOOKS    " --layer --head --html --ablate --live "
 #define MEASURES " --stride --json "
 static void run_compare(void) { compare_devices(); }
+static void print_version(void) { puts("train_gpt " VERSION); }
 typedef struct {
     const char *name, *takes;
     void (*run)(void);
 } Way;
 static const Way ways[] = {
+    {"--help", NULL, print_help},
+    {"--version", NULL, print_version},
     {"--memory", " --context --device ", run_memory},
     {"--tokenize", " --data --checkpoint ", run_tokenize},
     {"--export", " --data --init --checkpoint --context --device ", run_export},
@@ -5144,6 +5101,7 @@ static const Way* chosen_way(void) {
         if (!given(ways[i].name)) continue;
         if (way) fail(2, "%s or %s: give one of them", way->name, ways[i].name);
         way = &ways[i];
+        if (!way->takes) return way;
     }
     for (const Option* o = options; o < options + OPTIONS; o++) {
         char name[64];
@@ -5180,26 +5138,17 @@ static int train_gpt(int argc, char** argv) {
     for (fd = STDOUT_FILENO; fd <= STDERR_FILENO; fd++) fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) & ~O_NONBLOCK);
     omp_set_num_threads((int)min_size((size_t)omp_get_max_threads(), 256 + 4 * (size_t)omp_get_num_procs()));
     parse_command_line(argc, argv);
-    int status = 0;
-    const Way* way = opt.help || opt.version ? NULL : chosen_way();
-    bool alone = way || opt.help || opt.version;
-    uint64_t what = 2 * (uint64_t)alone + (device == &cpu);
+    const Way* way = chosen_way();
+    uint64_t what = 2 * (uint64_t)(way != NULL) + (device == &cpu);
     if (first_says(what) != what) fail(2, "the command line here is not that of rank 0: all processes need the same");
-    if (alone) { // one does it
+    if (way) { // one does it
         if (world.rank) return 0;
         world.size = world.neighbours = 1;
     }
     live = isatty(STDOUT_FILENO) && world.size == 1;
-    if (opt.help)
-        print_help();
-    else if (opt.version)
-        puts("train_gpt " VERSION);
-    else if (way)
-        way->run();
-    else
-        status = run_training();
-    if (!status) check_output();
-    return status;
+    (way ? way->run : run_training)();
+    check_output();
+    return 0;
 }
 
 // Two things must be known to OpenMP's library before main begins, so the program restarts itself to set them.

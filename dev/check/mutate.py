@@ -129,7 +129,7 @@ for source, tests, first_tests in (
 SKIPPED_FUNCTIONS = {"machine_peak", "draw_curve", "print_help", "clear_live_line", "memory_available", "seconds",
                      "free_model", "close_checkpoint", "prepare_threads"}
 SKIPPED_LINES = re.compile(r"enum \{ (LANES|NR|CHUNK|STRIP|CURVE|STREAM_WEIGHTS|HEIGHT|FLASH_TILE|TILE_ROWS)|O_CLOEXEC|noreturn"
-                           r"|room \? 2 \* room|average|fsync|if \(fd >= 0\)|slash - out->path|curve_column"
+                           r"|room \? 2 \* room|average|fsync|if \(fd >= 0\)|slash - out->path|\[column\]|size_t column ="
                            r"|size_t every = |run->step % every")
 WORDING = {"die", "fail", "insist", "json_fail", "printf", "puts", "fputs", "strerror"}
 PRINTED = {"printf", "puts", "fputs", "putchar", "fflush", "check_output"}
