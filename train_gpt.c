@@ -2263,44 +2263,29 @@ static void cpu_free_model(Model* model) {
     free(model->arriving);
 }
 
-// The rate of the kernel for pairs of bfloat16s, with panels from the nearest cache, as cpu_peak().
-static double pair_peak(void) {
-    enum { PAIRS = 128, CALLS = 20000 };
-    double best = 0;
-    for (int trial = 0; trial < 3; trial++) {
-        double start = seconds();
-#pragma omp parallel
-        {
-            float a[PAIRS * MR] = {0}, b[PAIRS * NR] = {0}, tile[MR * NR];
-            for (int call = 0; call < CALLS; call++) pair_kernel(PAIRS, a, b, tile);
-        }
-        double rate = 4.0 * PAIRS * MR * NR * CALLS * omp_get_max_threads() / (seconds() - start);
-        if (rate > best) best = rate;
-    }
-    return best;
-}
-
-// The machine's rate of multiply-adds with nothing to load or store, all threads, operations a second.
+// The machine's rate of multiply-adds with nothing to load or store, all threads, operations a second; with bfloat16
+// that of its kernel for pairs, with panels from the nearest cache.
 static double cpu_peak(void) {
     enum { CHAINS = 12, STEPS = 400000 }; // more sums than multiply-adds that are under way at a time
-    double best = 0;
-    if (pair_kernel) return pair_peak();
+    enum { PAIRS = 128, CALLS = 20000 };
+    double best = 0, operations = pair_kernel ? 4.0 * PAIRS * MR * NR * CALLS : 2.0 * CHAINS * STEPS * LANES;
     for (int trial = 0; trial < 3; trial++) {
         double start = seconds();
         float total = 0;
 #pragma omp parallel reduction(+ : total)
         {
+            float a[PAIRS * MR] = {0}, b[PAIRS * NR] = {0}, tile[MR * NR];
             vec sum[CHAINS], x;
+            for (int call = 0; pair_kernel && call < CALLS; call++) pair_kernel(PAIRS, a, b, tile);
             for (int lane = 0; lane < LANES; lane++) x[lane] = 1e-3f * (float)(1 + lane + omp_get_thread_num());
             for (int i = 0; i < CHAINS; i++) sum[i] = x + (float)i;
-            for (int step = 0; step < STEPS; step++)
+            for (int step = 0; !pair_kernel && step < STEPS; step++)
 #pragma GCC unroll 12
                 for (int i = 0; i < CHAINS; i++) sum[i] = sum[i] * x + x;
             for (int i = 0; i < CHAINS; i++) total += sum[i][0];
         }
-        double operations = 2.0 * CHAINS * STEPS * LANES * omp_get_max_threads();
-        double rate = operations / (seconds() - start);
-        if (total != 0 && rate > best) best = rate;
+        double rate = operations * omp_get_max_threads() / (seconds() - start);
+        if (total != 0 && rate > best) best = rate; // the sums are wanted, or none would be computed
     }
     return best;
 }
