@@ -2496,10 +2496,10 @@ static int character_class(const Tokenizer* t, const uint8_t* s, size_t n, size_
 
 // Length of the first piece of text that GPT-2's pattern, above, cuts off; its alternatives are tried in order.
 static size_t piece_length(const Tokenizer* t, const uint8_t* s, size_t n) {
-    if (s[0] == '\'' && n > 1) {
-        if (strchr("stmd", s[1]) && s[1]) return 2;
-        if (n > 2 && ((s[1] == 'r' && s[2] == 'e') || (s[1] == 'v' && s[2] == 'e') || (s[1] == 'l' && s[2] == 'l')))
-            return 3;
+    static const char* const endings[] = {"s", "t", "re", "ve", "m", "ll", "d"};
+    for (size_t i = 0; s[0] == '\'' && i < sizeof endings / sizeof *endings; i++) {
+        size_t letters = strlen(endings[i]);
+        if (letters < n && !memcmp(s + 1, endings[i], letters)) return 1 + letters;
     }
     size_t length, last = 0, end = s[0] == ' ' && n > 1 ? 1 : 0;
     int first = character_class(t, s + end, n - end, &length);
@@ -2513,51 +2513,34 @@ static size_t piece_length(const Tokenizer* t, const uint8_t* s, size_t n) {
 }
 
 // Two neighbouring parts of a piece that make a token are a join: one number, the token * 2^32 + the byte where the
-// first part begins, so that the least is the one to do next. Joins wait in a heap: heap[0] is their number, heap[1] the
-// least, and none is less than the one at half its place.
-static void heap_push(uint64_t* heap, uint64_t join) {
-    size_t i = ++heap[0];
-    for (; i > 1 && join < heap[i / 2]; i /= 2) heap[i] = heap[i / 2];
-    heap[i] = join;
+// first part begins, so that the least is the one to do next. The piece's n bytes are the leaves of a tree: tree[n + i]
+// is the join of the part that begins at byte i, or UINT64_MAX if there is none, and above them tree[k] is the lesser of
+// tree[2k] and tree[2k + 1]. So tree[1] is the least of all.
+
+// A part of the piece s begins at byte i if size[i] > 0. Looks anew whether the one at `left` and the next make a token.
+static void set_join(const Tokenizer* t, const uint8_t* s, size_t n, const uint32_t* size, uint64_t* tree,
+                     size_t left) {
+    size_t right = left + size[left], k = n + left;
+    int token = size[left] && right < n ? find_token(t, s + left, size[left] + size[right]) : -1;
+    tree[k] = token < 0 ? UINT64_MAX : (uint64_t)token << 32 | left;
+    for (; k > 1; k /= 2) tree[k / 2] = tree[k] < tree[k ^ 1] ? tree[k] : tree[k ^ 1];
 }
 
-static uint64_t heap_pop(uint64_t* heap) {
-    uint64_t least = heap[1], last = heap[heap[0]--];
-    size_t i = 1;
-    for (size_t child; (child = 2 * i) <= heap[0]; i = child) {
-        if (child < heap[0] && heap[child + 1] < heap[child]) child++;
-        if (last < heap[child]) break;
-        heap[i] = heap[child];
-    }
-    heap[i] = last;
-    return least;
-}
-
-// A part of the piece s begins at byte i if size[i] > 0. Pushes the join of the part at `left` and the next, if any.
-static void push_join(const Tokenizer* t, const uint8_t* s, size_t n, const uint32_t* size, uint64_t* heap,
-                      size_t left) {
-    size_t right = left + size[left];
-    int token = right < n ? find_token(t, s + left, size[left] + size[right]) : -1;
-    if (token >= 0) heap_push(heap, (uint64_t)token << 32 | left);
-}
-
-// size and heap are working memory: for n parts, and for 3n joins, since each byte is joined once at most, whereupon
-// two new ones are pushed.
-static size_t encode_piece(const Tokenizer* t, const uint8_t* s, size_t n, uint32_t* size, uint64_t* heap,
+// size and tree are working memory, for n and 2n.
+static size_t encode_piece(const Tokenizer* t, const uint8_t* s, size_t n, uint32_t* size, uint64_t* tree,
                            int* tokens) {
     size_t made = 0;
     for (size_t i = 0; i < n; i++) size[i] = 1;
-    for (size_t i = 0; i < n; i++) push_join(t, s, n, size, heap, i);
-    while (heap[0]) {
-        uint64_t join = heap_pop(heap);
-        size_t left = join & UINT32_MAX, right = left + size[left], length = token_string(t, (int)(join >> 32)).n;
-        // Parts that have been joined with others since are not what was pushed.
-        if (right >= n || size[left] + size[right] != length) continue;
-        size[left] = (uint32_t)length;
+    memset(tree, 0xFF, 2 * n * sizeof *tree); // no joins yet
+    for (size_t i = 0; i < n; i++) set_join(t, s, n, size, tree, i);
+    while (tree[1] < UINT64_MAX) {
+        size_t left = tree[1] & UINT32_MAX, right = left + size[left];
+        size[left] += size[right];
         size[right] = 0;
-        push_join(t, s, n, size, heap, left);
+        set_join(t, s, n, size, tree, right);
+        set_join(t, s, n, size, tree, left);
         while (left > 0 && !size[--left]) continue; // to the part before, if there is one
-        push_join(t, s, n, size, heap, left);
+        set_join(t, s, n, size, tree, left);
     }
     for (size_t i = 0; i < n; i += size[i]) tokens[made++] = find_token(t, s + i, size[i]);
     return made;
@@ -2566,20 +2549,20 @@ static size_t encode_piece(const Tokenizer* t, const uint8_t* s, size_t n, uint3
 // Encodes n bytes, any bytes. tokens has room for n. Returns the number of tokens.
 static size_t encode(const Tokenizer* t, const uint8_t* text, size_t n, int* tokens) {
     uint32_t* size = NULL;
-    uint64_t* heap = NULL;
+    uint64_t* tree = NULL;
     size_t room = 0, made = 0;
     if (n >= UINT32_MAX / 4) die("a text of more than 1 GB cannot be encoded at once");
     for (size_t at = 0, length; at < n; at += length) {
         length = piece_length(t, text + at, n - at);
         if (length > room) {
             room = 2 * length;
-            free(size), free(heap);
+            free(size), free(tree);
             size = (uint32_t*)allocate(room, sizeof *size, "encoding");
-            heap = (uint64_t*)allocate(3 * room + 1, sizeof *heap, "encoding");
+            tree = (uint64_t*)allocate(2 * room, sizeof *tree, "encoding");
         }
-        made += encode_piece(t, text + at, length, size, heap, tokens + made);
+        made += encode_piece(t, text + at, length, size, tree, tokens + made);
     }
-    free(size), free(heap);
+    free(size), free(tree);
     return made;
 }
 
