@@ -2503,13 +2503,9 @@ static size_t piece_length(const Tokenizer* t, const uint8_t* s, size_t n) {
     }
     size_t length, last = 0, end = s[0] == ' ' && n > 1 ? 1 : 0;
     int first = character_class(t, s + end, n - end, &length);
-    if (first != SPACE) {
-        while (end < n && character_class(t, s + end, n - end, &length) == first) end += length;
-        return end;
-    }
-    for (; end < n && character_class(t, s + end, n - end, &length) == SPACE; end += length) last = length;
+    for (; end < n && character_class(t, s + end, n - end, &length) == first; end += length) last = length;
     // White space before a word leaves its last character to the word, unless there is only one.
-    return end == n || end == last ? end : end - last;
+    return first != SPACE || end == n || end == last ? end : end - last;
 }
 
 // Two neighbouring parts of a piece that make a token are a join: one number, the token * 2^32 + the byte where the
