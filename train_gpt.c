@@ -2284,44 +2284,29 @@ static void cpu_free_model(Model* model) {
     free(model->arriving);
 }
 
-// The rate of the kernel for pairs of bfloat16s, with panels from the nearest cache, as cpu_peak().
-static double pair_peak(void) {
-    enum { PAIRS = 128, CALLS = 20000 };
-    double best = 0;
-    for (int trial = 0; trial < 3; trial++) {
-        double start = seconds();
-#pragma omp parallel
-        {
-            float a[PAIRS * MR] = {0}, b[PAIRS * NR] = {0}, tile[MR * NR];
-            for (int call = 0; call < CALLS; call++) pair_kernel(PAIRS, a, b, tile);
-        }
-        double rate = 4.0 * PAIRS * MR * NR * CALLS * omp_get_max_threads() / (seconds() - start);
-        if (rate > best) best = rate;
-    }
-    return best;
-}
-
-// The machine's rate of multiply-adds with nothing to load or store, all threads, operations a second.
+// The machine's rate of multiply-adds with nothing to load or store, all threads, operations a second; with bfloat16
+// that of its kernel for pairs, with panels from the nearest cache.
 static double cpu_peak(void) {
     enum { CHAINS = 12, STEPS = 400000 }; // more sums than multiply-adds that are under way at a time
-    double best = 0;
-    if (pair_kernel) return pair_peak();
+    enum { PAIRS = 128, CALLS = 20000 };
+    double best = 0, operations = pair_kernel ? 4.0 * PAIRS * MR * NR * CALLS : 2.0 * CHAINS * STEPS * LANES;
     for (int trial = 0; trial < 3; trial++) {
         double start = seconds();
         float total = 0;
 #pragma omp parallel reduction(+ : total)
         {
+            float a[PAIRS * MR] = {0}, b[PAIRS * NR] = {0}, tile[MR * NR];
             vec sum[CHAINS], x;
+            for (int call = 0; pair_kernel && call < CALLS; call++) pair_kernel(PAIRS, a, b, tile);
             for (int lane = 0; lane < LANES; lane++) x[lane] = 1e-3f * (float)(1 + lane + omp_get_thread_num());
             for (int i = 0; i < CHAINS; i++) sum[i] = x + (float)i;
-            for (int step = 0; step < STEPS; step++)
+            for (int step = 0; !pair_kernel && step < STEPS; step++)
 #pragma GCC unroll 12
                 for (int i = 0; i < CHAINS; i++) sum[i] = sum[i] * x + x;
             for (int i = 0; i < CHAINS; i++) total += sum[i][0];
         }
-        double operations = 2.0 * CHAINS * STEPS * LANES * omp_get_max_threads();
-        double rate = operations / (seconds() - start);
-        if (total != 0 && rate > best) best = rate;
+        double rate = operations * omp_get_max_threads() / (seconds() - start);
+        if (total != 0 && rate > best) best = rate; // the sums are wanted, or none would be computed
     }
     return best;
 }
@@ -2532,68 +2517,47 @@ static int character_class(const Tokenizer* t, const uint8_t* s, size_t n, size_
 
 // Length of the first piece of text that GPT-2's pattern, above, cuts off; its alternatives are tried in order.
 static size_t piece_length(const Tokenizer* t, const uint8_t* s, size_t n) {
-    if (s[0] == '\'' && n > 1) {
-        if (strchr("stmd", s[1]) && s[1]) return 2;
-        if (n > 2 && ((s[1] == 'r' && s[2] == 'e') || (s[1] == 'v' && s[2] == 'e') || (s[1] == 'l' && s[2] == 'l')))
-            return 3;
+    static const char* const endings[] = {"s", "t", "re", "ve", "m", "ll", "d"};
+    for (size_t i = 0; s[0] == '\'' && i < sizeof endings / sizeof *endings; i++) {
+        size_t letters = strlen(endings[i]);
+        if (letters < n && !memcmp(s + 1, endings[i], letters)) return 1 + letters;
     }
     size_t length, last = 0, end = s[0] == ' ' && n > 1 ? 1 : 0;
     int first = character_class(t, s + end, n - end, &length);
-    if (first != SPACE) {
-        while (end < n && character_class(t, s + end, n - end, &length) == first) end += length;
-        return end;
-    }
-    for (; end < n && character_class(t, s + end, n - end, &length) == SPACE; end += length) last = length;
+    for (; end < n && character_class(t, s + end, n - end, &length) == first; end += length) last = length;
     // White space before a word leaves its last character to the word, unless there is only one.
-    return end == n || end == last ? end : end - last;
+    return first != SPACE || end == n || end == last ? end : end - last;
 }
 
 // Two neighbouring parts of a piece that make a token are a join: one number, the token * 2^32 + the byte where the
-// first part begins, so that the least is the one to do next. Joins wait in a heap: heap[0] is their number, heap[1] the
-// least, and none is less than the one at half its place.
-static void heap_push(uint64_t* heap, uint64_t join) {
-    size_t i = ++heap[0];
-    for (; i > 1 && join < heap[i / 2]; i /= 2) heap[i] = heap[i / 2];
-    heap[i] = join;
+// first part begins, so that the least is the one to do next. The piece's n bytes are the leaves of a tree: tree[n + i]
+// is the join of the part that begins at byte i, or UINT64_MAX if there is none, and above them tree[k] is the lesser of
+// tree[2k] and tree[2k + 1]. So tree[1] is the least of all.
+
+// A part of the piece s begins at byte i if size[i] > 0. Looks anew whether the one at `left` and the next make a token.
+static void set_join(const Tokenizer* t, const uint8_t* s, size_t n, const uint32_t* size, uint64_t* tree,
+                     size_t left) {
+    size_t right = left + size[left], k = n + left;
+    int token = size[left] && right < n ? find_token(t, s + left, size[left] + size[right]) : -1;
+    tree[k] = token < 0 ? UINT64_MAX : (uint64_t)token << 32 | left;
+    for (; k > 1; k /= 2) tree[k / 2] = tree[k] < tree[k ^ 1] ? tree[k] : tree[k ^ 1];
 }
 
-static uint64_t heap_pop(uint64_t* heap) {
-    uint64_t least = heap[1], last = heap[heap[0]--];
-    size_t i = 1;
-    for (size_t child; (child = 2 * i) <= heap[0]; i = child) {
-        if (child < heap[0] && heap[child + 1] < heap[child]) child++;
-        if (last < heap[child]) break;
-        heap[i] = heap[child];
-    }
-    heap[i] = last;
-    return least;
-}
-
-// A part of the piece s begins at byte i if size[i] > 0. Pushes the join of the part at `left` and the next, if any.
-static void push_join(const Tokenizer* t, const uint8_t* s, size_t n, const uint32_t* size, uint64_t* heap,
-                      size_t left) {
-    size_t right = left + size[left];
-    int token = right < n ? find_token(t, s + left, size[left] + size[right]) : -1;
-    if (token >= 0) heap_push(heap, (uint64_t)token << 32 | left);
-}
-
-// size and heap are working memory: for n parts, and for 3n joins, since each byte is joined once at most, whereupon
-// two new ones are pushed.
-static size_t encode_piece(const Tokenizer* t, const uint8_t* s, size_t n, uint32_t* size, uint64_t* heap,
+// size and tree are working memory, for n and 2n.
+static size_t encode_piece(const Tokenizer* t, const uint8_t* s, size_t n, uint32_t* size, uint64_t* tree,
                            int* tokens) {
     size_t made = 0;
     for (size_t i = 0; i < n; i++) size[i] = 1;
-    for (size_t i = 0; i < n; i++) push_join(t, s, n, size, heap, i);
-    while (heap[0]) {
-        uint64_t join = heap_pop(heap);
-        size_t left = join & UINT32_MAX, right = left + size[left], length = token_string(t, (int)(join >> 32)).n;
-        // Parts that have been joined with others since are not what was pushed.
-        if (right >= n || size[left] + size[right] != length) continue;
-        size[left] = (uint32_t)length;
+    memset(tree, 0xFF, 2 * n * sizeof *tree); // no joins yet
+    for (size_t i = 0; i < n; i++) set_join(t, s, n, size, tree, i);
+    while (tree[1] < UINT64_MAX) {
+        size_t left = tree[1] & UINT32_MAX, right = left + size[left];
+        size[left] += size[right];
         size[right] = 0;
-        push_join(t, s, n, size, heap, left);
+        set_join(t, s, n, size, tree, right);
+        set_join(t, s, n, size, tree, left);
         while (left > 0 && !size[--left]) continue; // to the part before, if there is one
-        push_join(t, s, n, size, heap, left);
+        set_join(t, s, n, size, tree, left);
     }
     for (size_t i = 0; i < n; i += size[i]) tokens[made++] = find_token(t, s + i, size[i]);
     return made;
@@ -2602,20 +2566,20 @@ static size_t encode_piece(const Tokenizer* t, const uint8_t* s, size_t n, uint3
 // Encodes n bytes, any bytes. tokens has room for n. Returns the number of tokens.
 static size_t encode(const Tokenizer* t, const uint8_t* text, size_t n, int* tokens) {
     uint32_t* size = NULL;
-    uint64_t* heap = NULL;
+    uint64_t* tree = NULL;
     size_t room = 0, made = 0;
     if (n >= UINT32_MAX / 4) die("a text of more than 1 GB cannot be encoded at once");
     for (size_t at = 0, length; at < n; at += length) {
         length = piece_length(t, text + at, n - at);
         if (length > room) {
             room = 2 * length;
-            free(size), free(heap);
+            free(size), free(tree);
             size = (uint32_t*)allocate(room, sizeof *size, "encoding");
-            heap = (uint64_t*)allocate(3 * room + 1, sizeof *heap, "encoding");
+            tree = (uint64_t*)allocate(2 * room, sizeof *tree, "encoding");
         }
-        made += encode_piece(t, text + at, length, size, heap, tokens + made);
+        made += encode_piece(t, text + at, length, size, tree, tokens + made);
     }
-    free(size), free(heap);
+    free(size), free(tree);
     return made;
 }
 
