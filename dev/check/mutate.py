@@ -120,6 +120,7 @@ for source, tests, first_tests in (
     ("dropout.h", "test_dropout", {"dropout.h": ["pytorch"]}),
     ("tape_attention.h", "test_tape_attention", {"tape_attention.h": ["pytorch"]}),
     ("tape.h", "test_tape", FIRST_TAPE_TESTS),
+    ("recurrent.h", "test_tape", {"recurrent.h": ["cells", "gradients"]}),
 ):
     SUBJECTS[source] = Subject(COURSE, source, tests + ".c", f"../../../build/attention/{tests}",
                                [header.name for header in (ROOT / COURSE).glob("*.h")], ["dev/check"],

@@ -38,7 +38,7 @@ typedef struct {
 // The number of a word, which is new or known.
 static int number_of(Vocabulary* v, const char* word) {
     int i = 0;
-    while (i < v->count && strcmp(v->word[i], word)) i++;
+    while (i < v->count && (v->word[i][0] != word[0] || strcmp(v->word[i], word))) i++; // the first letter: most differ
     insist(i < WORDS, "more than %d words", WORDS);
     if (i == v->count) v->word[v->count++] = word;
     return i;

@@ -8,6 +8,7 @@
 #include "draw.h"
 
 enum { POOL = 16000, LARGEST_BATCH = 64, LENGTHS = 8, SHORTEST = 4 };
+enum { TEST = 64 }; // new sentences of each length
 
 static Sentence pool[POOL];       // to learn from, short ones first
 static int first_of[LONGEST + 2]; // where those of n words begin
@@ -77,26 +78,37 @@ static void train(Model* m, int batches, int size_of_batch, float growing) {
 
 // ---- translating ---------------------------------------------------------------------------------------------------
 
-// out[i] (ROOM): the translation of sentence i, word by word the most probable one, up to END. For clarity everything is
-// computed anew for each word; the state of a recurrent decoder, or keys and values, could be kept instead.
+// out[i] (ROOM): the translation of sentence i, word by word the most probable one after those before, up to END. Asked
+// for one word after another, a model would have to run as often as there are words. But told a whole translation it
+// says for all places at once which word it would have written there; if those are the words that it was told, it would
+// have written the same. Otherwise all are right up to the first that differs, so it is told these instead, and so on,
+// until nothing changes. Where one begins makes no difference to the result; the nearer, the sooner it is there, so it
+// is the right translation.
 static void translate(Model* m, const Sentence* const* s, int B, int (*out)[ROOM]) {
-    int longest = smaller(ROOM - 1, s[0]->n + s[0]->n / 2 + 4);
-    for (int i = 0; i < B; i++)
-        for (int j = 0; j < ROOM; j++) out[i][j] = END;
-    bool open = true;
-    for (int j = 0; j < longest && open; j++) {
-        Batch b = batch_of(m->t, s, B);
-        b.m = j + 1;
-        b.in = (int*)take(m->t, sizeof(int) * (size_t)(B * b.m));
-        for (int i = 0; i < B; i++)
-            for (int k = 0; k <= j; k++) b.in[i * b.m + k] = k == 0 ? BEGIN : out[i][k - 1];
-        Node* logits = m->logits(m, &b, NULL);
-        open = false;
-        for (int i = 0; i < B; i++) {
-            bool ended = j > 0 && out[i][j - 1] == END;
-            out[i][j] = ended ? END : best_of(logits->value + (i * b.m + j) * logits->cols, logits->cols);
-            open = open || out[i][j] != END;
+    int longest = smaller(ROOM - 1, s[0]->n + s[0]->n / 2 + 4), left[TEST], count = B; // those that may still change
+    for (int i = 0; i < B; i++) {
+        left[i] = i;
+        for (int j = 0; j < ROOM; j++) out[i][j] = j < smaller(longest, s[i]->m) ? s[i]->fr[j] : END;
+    }
+    while (count > 0) {
+        const Sentence* asked[TEST];
+        for (int i = 0; i < count; i++) asked[i] = s[left[i]];
+        Batch b = batch_of(m->t, asked, count);
+        b.m = longest;
+        b.in = (int*)take(m->t, sizeof(int) * (size_t)(count * b.m));
+        for (int i = 0; i < count; i++)
+            for (int j = 0; j < b.m; j++) b.in[i * b.m + j] = j == 0 ? BEGIN : out[left[i]][j - 1];
+        const float* logits = m->logits(m, &b, NULL)->value;
+        int changed = 0;
+        for (int i = 0; i < count; i++) {
+            bool same = true, ended = false;
+            for (int j = 0; j < b.m; j++, logits += french.count) {
+                int *word = &out[left[i]][j], best = ended ? END : best_of(logits, french.count);
+                same = same && best == *word, ended = best == END, *word = best;
+            }
+            if (!same) left[changed++] = left[i];
         }
+        count = changed;
         tape_clear(m->t);
     }
 }
@@ -135,8 +147,6 @@ static double bleu_of(int (*out)[ROOM], const Sentence* const* s, int B) {
 }
 
 // ---- how good is it? -----------------------------------------------------------------------------------------------
-
-enum { TEST = 64 }; // new sentences of each length
 
 typedef struct {
     float exact[LENGTHS], bleu[LENGTHS]; // per cent, by length: 5, 10 ... 40 English words
@@ -202,7 +212,7 @@ static void learn_and_test(Model* m, int count, Quality* q, int batches, int siz
     printf("%d models learn, which takes up to a minute ...\n", count);
     fflush(stdout);
 #pragma omp parallel for schedule(dynamic, 1)
-    for (int i = 0; i < count; i++) {
+    for (int i = count - 1; i >= 0; i--) { // the last ones take longest: they begin
         m[i].t = tape_new(17);
         m[i].create(&m[i]);
         train(&m[i], batches, size_of_batch, growing);

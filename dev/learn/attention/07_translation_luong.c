@@ -1,22 +1,18 @@
-// 07_translation_luong.c: which score, looking how far? Luong's attention in its variants, and GNMT.
+// 07_translation_luong.c: which score? Luong's attention, with its three.
 //
 // Luong et al. (2015, "Effective Approaches to Attention-based Neural Machine Translation") ask with the decoder's state
 // after the step, s(i), where Bahdanau asked with that before it, and try three scores: dot, s . h; general, s W h;
-// concat, v . tanh(W [s; h]). Each can look at all words (global), or only at those within D of a centre: of the same
-// place as the word to be written (local-m, monotonic), or of a predicted one (local-p). GNMT (Wu et al. 2016), with
-// which Google Translate left phrase tables, is Bahdanau's attention in a stack of layers. The task is that of
-// 07_translation.c, and so is what is measured; all get the same number of parameters, and the same sentences.
+// concat, v . tanh(W [s; h]). All look at all words here; 07_translation_windows.c has those that do not. The task is
+// that of 07_translation.c, and so is what is measured; all get the same number of parameters, and the same sentences.
 //
 // What to look at:
 //   1. the scores: dot has no parameters, so encoder and decoder must first agree on a language. (Even so it learns only
 //      with twice the others' learning rate, which it is given.)
-//   2. local-m for long sentences: a translation has other words and more of them, so it drifts from the diagonal. Its
-//      window has 9 words, local-p's 21, as in the paper: it needs room to find out where to look.
-//   3. an encoder that reads forwards only, as in the paper: which words does it get wrong?
+//   2. an encoder that reads forwards only, as in the paper: which words does it get wrong?
 
 #include "07_translation.h"
 
-enum { DOT_, GENERAL_, CONCAT_, LOCAL_M_, LOCAL_P_, FORWARDS, GNMT, MODELS };
+enum { DOT_, GENERAL_, CONCAT_, FORWARDS, MODELS };
 
 // Words of which the encoder, when it reads an English determiner forwards, cannot know the French form: it takes the
 // noun's gender.
@@ -54,13 +50,12 @@ int main(int count, char** arguments) {
         {.name = "dot", .score = DOT, .size = 54},
         {.name = "general", .score = GENERAL, .size = 52},
         {.name = "concat", .score = CONCAT, .size = 52},
-        {.name = "local-m, general", .score = GENERAL, .reach = LOCAL_M, .D = 4, .size = 52},
-        {.name = "local-p, general", .score = GENERAL, .reach = LOCAL_P, .D = 10, .size = 52},
         {.name = "general, forwards", .score = GENERAL, .forwards = true, .size = 50},
-        {.name = "GNMT", .create = gnmt_new, .logits = gnmt, .size = 38},
     };
-    for (int i = 0; i < GNMT; i++) models[i].create = luong_new, models[i].logits = luong;
-    for (int i = 0; i < MODELS; i++) models[i].rate = i == DOT_ ? 8e-3f : 4e-3f; // dot needs it
+    for (int i = 0; i < MODELS; i++) {
+        models[i].create = luong_new, models[i].logits = luong;
+        models[i].rate = i == DOT_ ? 8e-3f : 4e-3f; // dot needs it
+    }
     Quality q[MODELS];
     learn_and_test(models, MODELS, q, 1800, 16, 0);
     report("07_translation_luong", models, q, MODELS);
@@ -74,8 +69,7 @@ int main(int count, char** arguments) {
     const Sentence* s = sentence_with(wanted, 2, 1);
     putchar('\n');
     draw_alignment("07_alignment_general", "general", &models[GENERAL_], s);
-    draw_alignment("07_alignment_local_m", "local-m", &models[LOCAL_M_], s);
-    const Quality *dot = &q[DOT_], *general = &q[GENERAL_], *near = &q[LOCAL_M_], *forwards = &q[FORWARDS];
+    const Quality *dot = &q[DOT_], *general = &q[GENERAL_], *forwards = &q[FORWARDS];
     int last = LENGTHS - 1;
     claim(general->bleu[last] > 90 && q[CONCAT_].bleu[last] > 90,
           "with a score that learns, quality does not fall with length: BLEU for 40 words is %.0f (general), %.0f "
@@ -83,14 +77,6 @@ int main(int count, char** arguments) {
           general->bleu[last], q[CONCAT_].bleu[last]);
     claim(dot->bleu[last] < general->bleu[last], "dot, which has nothing to learn with, is behind: %.0f",
           dot->bleu[last]);
-    claim(q[LOCAL_P_].bleu[last] > 85, "local-p finds out by itself where to look: %.0f", q[LOCAL_P_].bleu[last]);
-    claim(near->exact[0] > 90 && near->bleu[last] > 85 && near->exact[last] < near->exact[0],
-          "a window of 9 words is nearly enough, and drifts off in long sentences: local-m %.0f %% exact for 5 words, "
-          "%.0f "
-          "for 40",
-          near->exact[0], near->exact[last]);
-    claim(q[GNMT].bleu[last] > 70 && q[GNMT].bleu[last] > 0.85f * q[GNMT].bleu[0],
-          "GNMT's curve is flat, too: BLEU %.0f and %.0f", q[GNMT].bleu[0], q[GNMT].bleu[last]);
     claim(share[FORWARDS] > 60 && forwards->bleu[0] < general->bleu[0] - 10,
           "reading forwards only, it does not know the noun at \"the\": %.0f %% of its wrong words are determiners",
           share[FORWARDS]);
@@ -99,9 +85,9 @@ int main(int count, char** arguments) {
 }
 
 // Three changes to try:
-//   1. .D = 4 for local-p, too: it learns nothing at all in this time (BLEU 3 to 7). At first it predicts the middle of
-//      the sentence, the right word is mostly outside of that window, and nothing outside has a gradient.
-//   2. .rate = 4e-3f for dot as for the others: a tenth of the sentences of 5 words is right in the end, none of 10.
-//   3. growing = 0.25 in the call of learn_and_test: short sentences first, as in lesson 07_translation. What helps
+//   1. .rate = 4e-3f for dot as for the others: 2 % of the sentences of 5 words are right in the end, none of 10.
+//   2. growing = 0.25 in the call of learn_and_test: short sentences first, as in lesson 07_translation. What helps
 //      Bahdanau's decoder hurts here: "general, forwards" comes to write short sentences without looking at the English
 //      (its largest weights are right in 7 of 100 words of 5-word sentences), and never learns to look.
+//   3. .rate = 8e-3f for general as for dot: of the sentences of 40 words 95 % are exactly right. So dot is not ahead by
+//      its rate anywhere; and 4e-3 is not the best rate for all of them.

@@ -33,14 +33,45 @@ static inline Gru gru_new(Tape* t, int in, int n) {
 // x (rows,in) -> (rows,3n), for gru_step.
 static inline Node* gru_input(const Gru* g, Node* x) { return add(matmul(x, g->W), g->b); }
 
-// xW (B,3n), h (B,n) -> h' (B,n)
+// xW (B,3n), h (B,n) -> h' (B,n). One operation, with hU = h U, for speed: of a dozen, each would go through memory.
+// With a_r, a_z, a_m, what is in the brackets of r, z and m:
+//     dm = dh' (1 - z),   da_m = dm (1 - m^2),   da_r = da_m (h U_m + c_m) r (1 - r),   da_z = dh' (h - m) z (1 - z)
+static inline void gru_step_backward(Node* y) {
+    Node *x = y->in[0], *hU = y->in[1], *c = y->in[2], *h = y->in[3];
+    for (int i = 0, n = y->cols; i < y->rows; i++) {
+        const float *dy = y->grad + i * n, *state = h->value + i * n, *r = (float*)y->extra + i * 3 * n;
+        const float *z = r + n, *m = z + n, *u = hU->value + i * 3 * n + 2 * n, *u0 = c->value + 2 * n;
+        float* restrict dh = h->grad + i * n, * restrict dx = x->grad + i * 3 * n;
+        float* restrict du = hU->grad + i * 3 * n, * restrict dc = c->grad;
+#pragma omp simd
+        for (int j = 0; j < n; j++) {
+            float da_m = dy[j] * (1 - z[j]) * (1 - m[j] * m[j]), da_r = da_m * (u[j] + u0[j]) * r[j] * (1 - r[j]);
+            float da_z = dy[j] * (state[j] - m[j]) * z[j] * (1 - z[j]), du_m = da_m * r[j];
+            dx[j] += da_r, dx[n + j] += da_z, dx[2 * n + j] += da_m;
+            du[j] += da_r, du[n + j] += da_z, du[2 * n + j] += du_m;
+            dc[j] += da_r, dc[n + j] += da_z, dc[2 * n + j] += du_m;
+            dh[j] += dy[j] * z[j];
+        }
+    }
+}
 static inline Node* gru_step(const Gru* g, Node* xW, Node* h) {
-    int n = g->n;
-    Node* hU = add(matmul(h, g->U), g->c);
-    Node* gates = logistic_of(add(slice_columns(xW, 0, 2 * n), slice_columns(hU, 0, 2 * n)));
-    Node *r = slice_columns(gates, 0, n), *z = slice_columns(gates, n, n);
-    Node* m = tanh_of(add(slice_columns(xW, 2 * n, n), multiply(r, slice_columns(hU, 2 * n, n))));
-    return add(m, multiply(z, subtract(h, m)));
+    int n = g->n, B = h->rows;
+    Node* hU = matmul(h, g->U);
+    insist(xW->rows == B && xW->cols == 3 * n, "a GRU of %d from %d x %d", n, xW->rows, xW->cols);
+    Node* y = record(h->tape, B, n, gru_step_backward, 4, (Node*[]){xW, hU, g->c, h},
+                     sizeof(float) * (size_t)(B * 3 * n)); // r, z, m
+    for (int i = 0; i < B; i++) {
+        const float *x = xW->value + i * 3 * n, *u = hU->value + i * 3 * n, *c = g->c->value, *state = h->value + i * n;
+        float* restrict r = (float*)y->extra + i * 3 * n, * restrict to = y->value + i * n;
+#pragma omp simd
+        for (int j = 0; j < n; j++) {
+            float reset = logistic_quick(x[j] + u[j] + c[j]), update = logistic_quick(x[n + j] + u[n + j] + c[n + j]);
+            float candidate = tanh_quick(x[2 * n + j] + reset * (u[2 * n + j] + c[2 * n + j]));
+            r[j] = reset, r[n + j] = update, r[2 * n + j] = candidate;
+            to[j] = candidate + update * (state[j] - candidate);
+        }
+    }
+    return y;
 }
 
 // Long short-term memory (Hochreiter and Schmidhuber 1997; forget gate: Gers et al. 2000). Beside h it keeps a cell c,
@@ -62,12 +93,71 @@ static inline Lstm lstm_new(Tape* t, int in, int n) {
 // x (rows,in) -> (rows,4n), for lstm_step.
 static inline Node* lstm_input(const Lstm* l, Node* x) { return add(matmul(x, l->W), l->b); }
 
+// c' from a (B,4n), what the gates are made of, and c.  With i, f, g:
+//     dc = dc' f,   da_i = dc' g i (1 - i),   da_f = dc' c f (1 - f),   da_g = dc' i (1 - g^2)
+static inline void lstm_cell_backward(Node* y) {
+    Node *a = y->in[0], *c = y->in[1];
+    for (int row = 0, n = y->cols; row < y->rows; row++) {
+        const float *dy = y->grad + row * n, *cell = c->value + row * n;
+        const float *i = (float*)y->extra + row * 3 * n, *f = i + n, *g = f + n;
+        float* restrict da = a->grad + row * 4 * n, * restrict dc = c->grad + row * n;
+#pragma omp simd
+        for (int j = 0; j < n; j++) {
+            da[j] += dy[j] * g[j] * i[j] * (1 - i[j]);
+            da[n + j] += dy[j] * cell[j] * f[j] * (1 - f[j]);
+            da[2 * n + j] += dy[j] * i[j] * (1 - g[j] * g[j]);
+            dc[j] += dy[j] * f[j];
+        }
+    }
+}
+static inline Node* lstm_cell(Node* a, Node* c) {
+    int n = c->cols;
+    Node* y = record(a->tape, c->rows, n, lstm_cell_backward, 2, (Node*[]){a, c},
+                     sizeof(float) * (size_t)(c->rows * 3 * n)); // i, f, g
+    for (int row = 0; row < y->rows; row++) {
+        const float *x = a->value + row * 4 * n, *cell = c->value + row * n;
+        float* restrict i = (float*)y->extra + row * 3 * n, * restrict to = y->value + row * n;
+#pragma omp simd
+        for (int j = 0; j < n; j++) {
+            float in = logistic_quick(x[j]), forget = logistic_quick(x[n + j]), new = tanh_quick(x[2 * n + j]);
+            i[j] = in, i[n + j] = forget, i[2 * n + j] = new;
+            to[j] = forget * cell[j] + in * new;
+        }
+    }
+    return y;
+}
+
+// h' = o tanh c', with o from the last columns of a.  With t = tanh c':  da_o = dh' t o (1 - o),  dc' = dh' o (1 - t^2).
+static inline void lstm_output_backward(Node* y) {
+    Node *a = y->in[0], *c = y->in[1];
+    for (int row = 0, n = y->cols; row < y->rows; row++) {
+        const float *dy = y->grad + row * n, *o = (float*)y->extra + row * 2 * n, *t = o + n;
+        float* restrict da = a->grad + row * 4 * n + 3 * n, * restrict dc = c->grad + row * n;
+#pragma omp simd
+        for (int j = 0; j < n; j++) {
+            da[j] += dy[j] * t[j] * o[j] * (1 - o[j]);
+            dc[j] += dy[j] * o[j] * (1 - t[j] * t[j]);
+        }
+    }
+}
+static inline Node* lstm_output(Node* a, Node* c) {
+    int n = c->cols;
+    Node* y = record(a->tape, c->rows, n, lstm_output_backward, 2, (Node*[]){a, c},
+                     sizeof(float) * (size_t)(c->rows * 2 * n)); // o, t
+    for (int row = 0; row < y->rows; row++) {
+        const float *x = a->value + row * 4 * n + 3 * n, *cell = c->value + row * n;
+        float* restrict o = (float*)y->extra + row * 2 * n, * restrict to = y->value + row * n;
+#pragma omp simd
+        for (int j = 0; j < n; j++) {
+            float gate = logistic_quick(x[j]), t = tanh_quick(cell[j]);
+            o[j] = gate, o[n + j] = t, to[j] = gate * t;
+        }
+    }
+    return y;
+}
+
 // xW (B,4n), *h and *c (B,n) -> *h and *c, one step on
 static inline void lstm_step(const Lstm* l, Node* xW, Node** h, Node** c) {
-    int n = l->n;
     Node* a = add(xW, matmul(*h, l->U));
-    Node *gates = logistic_of(slice_columns(a, 0, 2 * n)), *g = tanh_of(slice_columns(a, 2 * n, n));
-    Node *i = slice_columns(gates, 0, n), *f = slice_columns(gates, n, n), *o = logistic_of(slice_columns(a, 3 * n, n));
-    *c = add(multiply(f, *c), multiply(i, g));
-    *h = multiply(o, tanh_of(*c));
+    *c = lstm_cell(a, *c), *h = lstm_output(a, *c);
 }

@@ -212,9 +212,26 @@ enum { VECTOR = 32 };
 enum { VECTOR = 16 };
 #endif
 typedef float Vector __attribute__((vector_size(VECTOR), may_alias));
+typedef float Unaligned __attribute__((vector_size(VECTOR), may_alias, aligned(4)));
 enum { TILE_ROWS = 4, TILE_COLS = 2 * VECTOR / (int)sizeof(float), BAND = 64, DEPTH = 128 };
 
 static inline int smaller(int a, int b) { return a < b ? a : b; }
+
+// panel[k] = the numbers b[k bk + j bj] for j < width, then zeros.
+static inline void copy_panel(Vector (*panel)[2], const float* b, int depth, int width, int bk, int bj) {
+    float* to = (float*)panel;
+    if (width < TILE_COLS) {
+        memset(panel, 0, sizeof panel[0] * (size_t)depth);
+        for (int k = 0; k < depth; k++)
+            for (int j = 0; j < width; j++) to[k * TILE_COLS + j] = b[k * bk + j * bj];
+    } else if (bk == 1) { // with both loops' steps known, compilers turn rows into columns by shuffling registers
+        for (int k = 0; k < depth; k++)
+            for (int j = 0; j < TILE_COLS; j++) to[k * TILE_COLS + j] = b[k + j * bj];
+    } else {
+        for (int k = 0; k < depth; k++)
+            for (int j = 0; j < TILE_COLS; j++) to[k * TILE_COLS + j] = b[k * bk + j * bj];
+    }
+}
 
 static inline void multiply_add(float* c, const float* a, const float* b, int M, int N, int K, int ai, int ak, int bk,
                                 int bj) {
@@ -226,26 +243,31 @@ static inline void multiply_add(float* c, const float* a, const float* b, int M,
         Vector panel[DEPTH][2];
         for (int k0 = 0; k0 < K; k0 += DEPTH) {
             int depth = smaller(DEPTH, K - k0);
-            for (int k = 0; k < depth; k++) {
-                const float* from = b + (k0 + k) * bk + j0 * bj;
-                float* to = (float*)panel[k];
-                if (bj == 1 && width == TILE_COLS)
-                    memcpy(to, from, sizeof panel[k]);
-                else
-                    for (int j = 0; j < TILE_COLS; j++) to[j] = j < width ? from[j * bj] : 0;
-            }
+            copy_panel(panel, b + k0 * bk + j0 * bj, depth, width, bk, bj);
             for (int i = i0; i < end; i += TILE_ROWS) {
+                int rows = smaller(TILE_ROWS, end - i);
                 const float* row[TILE_ROWS]; // the last one again where there are no more
-                for (int r = 0; r < TILE_ROWS; r++) row[r] = a + smaller(i + r, end - 1) * ai + k0 * ak;
-                Vector sum[TILE_ROWS][2] = {{{0}}}, tile[TILE_ROWS][2];
-                for (int k = 0; k < depth; k++)
+                for (int r = 0; r < TILE_ROWS; r++) row[r] = a + (i + smaller(r, rows - 1)) * ai + k0 * ak;
+                Vector sum[TILE_ROWS][2] = {{{0}}};
+                for (int k = 0; k < depth; k++) {
+                    // Volatile, or GCC reads both again for each row where it believes that to cost nothing (Zen).
+                    Vector left = *(volatile Vector*)&panel[k][0], right = *(volatile Vector*)&panel[k][1];
                     for (int r = 0; r < TILE_ROWS; r++) {
-                        sum[r][0] += row[r][k * ak] * panel[k][0];
-                        sum[r][1] += row[r][k * ak] * panel[k][1];
+                        sum[r][0] += row[r][k * ak] * left;
+                        sum[r][1] += row[r][k * ak] * right;
                     }
-                for (int r = 0; r < TILE_ROWS; r++) tile[r][0] = sum[r][0], tile[r][1] = sum[r][1];
-                for (int r = 0; r < smaller(TILE_ROWS, end - i); r++)
-                    for (int j = 0; j < width; j++) c[(i + r) * N + j0 + j] += ((float*)tile[r])[j];
+                }
+                if (rows == TILE_ROWS && width == TILE_COLS) {
+                    for (int r = 0; r < TILE_ROWS; r++) {
+                        Unaligned* to = (Unaligned*)(c + (i + r) * N + j0);
+                        to[0] += sum[r][0], to[1] += sum[r][1];
+                    }
+                } else {
+                    Vector tile[TILE_ROWS][2]; // so that the sums need not lie in memory
+                    memcpy(tile, sum, sizeof tile);
+                    for (int r = 0; r < rows; r++)
+                        for (int j = 0; j < width; j++) c[(i + r) * N + j0 + j] += ((float*)tile[r])[j];
+                }
             }
         }
     }

@@ -11,8 +11,8 @@
 
 // ---- finite differences --------------------------------------------------------------------------------------------
 
-// f of `count` parameters with the given rows and columns.
-static void test_gradient(const char* name, Function* f, int count, const int (*shape)[2]) {
+// f of `count` parameters with the given rows and columns; error: what the differences' rounding may come to.
+static void test_gradient(const char* name, Function* f, int count, const int (*shape)[2], double error) {
     Tape* t = tape_new(7);
     for (int i = 0; i < count; i++) parameter(t, shape[i][0], shape[i][1], 0.7f);
     Node* y = f(t->parameters);
@@ -23,11 +23,11 @@ static void test_gradient(const char* name, Function* f, int count, const int (*
         Node* p = t->parameters[i];
         float* quotient = (float*)malloc(sizeof(float) * size(p));
         for (size_t k = 0; k < size(p); k++) quotient[k] = 2 * slope(f, t, &p->value[k]);
-        double error = distance(p->grad, quotient, size(p));
-        worst = error <= worst ? worst : error; // NaN stays
+        double off = distance(p->grad, quotient, size(p));
+        worst = off <= worst ? worst : off; // NaN stays
         free(quotient);
     }
-    expect(worst < 1e-4, name, worst);
+    expect(worst < error, name, worst);
     expect_gradients_inside(t, name);
     tape_free(t);
 }
@@ -60,11 +60,26 @@ static Node* f_mean(Node** p) { return mean_of(p[0]); }
 static Node* f_cross_entropy(Node** p) { return cross_entropy(p[0], targets); }
 static Node* f_shared(Node** p) { return multiply(matmul(p[0], p[0]), add(p[0], tanh_of(p[0]))); } // used four times
 
+// Two steps from the same input, and what both of them say: every gradient has two parts.
+static Node* f_gru(Node** p) { // xW, h, U, c
+    Gru g = {.n = p[1]->cols, .U = p[2], .c = p[3]};
+    Node *h = gru_step(&g, p[0], p[1]), *again = gru_step(&g, p[0], h);
+    return concat_columns(2, (Node*[]){h, again});
+}
+static Node* f_lstm(Node** p) { // xW, h, c, U
+    Lstm l = {.n = p[1]->cols, .U = p[3]};
+    Node* said[4] = {p[1], p[2]};
+    lstm_step(&l, p[0], &said[0], &said[1]);
+    said[2] = said[0], said[3] = said[1];
+    lstm_step(&l, p[0], &said[2], &said[3]);
+    return concat_columns(4, said);
+}
+
 static void test_gradients(void) {
     static const struct {
         const char* name;
         Function* f;
-        int count, shape[3][2];
+        int count, shape[4][2];
     } cases[] = {
         {"matmul 1x1x1", f_matmul, 2, {{1, 1}, {1, 1}}},
         {"matmul 5x7x3", f_matmul, 2, {{5, 7}, {7, 3}}},
@@ -97,6 +112,10 @@ static void test_gradients(void) {
         {"mean", f_mean, 1, {{3, 7}}},
         {"cross_entropy", f_cross_entropy, 1, {{7, 5}}},
         {"one node, four times", f_shared, 1, {{5, 5}}},
+        {"GRU of 1", f_gru, 4, {{1, 3}, {1, 1}, {1, 3}, {1, 3}}},
+        {"GRU of 19", f_gru, 4, {{3, 57}, {3, 19}, {19, 57}, {1, 57}}},
+        {"LSTM of 1", f_lstm, 4, {{1, 4}, {1, 1}, {1, 1}, {1, 4}}},
+        {"LSTM of 19", f_lstm, 4, {{3, 76}, {3, 19}, {3, 19}, {19, 76}}},
         // All of them fill whole lines of cache, so that what lies behind is the node's next array.
         {"add, whole lines", f_add, 2, {{3, 16}, {3, 16}}},
         {"multiply, whole lines", f_multiply, 2, {{3, 16}, {3, 16}}},
@@ -112,9 +131,12 @@ static void test_gradients(void) {
         {"slice_rows, whole lines", f_slice_rows, 1, {{7, 16}}},
         {"gather_rows, whole lines", f_gather_rows, 1, {{5, 16}}},
         {"transpose, whole lines", f_transpose, 1, {{16, 7}}},
+        {"GRU, whole lines", f_gru, 4, {{3, 48}, {3, 16}, {16, 48}, {1, 48}}},
+        {"LSTM, whole lines", f_lstm, 4, {{3, 64}, {3, 16}, {3, 16}, {16, 64}}},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
-        test_gradient(cases[i].name, cases[i].f, cases[i].count, cases[i].shape);
+        test_gradient(cases[i].name, cases[i].f, cases[i].count, cases[i].shape,
+                      cases[i].f == f_gru || cases[i].f == f_lstm ? 3e-4 : 1e-4);
 }
 
 // ---- values and edges ----------------------------------------------------------------------------------------------
