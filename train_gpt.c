@@ -1271,34 +1271,6 @@ static float* widen_matrix(Matrix* b, size_t size) {
     return wide;
 }
 
-// One row times a matrix of weights: every number of B is used once, so this runs at the speed of memory, and packing
-// would only add to the traffic. Each thread takes columns. If they are dense, each is a dot product; else rows are, of
-// which eight are read side by side.
-static void multiply_row(float* c, Matrix a, Matrix b, const float* bias, const float* add, size_t N, size_t K) {
-    enum { COLUMNS = 128, ROWS = 8 };
-    float* x = workspace(K + (size_t)omp_get_max_threads() * K);
-    for (size_t k = 0; k < K; k++) x[k] = a.p[k * a.column];
-#pragma omp parallel for schedule(static)
-    for (size_t j0 = 0; j0 < N; j0 += COLUMNS) {
-        size_t n = min_size(COLUMNS, N - j0);
-        float sum[COLUMNS] = {0}, rows[ROWS * COLUMNS], *column = x + (1 + (size_t)omp_get_thread_num()) * K;
-        if (b.row == 1)
-            for (size_t j = 0; j < n; j++)
-                sum[j] = dot(x, weights_from(b.p, (j0 + j) * b.column, K, 2 * b.column, column), K);
-        for (size_t k = 0; k < K && b.row != 1; k += ROWS) {
-            size_t at = k * b.row + j0, count = min_size(ROWS, K - k);
-            for (size_t i = 0; i < count && in_16_bits; i++)
-                weights_from(b.p, at + i * b.row, n, 2 * ROWS * b.row, rows + i * COLUMNS);
-            Matrix block = in_16_bits ? matrix(rows, COLUMNS) : matrix(b.p + at, b.row);
-            if (count == ROWS)
-                add_rows(sum, x + k, block, ROWS, n);
-            else
-                add_rows(sum, x + k, block, count, n);
-        }
-        for (size_t j = 0; j < n; j++) c[j0 + j] = sum[j] + (bias ? bias[j0 + j] : 0) + (add ? add[j0 + j] : 0);
-    }
-}
-
 static size_t round_up(size_t n, size_t unit) { return (n + unit - 1) / unit * unit; }
 
 // n is cut into equal parts of at most `most`: the size of a part, rounded up to a multiple of `unit` and never 0.
@@ -1317,6 +1289,36 @@ static size_t fair_part(size_t n, size_t most, size_t unit, size_t threads) {
         if (done < soonest - soonest / 32) best = part, soonest = done;
     }
     return best;
+}
+
+// One row times a matrix of weights: every number of B is used once, so this runs at the speed of memory, and packing
+// would only add to the traffic. Each thread takes columns. If they are dense, each is a dot product; else rows are, of
+// which four are read side by side, and many columns at a time: memory is fastest where reading goes on where it left off.
+static void multiply_row(float* c, Matrix a, Matrix b, const float* bias, const float* add, size_t N, size_t K) {
+    enum { COLUMNS = 512, ROWS = 4 };
+    size_t threads = (size_t)omp_get_max_threads(), fair = (N + threads - 1) / threads;
+    size_t part = fair_part(N, min_size(fair, COLUMNS), 32, threads);
+    float* x = workspace(K + threads * K);
+    for (size_t k = 0; k < K; k++) x[k] = a.p[k * a.column];
+#pragma omp parallel for schedule(static)
+    for (size_t j0 = 0; j0 < N; j0 += part) {
+        size_t n = min_size(part, N - j0);
+        float sum[COLUMNS] = {0}, rows[ROWS * COLUMNS], *column = x + (1 + (size_t)omp_get_thread_num()) * K;
+        if (b.row == 1)
+            for (size_t j = 0; j < n; j++)
+                sum[j] = dot(x, weights_from(b.p, (j0 + j) * b.column, K, 2 * b.column, column), K);
+        for (size_t k = 0; k < K && b.row != 1; k += ROWS) {
+            size_t at = k * b.row + j0, count = min_size(ROWS, K - k);
+            for (size_t i = 0; i < count && in_16_bits; i++)
+                weights_from(b.p, at + i * b.row, n, 2 * ROWS * b.row, rows + i * COLUMNS);
+            Matrix block = in_16_bits ? matrix(rows, COLUMNS) : matrix(b.p + at, b.row);
+            if (count == ROWS)
+                add_rows(sum, x + k, block, ROWS, n);
+            else
+                add_rows(sum, x + k, block, count, n);
+        }
+        for (size_t j = 0; j < n; j++) c[j0 + j] = sum[j] + (bias ? bias[j0 + j] : 0) + (add ? add[j0 + j] : 0);
+    }
 }
 
 // One factor: A, whose rows go into panels of MR, or B, whose columns go into panels of NR.
