@@ -610,7 +610,7 @@ static void try_product_in_part(size_t M, size_t N, size_t K, uint64_t key) {
             double sum = add ? before[i * COLUMNS + j] : 0, off;
             for (size_t k = steps[i].first; k < steps[i].end; k++) sum += (double)a[i * K + k] * b[k * COLUMNS + j];
             off = fabs(c[i * COLUMNS + j] - sum);
-            if (j >= columns[i].first) error = off <= error ? error : off; // NaN becomes the error
+            if (j >= columns[i].first) error = off <= error || isnan(error) ? error : off;
             if (j < columns[i / MR * MR].first / NR * NR) kept = kept && c[i * COLUMNS + j] == before[i * COLUMNS + j];
         }
     CHECK(error < 1e-5, "(%zu,%zu) times (%zu,%zu) in part: error %g", M, K, K, N, error);

@@ -980,7 +980,8 @@ static void generate(Model* model, Activations* a, const Tokenizer* t, const int
 //    one routine.
 //  - Panels are used from cache. Of A's rows and B's columns, the fewer are packed once, all of them, by all threads
 //    for all. The others are packed a few at a time by the thread that goes on to use them, and so pass from memory
-//    into its second-level cache once. KC steps of k at a time, NC columns of B beside MC rows of A fit there.
+//    into its second-level cache once. KC steps of k at a time, NC columns of B or MC rows of A fit there; what they are
+//    multiplied with passes by, a panel at a time.
 //
 // The scheme is Goto and van de Geijn's (2008). Vectors are GCC's and Clang's vector extension: a `vec` is LANES
 // floats and +, * work on all of them, so one source serves AVX-512, AVX2 and NEON.
@@ -1165,8 +1166,9 @@ __attribute__((always_inline)) static inline void round_panels(float* panels, si
     }
 }
 
-// The first rows and columns of a tile into c, whose rows are `width` apart, plus bias, plus add, laid out like c. Each of
-// these may be NULL, and add may be c, which would keep compilers from using vectors where none are written.
+// The first rows and columns of a tile into c, whose rows are `width` apart, plus bias, plus add, laid out like c; bias
+// and add may be NULL. add may be c: compilers, which must expect c to change it then, would not make vectors of a
+// plain loop, so they are written out.
 __attribute__((always_inline)) static inline void store_tile(float* c, size_t width, const float* tile,
                                                              const float* bias, const float* add, size_t rows,
                                                              size_t columns) {
@@ -1279,12 +1281,13 @@ static size_t even_part(size_t n, size_t most, size_t unit) {
     return part ? part : unit;
 }
 
-// The same where threads take parts one after the other: the size with which the last of them is done soonest. A smaller
-// one has to win by 3 %, since what a part is multiplied with is read again for each.
+// The same where threads take parts in turn: the size with which the last of them is done soonest. The last round may
+// have only the last part, which is shorter. A smaller size has to win by 3 %: more parts read what all of them need
+// more often.
 static size_t fair_part(size_t n, size_t most, size_t unit, size_t threads) {
-    size_t best = 0, soonest = SIZE_MAX;
+    size_t best = unit, soonest = SIZE_MAX;
     for (size_t part = most < unit ? unit : most / unit * unit; part > most / 2; part -= unit) {
-        size_t parts = (n + part - 1) / part, before = (parts - 1) / threads * part; // the last part is shorter
+        size_t parts = (n + part - 1) / part, before = (parts - 1) / threads * part; // the last round
         size_t done = before + (parts % threads == 1 % threads ? n - (parts - 1) * part : part);
         if (done < soonest - soonest / 32) best = part, soonest = done;
     }
@@ -1292,15 +1295,16 @@ static size_t fair_part(size_t n, size_t most, size_t unit, size_t threads) {
 }
 
 // One row times a matrix of weights: every number of B is used once, so this runs at the speed of memory, and packing
-// would only add to the traffic. Each thread takes columns. If they are dense, each is a dot product; else rows are, of
-// which four are read side by side, and many columns at a time: memory is fastest where reading goes on where it left off.
+// would only add to the traffic. Threads take columns, whole cache lines of them. If they are dense, each is a dot
+// product; else rows are, of which four are read side by side, and many columns at a time, since memory is fastest
+// where reading goes on where it left off.
 static void multiply_row(float* c, Matrix a, Matrix b, const float* bias, const float* add, size_t N, size_t K) {
     enum { COLUMNS = 512, ROWS = 4 };
     size_t threads = (size_t)omp_get_max_threads(), fair = (N + threads - 1) / threads;
     size_t part = fair_part(N, min_size(fair, COLUMNS), 32, threads);
     float* x = workspace(K + threads * K);
     for (size_t k = 0; k < K; k++) x[k] = a.p[k * a.column];
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static, 1)
     for (size_t j0 = 0; j0 < N; j0 += part) {
         size_t n = min_size(part, N - j0);
         float sum[COLUMNS] = {0}, rows[ROWS * COLUMNS], *column = x + (1 + (size_t)omp_get_thread_num()) * K;
@@ -1340,11 +1344,11 @@ static void pack_lines(float* out, Factor f, size_t i, size_t count, size_t k, s
 }
 
 // As matmul_plain. The factor with fewer lines is packed whole, for all threads; the other, `parted`, in parts. A piece
-// of c comes from one part and the whole, or from a span of the whole where there are too few parts for all threads. One
-// thread computes a piece, and its sums run along k in order, in steps whose length depends on K alone; so the bits do
-// not depend on the number of threads. For a large K all this is done DEEP steps of k at a time. For example, 256 rows
-// times (768,3072) on two threads: A is the whole, B goes in 24 parts of 128 columns, a span is all of A, and k takes one
-// step of 768. With 64 threads a part is 32 columns, and a span 128 rows.
+// of c comes from one part and the whole, or from a span of the whole where there are too few parts for all threads.
+// One thread computes a piece, and its sums run along k in order, in steps whose length depends on K alone; so the bits
+// do not depend on the number of threads. For a large K all this is done DEEP steps of k at a time. For example, 256
+// rows times (768,3072) on two threads: A is the whole, B goes in 24 parts of 128 columns, a span is all of A, and k
+// takes one step of 768. With 64 threads and AVX-512 a part is 32 columns, and a span 128 rows.
 static void matmul_fast(float* c, Matrix a, Matrix b, const float* bias, const float* add, size_t M, size_t N,
                         size_t K) {
     if (M == 1) {
@@ -1393,10 +1397,11 @@ static void matmul_fast(float* c, Matrix a, Matrix b, const float* bias, const f
 
 // The same for one thread and small matrices that lie in its cache: c (M,N) = a b, or c += a b; c's rows are `width`
 // apart, b's, which are dense, b_row. The kernel reads a and b where they are, and in whole tiles: after a's rows and
-// b's columns there must be memory up to a multiple of MR and NR, whatever is in it. Of matrices that are zero in part,
-// the rest: if `steps` is not NULL, a's row i is zero before steps[i].first and from steps[i].end on, and if `columns`
-// is not, c's row i is not wanted before columns[i].first; these only grow with i. Inlined, for strides to be constants
-// in the kernel.
+// b's columns there must be memory up to a multiple of MR and NR, whatever is in it. Work that is known to be in vain
+// is left out. If `steps` is not NULL, a's row i is 0 before steps[i].first and from steps[i].end on; if `columns` is
+// not, c's row i is not wanted before columns[i].first. These only grow with i. MR rows are computed together, over the
+// steps from the first row's first to the last row's end: there the zeros must stand, elsewhere may be anything.
+// Inlined, for strides to be constants in the kernel.
 __attribute__((always_inline)) static inline void matmul_tile(float* c, size_t width, bool accumulate, Matrix a,
                                                               const float* b, size_t b_row, size_t M, size_t N,
                                                               size_t K, const Range* steps, const Range* columns) {
@@ -1459,7 +1464,8 @@ static void hide(float* scores, const KeyTile* t) {
     }
 }
 
-// Of key j's row of scores, the queries before this one do not see it: whole vectors of them.
+// How many queries at the beginning of key j's row of scores do not see it, in whole tiles of NR: these scores have not
+// been computed.
 static size_t unseen(const KeyTile* t, size_t j) { return t->whole ? 0 : t->seen_by[j].first / NR * NR; }
 
 // A head's rows lie 3C apart, too far for caches and pages to hold many, and the kernel wants its factors in one of two
@@ -1478,7 +1484,7 @@ static void attention_forward_tiles(float* out, float* lse, const float* qkv, At
     size_t T = a.T, D = a.D, C = a.H * D, Q = T - a.start, wide = dense_width(D), padded = round_up(T, TILE);
     size_t threads = (size_t)omp_get_max_threads(), each = 2 * padded * wide + TILE * (D + wide);
     size_t shares = min_size((Q + TILE - 1) / TILE, 1 + 2 * threads / (a.B * a.H));
-    float scale = 1 / sqrtf((float)D), *space = workspace(threads * each + MR);
+    float scale = 1 / sqrtf((float)D), *space = workspace(threads * each);
 #pragma omp parallel for collapse(3) schedule(dynamic)
     for (size_t b = 0; b < a.B; b++)
         for (size_t h = 0; h < a.H; h++)
@@ -1609,7 +1615,7 @@ static void attention_backward_fast(float* dqkv, const float* dout, const float*
                                     const float* lse, Attention a) {
     size_t T = a.T, D = a.D, C = a.H * D, wide = dense_width(D), padded = round_up(T, TILE);
     size_t each = 4 * padded * wide + TILE * (2 * D + 3 * wide);
-    float scale = 1 / sqrtf((float)D), *space = workspace((size_t)omp_get_max_threads() * each + MR);
+    float scale = 1 / sqrtf((float)D), *space = workspace((size_t)omp_get_max_threads() * each);
 #pragma omp parallel for collapse(2) schedule(dynamic)
     for (size_t b = 0; b < a.B; b++)
         for (size_t h = 0; h < a.H; h++) {
@@ -3977,7 +3983,7 @@ typedef struct {
     size_t first, step, saved;      // steps done: when the run began or went on, now, and in the checkpoint
     uint64_t taken, next;           // training windows taken by the steps done; the one that is to be loaded next
     bool batch_loaded;              // inputs and targets hold that and those after it
-    bool diverged;                  // which the model may have done before it was seen
+    bool diverged;                  // the loss is no number any more
     double loss;                    // the last step's
     double val_loss, bits_per_byte; // the last validation's
     size_t val_count;               // windows in a validation
@@ -3986,7 +3992,7 @@ typedef struct {
     double train_sum[CURVE], train_count[CURVE], val_at[CURVE]; // the loss curve's columns
     char checkpoint[MAX_PATH], log_path[MAX_PATH];              // the files themselves, not links to them
     struct stat own;                                            // the checkpoint, if this run wrote it or began from it
-    double retry;                                               // when to try again to save; 0: nothing is to be
+    double retry;                                               // when to try again to save; 0: no attempt has failed
     FILE* log;
     size_t log_kept; // bytes of the log that is there, if it is this run's
 } Run;
@@ -4022,7 +4028,8 @@ static Text describe_run(const Run* run) {
     return text;
 }
 
-// Returns what went wrong, or NULL. All processes collect what the first writes, and know how that went.
+// Returns what went wrong, or NULL. All processes collect what the first writes, and know how that went. Nothing is
+// replaced by a model whose loss, which is computed once more, is no number.
 static const char* save_run(Run* run) {
     const char* error = NULL;
     if (!world.rank) {
@@ -4081,7 +4088,10 @@ static void find_log(Run* run) {
     size_t title = strlen(log_title);
     if (log.size && (log.size < title || memcmp(log.data, log_title, title)))
         die("%s is no log of a training run: give --log another name", opt.log);
-    if (!opt.resume || log.size <= title) return;
+    if (!opt.resume || log.size <= title) {
+        unmap_file(&log);
+        return;
+    }
     char step[32], row[64];
     snprintf(step, sizeof step, "\n%zu,", run->step);
     snprintf(row, sizeof row, "%s%.9g,", step, run->loss);
@@ -4090,21 +4100,25 @@ static void find_log(Run* run) {
     if (there && !isnan(run->loss) && strncmp(there, row, strlen(row)))
         die("%s is the log of another run than %s: give --log another name", opt.log, opt.checkpoint);
     if (there)
-        run->log_kept = 1 + (size_t)(strchr(there + 1, '\n') - (const char*)log.data);
+        run->log_kept =
+            1 + (size_t)((const char*)memchr(there + 1, '\n', (size_t)(end - there)) - (const char*)log.data);
     else
         note("%s has no row of step %zu, after which %s was saved: it is kept as %s", opt.log, run->step,
              opt.checkpoint, free_old_name(run->log_path));
     unmap_file(&log);
 }
 
-// Begins the log, after another run's was put aside; or goes on with this run's, whose later steps are done again.
+// Begins the log, after another run's was put aside; or goes on with this run's, from which, in place, later steps are
+// cut off, as they are done again.
 static void open_log(Run* run) {
     struct stat old;
     if (!run->log_kept) {
+        Output out;
+        output_open(&out, run->log_path, 0);
+        output_write(&out, log_title, strlen(log_title));
         bool rows = !stat(run->log_path, &old) && (size_t)old.st_size > strlen(log_title);
-        const char* error = rows ? keep_old(run->log_path) : NULL;
-        if (error) die("cannot write %s: %s; whatever stood there before is untouched", run->log_path, error);
-        write_whole(run->log_path, log_title, strlen(log_title));
+        if (rows && !out.error) output_failed(&out, keep_old(run->log_path));
+        output_finish(&out);
     }
     run->log = fopen(run->log_path, "a");
     if (!run->log || (run->log_kept && ftruncate(fileno(run->log), (off_t)run->log_kept)))
@@ -4347,7 +4361,8 @@ static void load_next_batch(Run* run) {
     run->batch_loaded = true;
 }
 
-// What was saved before is kept beside what is saved now.
+// The model may have gone wrong before it was seen, so what was saved before is kept: it counts as another's from here
+// on, and die() saves this step's beside it.
 __attribute__((noreturn)) static void diverged(Run* run, size_t step, const char* what, double loss) {
     run->diverged = true;
     memset(&run->own, 0, sizeof run->own);
