@@ -6,7 +6,7 @@
 //
 // The text here is generated, in a language with agreement: a noun is introduced with one of four endings, drawn anew
 // in each story, and comes back later without it; the article behind it must agree with the ending that it had. Between
-// the two are up to 57 words, and nine other nouns with endings of their own:
+// the two are up to 57 words, and eleven other nouns with endings of their own:
 //
 //     foxa then owlu here hena ... owl U now ... fox A ...
 //
@@ -22,7 +22,7 @@
 #include "draw.h"
 #include "memory.h"
 
-enum { STEMS = 12, NOUNS = 10, ENDINGS = 4, OTHERS = 6, T = 60, BATCH = 32 }; // T words in a story
+enum { STEMS = 14, NOUNS = 12, ENDINGS = 4, OTHERS = 6, T = 60, BATCH = 32 }; // T words in a story
 enum {
     BARE = 0,
     INFLECTED = STEMS,
@@ -30,10 +30,10 @@ enum {
     OTHER,
     WORDS = OTHER + OTHERS
 }; // their numbers
-enum { EMBEDDING = 16, H = 32, BINS = 6, BIN = 10, TEST_BATCHES = 20 };
+enum { EMBEDDING = 16, H = 32, BINS = 6, BIN = 10, BATCHES = 1000, TEST_BATCHES = 20 };
 
-static const char* const stem[STEMS] = {"fox", "owl", "hen", "cat", "dog", "ant",
-                                        "bee", "elk", "yak", "rat", "cow", "pig"};
+static const char* const stem[] = {"fox", "owl", "hen", "cat", "dog", "ant", "bee",
+                                   "elk", "yak", "rat", "cow", "pig", "emu", "cod"};
 static const char* const other[OTHERS] = {"then", "here", "now", "and", "so", "there"};
 static const char ending[ENDINGS + 1] = "aeou";
 
@@ -73,7 +73,7 @@ static void write_story(Story* s, uint64_t* seed) {
 typedef struct {
     const char* name;
     bool attends;
-    int n, steps; // size of the state; batches to learn from
+    int n; // size of the state
     Tape* tape;
     Node *E, *W, *b;
     Lstm lstm;
@@ -113,19 +113,19 @@ static double seconds(void) { // of this thread's work
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-// The rate is 0.01, and falls to 0 over the second half of the steps.
+// The rate is 0.015, and falls to 0 over the second half of the steps.
 static void learn(Reader* r) {
     uint64_t seed = 5;
     Story s[BATCH];
     int target[T * BATCH];
     double start = seconds();
-    for (int step = 0; step < r->steps; step++) {
+    for (int step = 0; step < BATCHES; step++) {
         for (int b = 0; b < BATCH; b++) write_story(&s[b], &seed);
         backward(cross_entropy(read_stories(r, s, BATCH, target, NULL), target));
-        adamw(r->tape, 0.01f * fminf(1, 2 - 2 * (float)step / (float)r->steps), 0.01f, 1);
+        adamw(r->tape, 0.015f * fminf(1, 2 - 2 * (float)step / BATCHES), 0.01f, 1);
         tape_clear(r->tape);
     }
-    r->seconds = (seconds() - start) / r->steps;
+    r->seconds = (seconds() - start) / BATCHES;
 }
 
 static int largest_of(const float* x, int n) {
@@ -181,7 +181,7 @@ static void picture(const Reader* r) {
         if (w == ASKED) rows[row] = text[i - 1], memcpy(map + row++ * T, weights[i], sizeof(float) * (size_t)i);
     }
     printf("\n");
-    draw_heat("08_memory", "Where it looks back to, at the ten articles (downwards) of a new story", map, NOUNS, T,
+    draw_heat("08_memory", "Where it looks back to, at the twelve articles (downwards) of a new story", map, NOUNS, T,
               rows, cols);
     tape_clear(r->tape);
 }
@@ -190,19 +190,18 @@ int main(int count, char** arguments) {
     (void)count;
     lesson_begins(arguments[0]);
     enum { LSTM, LSTMN, READERS };
-    Reader readers[READERS] = {{.name = "LSTM", .n = 48, .steps = 1050},
-                               {.name = "LSTMN", .n = 40, .steps = 700, .attends = true}};
+    Reader readers[READERS] = {{.name = "LSTM", .n = 48}, {.name = "LSTMN", .n = 40, .attends = true}};
 #pragma omp parallel for schedule(dynamic)
     for (int k = READERS - 1; k >= 0; k--) reader_begins(&readers[k]), learn(&readers[k]), test(&readers[k]);
 
     printf("Right articles in %d new stories, by the distance to the noun's introduction\n(guessing: %.2f)\n\n",
            TEST_BATCHES * BATCH, 1.0 / ENDINGS);
-    printf("%-6s parameters  steps  ms a step   1-9 10-19 20-29 30-39 40-49 50-59   all\n", "");
+    printf("%-6s parameters  ms a step   1-9 10-19 20-29 30-39 40-49 50-59   all\n", "");
     Series series[READERS];
     static const float middle[BINS] = {5, 14.5f, 24.5f, 34.5f, 44.5f, 54.5f};
     for (int k = 0; k < READERS; k++) {
         Reader* r = &readers[k];
-        printf("%-6s %10zu %6d %10.1f", r->name, parameter_total(r->tape), r->steps, 1000 * r->seconds);
+        printf("%-6s %10zu %10.1f", r->name, parameter_total(r->tape), 1000 * r->seconds);
         for (int bin = 0; bin < BINS; bin++) printf(" %5.3f", r->right[bin]);
         printf(" %5.3f\n", r->all);
         series[k] = (Series){r->name, BINS, middle, r->right, false};
@@ -214,8 +213,9 @@ int main(int count, char** arguments) {
     Reader *lstm = &readers[LSTM], *lstmn = &readers[LSTMN];
     printf("\n");
     claim(lstmn->all > 0.9f, "the LSTMN names %.1f %% of the articles", 100 * lstmn->all);
-    claim(lstm->all < 0.6f, "the LSTM, with as many parameters and half as many stories more, names %.1f %%",
-          100 * lstm->all);
+    claim(1 - lstm->all > 10 * (1 - lstmn->all),
+          "the LSTM, with as many parameters and the same stories, misses more than ten times as many: %.1f %%",
+          100 * (1 - lstm->all));
     claim(lstmn->right[BINS - 1] > 0.9f, "the LSTMN does not mind the distance: %.1f %% beyond 50 words",
           100 * lstmn->right[BINS - 1]);
     claim(lstmn->looks > 0.8f, "its largest weight is on the noun's introduction in %.1f %% of the cases",
@@ -225,10 +225,10 @@ int main(int count, char** arguments) {
 }
 
 // Three changes to try:
-//   - Let STEMS be 8, NOUNS 6 and T 40: less to remember. The LSTM then holds it in its state, and names 97 % of the
-//     articles; the LSTMN, at 57 %, has hardly begun to use its attention, and the claims fail. What attention buys is
+//   - Let STEMS be 8, NOUNS 6 and T 40: less to remember. The LSTM then holds it in its state, and names 93 % of the
+//     articles; the LSTMN, at 59 %, has hardly begun to use its attention, and the claims fail. What attention buys is
 //     not the same at every size, and learning to look takes a while of its own.
 //   - Let the ending be a word of its own: in write_story(), for the introduction, s->word[at++] = BARE + noun,
 //     introduced[noun] = at, s->word[at++] = INFLECTED + class[noun]; and fill = T - 4 * NOUNS. Now a state must first
-//     bring noun and ending together, and the LSTMN is as lost as the LSTM: 42 %.
-//   - Let the LSTM have twice the units, .n = 96, and so three times the parameters. It names 54 %.
+//     bring noun and ending together, and the LSTMN, at 41 %, is as lost as the LSTM, at 47 %.
+//   - Let the LSTM have twice the units, .n = 96, and so three times the parameters. It names 42 %.
