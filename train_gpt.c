@@ -3913,6 +3913,7 @@ static void run_tokenize(void) {
     int* tokens = (int*)allocate(file.size, sizeof(int), "tokens");
     size_t n = encode(&t, file.data, file.size, tokens);
     for (size_t i = 0; i < n; i++) printf("%d\n", tokens[i]);
+    free(tokens);
 }
 
 // A text in windows of the model's context, each beginning --stride tokens after the last. A window scores the tokens
