@@ -3795,6 +3795,7 @@ static void run_memory(void) {
             printf(fits ? "%13zu" : "            -", fits);
         }
         puts("");
+        free(model.tensors);
     }
 }
 
@@ -3959,6 +3960,7 @@ static void run_eval(void) {
                              : "%zu tokens of %zu bytes, context %zu, stride %zu: loss %.4f, perplexity %.3f, "
                                "%.4f bits a byte\n";
     printf(format, n - 1, bytes, T, stride, loss, exp(loss), sum / log(2) / (double)bytes);
+    free(tokens), free(inputs), free(losses);
 }
 
 static void run_export(void) {
@@ -4709,6 +4711,7 @@ static void ablate(View* v) {
         device->to_device(v->model.w.att_b[l], b, c.C);
     }
     v->correlation = rank_correlation(v->heads, v->L * v->H);
+    free(w), free(att), free(zeros), free(means);
 }
 
 // The first characters of a token's text for a map's edge, each by itself, and their number. Each must be one column
@@ -4872,6 +4875,7 @@ static void write_live(FILE* f, const View* v) {
     fputs("},\n\"tokenizer\":", f);
     write_base64(f, v->tokenizer.file.data, v->tokenizer.file.size);
     fputs("}", f);
+    free(w), free(half);
 }
 
 // After each position: the true next token's rank and bits, and the likeliest, which are taken out of the logits.
@@ -4955,6 +4959,7 @@ static void write_data(FILE* f, const View* v) {
     write_next(f, v);
     if (opt.live) write_live(f, v);
     fputs("}", f);
+    free(bytes), free(scores);
 }
 
 // That a page may be written: what it would replace must be one already, and not the template itself.
@@ -5002,6 +5007,7 @@ static void write_page(const View* v, File file, const char* path) {
     end_text(&text, "the page");
     write_whole(path, text.text, text.length);
     printf("\nAll heads, for a browser (%.1f MB):\n%s\n", (double)text.length / 1e6, path);
+    free(text.text);
 }
 
 // The head whose map is shown: the one asked for, or that of least entropy which does not look at the first token.
